@@ -1,0 +1,68 @@
+"""Messages to canonical JSON and back, and the digest over it.
+
+Canonical: keys sorted, no spaces, UTF-8, floats as Python's shortest repr, NaN and infinities refused. Two equal messages have equal
+bytes on every machine, so a digest names exactly one content. Never reads a clock, never guesses a type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
+
+__all__ = ["canonical_json", "decode", "digest", "to_jsonable"]
+
+T = TypeVar("T")
+
+
+def to_jsonable(value: Any) -> Any:
+    """Return `value` as JSON types; dataclasses become objects, enums their values, tuples lists. Raises TypeError otherwise."""
+    if value is None or isinstance(value, (bool, str)):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (int, float)):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(to_jsonable(v) for v in value)
+    raise TypeError(f"cannot write a `{type(value).__name__}` as JSON")
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the canonical bytes of a message; raises ValueError for NaN and infinities."""
+    return json.dumps(
+        to_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of the canonical bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+@cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(cls, config=ConfigDict(extra="ignore") if not dataclasses.is_dataclass(cls) else None)
+
+
+def decode(cls: type[T], data: Any) -> T:
+    """Return a message of type `cls` from JSON types; raises pydantic.ValidationError where the data does not fit.
+
+    Unknown fields are ignored, so a newer writer's records stay readable.
+    """
+    if dataclasses.is_dataclass(cls) and isinstance(data, Mapping):
+        names = {f.name for f in dataclasses.fields(cls)}
+        data = {k: v for k, v in data.items() if k in names}
+    return _adapter(cls).validate_python(data)

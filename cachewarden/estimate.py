@@ -1,0 +1,49 @@
+"""A number that knows how sure it is: the value and its 90 % interval.
+
+Every predicted quantity in cachewarden is an `Estimate`; a bare float is a measurement.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["Estimate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A predicted value with the interval that should hold the outcome nine times in ten.
+
+    INVARIANT: low <= value <= high, all finite.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.value) and math.isfinite(self.high)):
+            raise ValueError(f"an estimate must be finite, got `{self.low}`, `{self.value}`, `{self.high}`")
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"an estimate needs low <= value <= high, got `{self.low}`, `{self.value}`, `{self.high}`")
+
+    @classmethod
+    def around(cls, value: float, margin: float, floor: float = -math.inf, ceiling: float = math.inf) -> Estimate:
+        """Return `value` plus or minus `margin`, with all three clipped to [floor, ceiling]."""
+
+        def clip(x: float) -> float:
+            return min(max(x, floor), ceiling)
+
+        return cls(clip(value), clip(value - abs(margin)), clip(value + abs(margin)))
+
+    def holds(self, outcome: float) -> bool:
+        """Say whether a measured outcome fell inside the interval."""
+        return self.low <= outcome <= self.high
+
+    def minus(self, other: Estimate) -> Estimate:
+        """Return the difference as if the errors were independent (root of the sum of squares)."""
+        value = self.value - other.value
+        down = math.hypot(self.value - self.low, other.high - other.value)
+        up = math.hypot(self.high - self.value, other.value - other.low)
+        return Estimate(value, value - down, value + up)

@@ -1,0 +1,131 @@
+"""The fleet file: which caches are managed, what their owners promise and permit.
+
+It states facts and wishes of people; nothing here is measured or decided. INVARIANT: the minimum sizes of all services fit into the
+total memory budget, and no service is the blackboard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from cachewarden.errors import FleetFileError, UnknownService
+from cachewarden.knobs import parse_bytes
+from cachewarden.messages import Mode
+from cachewarden.yaml_lines import validate_yaml
+
+__all__ = ["Fleet", "KeyPattern", "Origin", "Service", "load_fleet", "parse_fleet"]
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        try:
+            return parse_bytes(value)
+        except Exception as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KeyPattern(_Strict):
+    """Keys that begin with `prefix`, and how old their values may be."""
+
+    prefix: str = Field(min_length=1, max_length=200, description="literal beginning of the key, without wildcards")
+    max_staleness_s: float | None = Field(None, gt=0, description="how old a value may be; without it no TTL is touched")
+
+    @field_validator("prefix")
+    @classmethod
+    def _literal(cls, value: str) -> str:
+        if any(c in value for c in "*?[]"):
+            raise ValueError("write the literal beginning of the keys, without `*`, `?` or `[]`")
+        return value
+
+
+class Origin(_Strict):
+    """Where values for warming come from."""
+
+    kind: Literal["http", "redis", "file"]
+    url: str = Field(min_length=1, description="template with `{key}` for http; server for redis; path for file")
+    timeout_s: float = Field(2.0, gt=0, le=60)
+    concurrency: int = Field(8, ge=1, le=256)
+    rate_per_s: float = Field(200.0, gt=0, le=100_000)
+
+
+class Service(_Strict):
+    """One cache and the people's wishes about it."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")
+    url: str = Field(min_length=1, description="redis://, rediss:// or unix://")
+    username: str | None = None
+    password_env: str | None = Field(None, description="name of the environment variable that holds the password")
+    mode: Mode = Mode.ADVISE
+    tenant: str = "default"
+    region: str = "local"
+    weight: float = Field(1.0, gt=0, le=1000, description="worth of one hit against one hit of another service")
+    hit_ratio_floor: float = Field(0.0, ge=0.0, lt=1.0)
+    minimum_memory_bytes: Bytes = Field(2 * 1024 * 1024, ge=1024 * 1024)
+    patterns: tuple[KeyPattern, ...] = ()
+    capture: bool = Field(False, description="whether bounded MONITOR captures are permitted")
+    default_ttl_s: float | None = Field(None, gt=0, description="TTL of warmed keys")
+    origin: Origin | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with `redis://`, `rediss://` or `unix://`")
+        return value
+
+
+class Fleet(_Strict):
+    """All managed caches and the memory that they share."""
+
+    name: str = Field("fleet", pattern=r"^[a-z][a-z0-9_-]{0,62}$")
+    total_memory_bytes: Bytes | None = Field(None, description="sum of maxmemory that may never be exceeded; as found if not given")
+    services: tuple[Service, ...] = Field(min_length=1, max_length=10_000)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Fleet:
+        names = [s.name for s in self.services]
+        twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) != len(names) else []
+        if twice:
+            raise ValueError(f"each service needs a name of its own, twice: {', '.join(twice)}")
+        needed = sum(s.minimum_memory_bytes for s in self.services)
+        if self.total_memory_bytes is not None and needed > self.total_memory_bytes:
+            raise ValueError(
+                f"the minimum sizes add up to {needed} bytes, more than total_memory_bytes {self.total_memory_bytes}"
+            )
+        return self
+
+    def service(self, name: str) -> Service:
+        """Return the service of that name; raises UnknownService with the known names."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        raise UnknownService(name, self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self.services)
+
+
+def parse_fleet(text: str, source: str = "fleet.yaml") -> Fleet:
+    """Return the fleet that a YAML text describes; raises FleetFileError with file and line."""
+    return validate_yaml(Fleet, text, source, FleetFileError)
+
+
+def load_fleet(path: Path) -> Fleet:
+    """Read a fleet file; raises FleetFileError with file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FleetFileError(f"cannot be read: {error}", path=str(path)) from None
+    return parse_fleet(text, str(path))

@@ -1,0 +1,303 @@
+"""The contract between decisions and the world: events in, effects out.
+
+An agent is a plain object with `step(event, now_ms) -> tuple[Effect, ...]`. It never waits, never reads a clock, never touches a
+socket; everything that it wants done is an `Effect`, and everything that it learns is an event. `AgentShell` (in `shell.py`), a Ray
+actor around it, and the simulator perform the same effects through the ports of `ports.py`.
+
+INVARIANT: the same sequence of (event, now_ms) gives the same effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from cachewarden.messages import (
+    AuditRecord,
+    KnobChange,
+    Lease,
+    TtlRule,
+)
+
+__all__ = [
+    "AcquireLease",
+    "Agent",
+    "CollectHotKeys",
+    "Effect",
+    "EffectFailed",
+    "ExtendTtls",
+    "HotKeysCollected",
+    "JournalRead",
+    "KnobsRead",
+    "KnobsWritten",
+    "LeaseDenied",
+    "LeaseGranted",
+    "Observe",
+    "Observed",
+    "Publish",
+    "ReadCounters",
+    "ReadJournal",
+    "ReadKnobs",
+    "Received",
+    "Record",
+    "Recorded",
+    "ReleaseLease",
+    "Send",
+    "SetTimer",
+    "Started",
+    "TimerFired",
+    "TouchHotKeys",
+    "TtlsExtended",
+    "WriteKnobs",
+]
+
+
+# --- Effects -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """Base of all effects; `ref` comes back in the event that answers it."""
+
+    ref: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send(Effect):
+    """Deliver `message` to the agent named `to`; no answer, at most once."""
+
+    to: str
+    message: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTimer(Effect):
+    """Deliver `TimerFired(ref)` not before `due_ms`; a later SetTimer with the same ref replaces it."""
+
+    due_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record(Effect):
+    """Append to the journal; answered by `Recorded` once durable, or by `EffectFailed`."""
+
+    kind: str
+    service: str | None
+    subject_id: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadJournal(Effect):
+    """Read the records of the given kinds, oldest first (all kinds if empty); answered by `JournalRead`."""
+
+    kinds: tuple[str, ...] = ()
+    after_seq: int = 0
+    limit: int = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observe(Effect):
+    """Look at one cache under the given probe budget; answered by `Observed`."""
+
+    service: str
+    sample_keys: int = 0
+    capture_ms: int = 0
+    capture_lines: int = 0
+    capture_rate: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadCounters(Effect):
+    """INFO only (cheap); answered by `Observed` without samples."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcquireLease(Effect):
+    """Take or renew the lease on a cache for `ttl_ms` and raise its fence; answered by LeaseGranted / LeaseDenied."""
+
+    service: str
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseLease(Effect):
+    """Give the lease back if it is still ours; no answer."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadKnobs(Effect):
+    """CONFIG GET of the named knobs; answered by `KnobsRead`."""
+
+    service: str
+    knobs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteKnobs(Effect):
+    """One fenced, atomic CONFIG SET; answered by `KnobsWritten` (read back) or `EffectFailed`."""
+
+    service: str
+    lease: Lease
+    changes: tuple[KnobChange, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectHotKeys(Effect):
+    """Remember, inside the adapter only, up to `limit` of the most recently or frequently used keys; answered by `HotKeysCollected`."""
+
+    service: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TouchHotKeys(Effect):
+    """TOUCH the remembered hot keys `times` times, at most `keys_per_s`; answered by `HotKeysCollected`."""
+
+    service: str
+    lease: Lease
+    times: int
+    keys_per_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendTtls(Effect):
+    """One bounded pass of a TTL rule (`restore=True`: put extended keys back); answered by `TtlsExtended`."""
+
+    service: str
+    lease: Lease
+    rule: TtlRule
+    cursor: int = 0
+    max_keys: int = 5_000
+    restore: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish(Effect):
+    """Mirror something onto the blackboard; `operation` is a method of the Blackboard port. Failure is counted, never fatal."""
+
+    operation: str
+    arguments: Mapping[str, Any]
+
+
+# --- Events --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """First event of every life of an agent: what the journal says that it left unfinished."""
+
+    records: tuple[AuditRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A message from another agent (`sender`) or from the API (`api`)."""
+
+    sender: str
+    message: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired:
+    ref: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    ref: str
+    record: AuditRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRead:
+    ref: str
+    records: tuple[AuditRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Raw facts of one look at a cache (`messages.Observation`)."""
+
+    ref: str
+    service: str
+    observation: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseGranted:
+    ref: str
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseDenied:
+    ref: str
+    service: str
+    holder: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnobsRead:
+    """`values` holds only the knobs that the server knows."""
+
+    ref: str
+    service: str
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnobsWritten:
+    """The write was confirmed; `values` were read back in the same connection afterwards."""
+
+    ref: str
+    service: str
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HotKeysCollected:
+    ref: str
+    service: str
+    keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TtlsExtended:
+    """`cursor` 0 means that the pass over the keyspace is complete."""
+
+    ref: str
+    service: str
+    cursor: int
+    examined: int
+    extended: int
+    commands: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffectFailed:
+    """An effect did not succeed. `kind` is the class name in `errors.py`; `outcome_unknown` demands a read-back."""
+
+    ref: str
+    effect: str
+    kind: str
+    reason: str
+    outcome_unknown: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """What every agent is."""
+
+    name: str
+
+    def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
+        """Take one event and return what to do; never waits, never raises for operating errors."""
+        ...

@@ -1,0 +1,348 @@
+"""What the agents say to each other: frozen, versioned, each carrying the constitutional hash.
+
+A snapshot is what was seen; an intent what is wanted; a proposal the exact change with its predicted effect and evidence; a verdict
+what the constitution says of it; a resolution who goes first; an execution what became of it; an audit record what is remembered.
+
+Nothing here decides anything. INVARIANT: a message is never changed after it was made, and holds no key name and no value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, Final
+
+from cachewarden.estimate import Estimate
+
+__all__ = [
+    "AGENT_ID",
+    "CAPABILITIES",
+    "CONSTITUTIONAL_HASH",
+    "SCHEMA_VERSION",
+    "ActionClass",
+    "AuditRecord",
+    "Decision",
+    "Evidence",
+    "Execution",
+    "ExecutionState",
+    "Finding",
+    "Intent",
+    "KnobChange",
+    "Lease",
+    "Message",
+    "Mode",
+    "Prediction",
+    "Proposal",
+    "RecordKind",
+    "Resolution",
+    "ResolutionOutcome",
+    "TtlRule",
+    "Verdict",
+]
+
+CONSTITUTIONAL_HASH: Final = "cdd01ef066bc6cf2"
+SCHEMA_VERSION: Final = 1
+AGENT_ID: Final = "cache_performance_optimizer"
+CAPABILITIES: Final = (
+    "cache_performance_analysis",
+    "memory_optimization",
+    "latency_reduction",
+    "constitutional_cache_validation",
+)
+
+
+class ActionClass(IntEnum):
+    """What may happen without a person (`docs/CONSTITUTION.md`)."""
+
+    OBSERVE = 0
+    REVERSIBLE = 1
+    GROWTH = 2
+    LOSSY = 3
+    FORBIDDEN = 4
+
+
+class Mode(StrEnum):
+    """How far cachewarden may go for one service."""
+
+    OFF = "off"
+    ADVISE = "advise"
+    APPROVE = "approve"
+    AUTO = "auto"
+
+
+class Decision(StrEnum):
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class ResolutionOutcome(StrEnum):
+    """GO: act now; WAIT: agreed, but something else first; YIELD: another intent won; ADVISE: nobody asked us to act."""
+
+    GO = "go"
+    WAIT = "wait"
+    YIELD = "yield"
+    ADVISE = "advise"
+
+
+class ExecutionState(StrEnum):
+    """States of one change; `agents/actuator.py` holds the table of legal transitions."""
+
+    LEASING = "leasing"
+    CHECKING = "checking"
+    STEPPING = "stepping"
+    OBSERVING = "observing"
+    ROLLING_BACK = "rolling_back"
+    KEPT = "kept"
+    ROLLED_BACK = "rolled_back"
+    ABANDONED = "abandoned"
+    FAILED = "failed"
+
+    @property
+    def final(self) -> bool:
+        return self in (
+            ExecutionState.KEPT,
+            ExecutionState.ROLLED_BACK,
+            ExecutionState.ABANDONED,
+            ExecutionState.FAILED,
+        )
+
+
+class RecordKind(StrEnum):
+    """Kinds of audit records, in the order in which a change writes them."""
+
+    AGENT_STARTED = "agent_started"
+    CYCLE = "cycle"
+    PROPOSED = "proposed"
+    JUDGED = "judged"
+    RESOLVED = "resolved"
+    CHANGE_INTENDED = "change_intended"
+    STEP_INTENDED = "step_intended"
+    STEP_APPLIED = "step_applied"
+    STEP_FAILED = "step_failed"
+    OBSERVED = "observed"
+    ROLLBACK_INTENDED = "rollback_intended"
+    CHANGE_KEPT = "change_kept"
+    CHANGE_ROLLED_BACK = "change_rolled_back"
+    CHANGE_ABANDONED = "change_abandoned"
+    ROLLBACK_FAILED = "rollback_failed"
+    REQUEST_DECIDED = "request_decided"
+    REQUEST_REFUSED = "request_refused"
+    KEYS_WARMED = "keys_warmed"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Base of all messages."""
+
+    constitutional_hash: str = CONSTITUTIONAL_HASH
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnobChange(Message):
+    """One knob from one value to another, both as CONFIG GET prints them (maxmemory in bytes)."""
+
+    knob: str
+    before: str
+    after: str
+
+    def reversed(self) -> KnobChange:
+        """Return the change that takes this one back."""
+        return KnobChange(knob=self.knob, before=self.after, after=self.before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TtlRule(Message):
+    """Keys of `pattern` that the application writes with `written_ttl_ms` may live `extended_ttl_ms`, measured from the write.
+
+    INVARIANT: written_ttl_ms < extended_ttl_ms <= max_staleness_ms, the staleness that the owner declared for the pattern.
+    """
+
+    pattern: str
+    written_ttl_ms: int
+    extended_ttl_ms: int
+    max_staleness_ms: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.written_ttl_ms < self.extended_ttl_ms <= self.max_staleness_ms:
+            raise ValueError(
+                f"a TTL rule needs 0 < written `{self.written_ttl_ms}` < extended `{self.extended_ttl_ms}` "
+                f"<= max staleness `{self.max_staleness_ms}` milliseconds"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction(Message):
+    """What a change is expected to do to one service once it has settled."""
+
+    hit_ratio_before: Estimate
+    hit_ratio_after: Estimate
+    gain: Estimate
+    """Hit ratio after minus before; negative for a service that gives memory away."""
+    lookups_per_s: float
+    memory_bytes_after: int
+    latency_us_p99_after: float | None
+    method: str
+    """How the numbers were come by, in words that an operator understands."""
+    settle_ms: int
+    """Time until the effect should show, e.g. to refill a cache at its miss rate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence(Message):
+    """One fact that a proposal rests on: what was measured, how, over which window."""
+
+    name: str
+    value: float | int | str | None
+    source: str
+    window_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent(Message):
+    """What somebody wants to touch, in which direction, until when; the thing that conflicts are found between."""
+
+    holder: str
+    service: str
+    resource: str
+    """A knob's name, `ttl:<pattern>`, or `budget` for the fleet's memory."""
+    direction: int
+    """+1 grows, -1 shrinks, 0 switches to another value."""
+    amount: int = 0
+    until_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal(Message):
+    """An exact change to one service, with everything that is needed to judge it."""
+
+    proposal_id: str
+    service: str
+    author: str
+    created_at_ms: int
+    expires_at_ms: int
+    kinds: tuple[str, ...]
+    """Which of `memory`, `ttl`, `hotspot` this is an answer to."""
+    knob_changes: tuple[KnobChange, ...]
+    ttl_rules: tuple[TtlRule, ...]
+    action_class: ActionClass
+    reversible: bool
+    playbook: str
+    """Name of the step plan in `agents/playbooks.py`."""
+    rollback: str
+    """How it is taken back, and what cannot be."""
+    rationale: str
+    evidence: tuple[Evidence, ...]
+    prediction: Prediction
+    cost: Mapping[str, float]
+    """Predicted cost of carrying it out: `server_cpu_ms`, `commands`, `keys_touched`, `bytes_moved`."""
+    needs: tuple[str, ...] = ()
+    """Proposals that must have been kept first (whoever gives memory goes before whoever gets it)."""
+
+    @property
+    def memory_delta_bytes(self) -> int:
+        """Change of `maxmemory`; 0 where the proposal leaves it alone."""
+        return sum(int(c.after) - int(c.before) for c in self.knob_changes if c.knob == "maxmemory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding(Message):
+    """What one principle says of one proposal."""
+
+    principle_id: str
+    title: str
+    severity: str
+    decision: Decision
+    reason: str
+    evaluated: bool = True
+    """False where the expression could not be evaluated, which denies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(Message):
+    """What the constitution says of exactly one proposal. INVARIANT: ALLOW only if every finding allows and there is one."""
+
+    proposal_id: str
+    proposal_digest: str
+    decision: Decision
+    findings: tuple[Finding, ...]
+    constitution_digest: str
+    judged_at_ms: int
+
+    def __post_init__(self) -> None:
+        allowed = bool(self.findings) and all(f.decision is Decision.ALLOW for f in self.findings)
+        if (self.decision is Decision.ALLOW) != allowed:
+            raise ValueError("a verdict allows exactly if it has findings and all of them allow")
+
+    @property
+    def denied_by(self) -> tuple[str, ...]:
+        """Ids of the principles that said no."""
+        return tuple(f.principle_id for f in self.findings if f.decision is Decision.DENY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution(Message):
+    """What becomes of one proposal among the others."""
+
+    proposal_id: str
+    service: str
+    outcome: ResolutionOutcome
+    reason: str
+    conflicts_with: tuple[str, ...] = ()
+    resolved_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease(Message):
+    """The right to write to one cache until `expires_at_ms`; `epoch` is the fencing token in the cache itself."""
+
+    service: str
+    holder: str
+    epoch: int
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution(Message):
+    """How far a change has come, and in the end what it was worth."""
+
+    execution_id: str
+    proposal: Proposal
+    state: ExecutionState
+    started_at_ms: int
+    updated_at_ms: int
+    step: int = 0
+    steps: int = 0
+    reason: str = ""
+    hit_ratio_before: float | None = None
+    hit_ratio_after: float | None = None
+    """Measured over the observation window; None until then."""
+
+    @property
+    def realised_gain(self) -> float | None:
+        """Measured hit ratio after minus before; None while it is not known."""
+        if self.hit_ratio_before is None or self.hit_ratio_after is None:
+            return None
+        return self.hit_ratio_after - self.hit_ratio_before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord(Message):
+    """One entry of the journal; `hash` covers every other field, `prev_hash` chains it to the entry before.
+
+    `seq` counts from 1 without gaps.
+    """
+
+    seq: int
+    at_ms: int
+    kind: str
+    agent: str
+    service: str | None
+    subject_id: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    prev_hash: str = ""
+    hash: str = ""

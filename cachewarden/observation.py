@@ -1,0 +1,201 @@
+"""What was seen of a cache: the raw facts of one look, and the snapshot derived from two of them.
+
+An `Observation` is what an adapter brings back; `agents/collector.py` turns two of them into a `Snapshot`. Keys are 64-bit keyed
+hashes and the names of patterns that the fleet file declares; values never appear. INVARIANT: a ratio without lookups is None, not 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.messages import Message
+
+__all__ = [
+    "AccessSample",
+    "Capabilities",
+    "KeyspaceSample",
+    "MissSplit",
+    "Observation",
+    "PatternStats",
+    "ProbeCost",
+    "Snapshot",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities(Message):
+    """What this server lets us do, found out by asking it, never inferred from its version."""
+
+    server: str = "redis"
+    """`redis` or `valkey`."""
+    version: str = "0"
+    config_get: bool = False
+    config_set: bool = False
+    object_idletime: bool = False
+    """Refused under LFU and where OBJECT is blocked; `object_frequency` is its counterpart."""
+    object_frequency: bool = False
+    memory_usage: bool = False
+    latency_histogram: bool = False
+    monitor: bool = False
+    """Only tried where the fleet file permits captures."""
+    script: bool = False
+    denied: Mapping[str, str] = field(default_factory=dict)
+    """Command to the server's own words of refusal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeCost(Message):
+    """What one look has cost the server, by its own counters where it has them."""
+
+    commands: int = 0
+    wall_ms: float = 0.0
+    server_us: float = 0.0
+    monitor_lines: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyspaceSample:
+    """A uniform sample of resident keys; arrays of equal length n.
+
+    key: uint64 keyed hash; idle_ms: int64, -1 unknown; frequency: int32 LFU counter, -1 unknown; size_bytes: int64 MEMORY USAGE, -1
+    unknown; ttl_ms: int64, -1 none; pattern: int32 index into `patterns`, -1 where no declared pattern matches; encoding: int32 index
+    into `encodings`, -1 unknown.
+    """
+
+    key: npt.NDArray[np.uint64]
+    idle_ms: npt.NDArray[np.int64]
+    frequency: npt.NDArray[np.int32]
+    size_bytes: npt.NDArray[np.int64]
+    ttl_ms: npt.NDArray[np.int64]
+    pattern: npt.NDArray[np.int32]
+    encoding: npt.NDArray[np.int32]
+    patterns: tuple[str, ...]
+    encodings: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return int(self.key.shape[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AccessSample:
+    """A bounded, spatially hashed capture of commands.
+
+    `trace` holds reads and writes of keys whose hash passes the spatial filter; `pattern` int32[n] indexes `patterns`, -1 for none.
+    """
+
+    trace: AccessTrace
+    pattern: npt.NDArray[np.int32]
+    patterns: tuple[str, ...]
+    spatial_rate: float
+    lines_seen: int
+    aborted: str | None = None
+    """Why the capture ended before its time, e.g. `server slowed`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """Raw facts of one look at one cache. Counters are cumulative, as the server prints them."""
+
+    service: str
+    at_ms: int
+    info: Mapping[str, str]
+    """INFO, flattened; section `commandstats` as `cmdstat_get: calls=..,usec=..`."""
+    latency_us: Mapping[str, tuple[tuple[int, int], ...]]
+    """LATENCY HISTOGRAM: command to ((upper bound in microseconds, cumulative count), ...)."""
+    knobs: Mapping[str, str]
+    capabilities: Capabilities
+    own_hits_total: int
+    """Lookups of ours that the server counted as hits, since the adapter was made, up to when INFO was read."""
+    own_misses_total: int
+    round_trip_us: float | None
+    cost: ProbeCost
+    sample: KeyspaceSample | None = None
+    access: AccessSample | None = None
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    """Part that is missing (`info`, `knobs`, `sample`, `access`, `latency`) to the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissSplit(Message):
+    """Why lookups missed, each as a share of all lookups in 0..1; they add up to the miss ratio.
+
+    cold: first access ever seen or never cached; expired: its TTL had run out; evicted: pushed out by others; refused: the server had
+    no room and could evict nothing, so it was never stored.
+    """
+
+    cold: float
+    expired: float
+    evicted: float
+    refused: float
+    source: str
+
+    @property
+    def binding(self) -> str:
+        """The largest part, i.e. the resource that binds; `none` where nothing misses."""
+        parts = {"cold": self.cold, "expired": self.expired, "evicted": self.evicted, "refused": self.refused}
+        name = max(sorted(parts), key=lambda k: parts[k])
+        return name if parts[name] > 0 else "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatternStats(Message):
+    """What one declared key pattern looks like, from the keyspace sample and the captures."""
+
+    pattern: str
+    resident_share: float
+    bytes_share: float
+    lookups_share: float | None
+    hit_ratio: float | None
+    written_ttl_ms: int | None
+    """Largest TTL that the application was seen to write; None where it writes none or nothing was seen."""
+    keys_with_ttl_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Snapshot(Message):
+    """What is true of one cache now: windowed, own probes subtracted, counter resets cut out."""
+
+    service: str
+    taken_at_ms: int
+    window_ms: int
+    run_id: str
+    role: str
+    capabilities: Capabilities
+    knobs: Mapping[str, str]
+    hits: int
+    misses: int
+    hit_ratio: float | None
+    lookups_per_s: float
+    evicted_per_s: float
+    expired_per_s: float
+    refused_per_s: float
+    miss_split: MissSplit | None
+    used_memory_bytes: int
+    maxmemory_bytes: int
+    memory_usage: float | None
+    """used_memory / maxmemory, or of the host's memory where maxmemory is 0; None where neither is known."""
+    memory_efficiency: float | None
+    fixed_overhead_bytes: int
+    """used_memory that holds no entries: start-up, clients, replication backlog."""
+    host_memory_bytes: int | None
+    resident_keys: int
+    keys_with_ttl: int
+    eviction_age_ms: int | None
+    latency_us_p99: float | None
+    round_trip_us: float | None
+    hotspot_count: int
+    """Keys of the access sample that take more than 1 % of the lookups each; 0 without a sample."""
+    cost: ProbeCost
+    patterns: tuple[PatternStats, ...] = ()
+    sample: KeyspaceSample | None = None
+    access: AccessSample | None = None
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def miss_ratio(self) -> float | None:
+        return None if self.hit_ratio is None else 1.0 - self.hit_ratio

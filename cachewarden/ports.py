@@ -1,0 +1,177 @@
+"""Everything outside, as narrow protocols: the only way by which effects reach the world.
+
+Adapters live in `coordination/` (redis-py) and `simulation/` (fakes); each adapter of a port passes the same suite in `tests/contract/`.
+An adapter never decides: it raises an `OperatingError` and the machine that asked for the effect is told so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cachewarden.messages import AuditRecord, KnobChange, Lease, TtlRule
+from cachewarden.observation import Observation
+
+__all__ = [
+    "Blackboard",
+    "Clock",
+    "Journal",
+    "LeaseStore",
+    "Mailbox",
+    "RecordDraft",
+    "TargetCache",
+    "TtlPass",
+]
+
+
+class Clock(Protocol):
+    """Milliseconds since the epoch; may jump, so nothing may rest on it never going back."""
+
+    def now_ms(self) -> int: ...
+
+
+class Mailbox(Protocol):
+    """How agents reach each other: at most once, in order between two agents."""
+
+    async def send(self, sender: str, to: str, message: Any) -> None:
+        """Deliver; a receiver that is gone loses the message, and the sender's deadline finds out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordDraft:
+    """An audit record before it has its place in the chain."""
+
+    at_ms: int
+    kind: str
+    agent: str
+    service: str | None
+    subject_id: str
+    payload: Mapping[str, Any]
+
+
+class Journal(Protocol):
+    """The append-only truth: a hash chain, several writers, one order."""
+
+    async def append(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
+        """Append all of `drafts`, in order and together; returns once the server has confirmed them.
+
+        Raises JournalUnavailable; then none or all were written, and a writer that must know reads back by `subject_id`.
+        """
+        ...
+
+    async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
+        """Return up to `limit` records with seq > `after_seq`, oldest first."""
+        ...
+
+    async def read_back(self, kinds: Sequence[str] = (), limit: int = 100_000) -> list[AuditRecord]:
+        """Return the records of the given kinds (all if empty) among the newest `limit`, oldest first."""
+        ...
+
+    async def head(self) -> tuple[int, str]:
+        """Return (seq, hash) of the newest record, (0, genesis hash) when there is none."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """Leases on the blackboard's server. Expiry is judged by that server's clock alone."""
+
+    async def acquire(self, service: str, holder: str, ttl_ms: int) -> Lease | None:
+        """Take or renew; a renewal keeps the epoch, a takeover or re-acquisition after expiry raises it. None: held by another."""
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Give back if still ours; otherwise nothing."""
+        ...
+
+    async def holder(self, service: str) -> Lease | None:
+        """Return the lease in force, if any."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TtlPass:
+    """What one bounded pass of a TTL rule did; `cursor` 0 means that it came round."""
+
+    cursor: int
+    examined: int
+    extended: int
+    commands: int
+
+
+class TargetCache(Protocol):
+    """One managed cache. Names of keys stay inside the adapter.
+
+    All methods raise TargetUnavailable, TargetTimeout (outcome unknown) or TargetRefused.
+    """
+
+    service: str
+
+    async def observe(
+        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float
+    ) -> Observation:
+        """Look once: INFO, knobs, latency; `sample_keys` random keys; a MONITOR capture if `capture_ms` > 0 and permitted."""
+        ...
+
+    async def counters(self) -> Observation:
+        """INFO, latency and knobs only."""
+        ...
+
+    async def read_knobs(self, knobs: Sequence[str]) -> dict[str, str]:
+        """CONFIG GET; knobs that the server does not have are missing from the answer."""
+        ...
+
+    async def raise_fence(self, lease: Lease) -> None:
+        """Write the lease's epoch into the cache unless a higher one stands there (StaleFencingToken)."""
+        ...
+
+    async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:
+        """WATCH fence, compare, MULTI CONFIG SET EXEC, then read back; StaleFencingToken where the token moved or is gone."""
+        ...
+
+    async def collect_hot_keys(self, limit: int) -> int:
+        """Remember the hottest `limit` keys (by idle time or frequency) in this adapter; returns how many."""
+        ...
+
+    async def touch_hot_keys(self, lease: Lease, times: int, keys_per_s: int) -> int:
+        """TOUCH the remembered keys; returns how many still existed."""
+        ...
+
+    async def extend_ttls(
+        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+    ) -> TtlPass:
+        """One bounded SCAN step of a TTL rule; never shortens (unless `restore`), never beyond the rule's staleness."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Blackboard(Protocol):
+    """ACGS's records on Redis (`docs/INTEROP.md`). All raise BlackboardUnavailable."""
+
+    async def register_agent(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None: ...
+
+    async def heartbeat(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None: ...
+
+    async def deregister_agent(self, agent_id: str) -> None: ...
+
+    async def add_knowledge(self, item: Mapping[str, Any]) -> str: ...
+
+    async def query_knowledge(
+        self, space: str, knowledge_type: str | None = None, tags: Sequence[str] = (), limit: int = 100
+    ) -> list[dict[str, Any]]: ...
+
+    async def create_task(self, task: Mapping[str, Any]) -> str: ...
+
+    async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool: ...
+
+    async def finish_task(
+        self, task_id: str, agent_id: str, at_ms: int, *, output: Mapping[str, Any] | None, error: Mapping[str, Any] | None
+    ) -> bool: ...
+
+    async def report_conflict(self, conflict: Mapping[str, Any]) -> str: ...
+
+    async def resolve_conflict(self, conflict_id: str, strategy: str, data: Mapping[str, Any], at_ms: int) -> bool: ...
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]: ...

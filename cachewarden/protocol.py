@@ -1,0 +1,164 @@
+"""Requests and answers between agents: who asks whom for what in one cycle.
+
+coordinator -> collector ObserveFleet -> FleetObserved; -> planner PlanFleet -> FleetPlanned; -> validator Judge -> Judged;
+-> consensus Settle -> Settled; -> actuator Execute -> ExecutionReport, several times. `cycle` ties an answer to its question, so that a
+late answer of an earlier cycle is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, Verdict
+from cachewarden.observation import Snapshot
+
+__all__ = [
+    "CancelExecution",
+    "Execute",
+    "ExecutionReport",
+    "FleetObserved",
+    "FleetPlanned",
+    "History",
+    "Judge",
+    "Judged",
+    "ObserveFleet",
+    "PlanFleet",
+    "RunCycle",
+    "SetPaused",
+    "Settle",
+    "Settled",
+    "StandingDecision",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History(Message):
+    """What happened to one service lately, as far as it bears on what may be done next."""
+
+    last_change_ms: int | None = None
+    changes_last_hour: int = 0
+    in_flight: str | None = None
+    """Proposal id of a change that is not finished."""
+    rolled_back: Mapping[str, int] = field(default_factory=dict)
+    """Change signature (`knob=after`, sorted, joined by `;`) to when it was taken back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingDecision(Message):
+    """The last word on one service: a judged and agreed proposal, or the reason why there is nothing to do."""
+
+    service: str
+    decided_at_ms: int
+    proposal: Proposal | None = None
+    verdict: Verdict | None = None
+    resolution: Resolution | None = None
+    idle_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveFleet(Message):
+    cycle: int
+    services: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FleetObserved(Message):
+    """`missing` says why a service has no snapshot."""
+
+    cycle: int
+    snapshots: tuple[Snapshot, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PlanFleet(Message):
+    """`force` names services for which cool-down and minimum gain are skipped; `goals` overrides targets by name."""
+
+    cycle: int
+    snapshots: tuple[Snapshot, ...]
+    history: Mapping[str, History]
+    force: tuple[str, ...] = ()
+    goals: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPlanned(Message):
+    """Proposals, and for each service without one the reason."""
+
+    cycle: int
+    proposals: tuple[Proposal, ...]
+    idle_reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judge(Message):
+    cycle: int
+    proposals: tuple[Proposal, ...]
+    snapshots: tuple[Snapshot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged(Message):
+    cycle: int
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle(Message):
+    """`memory_bytes` is the maxmemory in force per service, `intents` what is already on its way (ours and others')."""
+
+    cycle: int
+    proposals: tuple[Proposal, ...]
+    verdicts: tuple[Verdict, ...]
+    history: Mapping[str, History]
+    memory_bytes: Mapping[str, int]
+    intents: tuple[Intent, ...]
+    force: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled(Message):
+    cycle: int
+    resolutions: tuple[Resolution, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execute(Message):
+    """Carry out a judged and agreed proposal. `hit_ratio_before` and `latency_us_p99_before` are the baseline it is compared with."""
+
+    proposal: Proposal
+    verdict: Verdict
+    resolution: Resolution
+    hit_ratio_before: float | None
+    latency_us_p99_before: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelExecution(Message):
+    """Stop and take back whatever is in flight for a service (`*` for all)."""
+
+    service: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionReport(Message):
+    execution: Execution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCycle(Message):
+    """Run a cycle now, with cool-down and minimum gain skipped for the services in `force`."""
+
+    force: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetPaused(Message):
+    """Pause or resume; `kill` also takes back what is in flight."""
+
+    paused: bool
+    by: str
+    reason: str
+    kill: bool = False
