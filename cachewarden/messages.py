@@ -9,7 +9,7 @@ Nothing here decides anything. INVARIANT: a message is never changed after it wa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Final
 
@@ -247,6 +247,10 @@ class Proposal(Message):
     def memory_delta_bytes(self) -> int:
         """Change of `maxmemory`; 0 where the proposal leaves it alone."""
         return sum(int(c.after) - int(c.before) for c in self.knob_changes if c.knob == "maxmemory")
+
+    def waiting_for(self, needs: tuple[str, ...]) -> Proposal:
+        """Return the same proposal, to be carried out only after all of `needs` were kept."""
+        return replace(self, needs=needs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

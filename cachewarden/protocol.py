@@ -14,11 +14,15 @@ from cachewarden.messages import Execution, Intent, Message, Proposal, Resolutio
 from cachewarden.observation import Snapshot
 
 __all__ = [
+    "AgentBeat",
+    "AgentHealth",
     "CancelExecution",
+    "ChainChecked",
     "Execute",
     "ExecutionReport",
     "FleetObserved",
     "FleetPlanned",
+    "FleetState",
     "History",
     "Judge",
     "Judged",
@@ -162,3 +166,71 @@ class SetPaused(Message):
     by: str
     reason: str
     kill: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentHealth(Message):
+    """`restarts` counts lives after the first; `last_seen_ms` is the coordinator's clock."""
+
+    name: str
+    alive: bool
+    last_seen_ms: int
+    restarts: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FleetState(Message):
+    """What the coordinator knows, as one versioned value; snapshots are without their samples. Rebuilt, never edited."""
+
+    version: int
+    at_ms: int
+    cycle: int
+    phase: str
+    """What the coordinator is doing now, in words, e.g. `observing 5 services`."""
+    paused: bool
+    pause_reason: str
+    snapshots: Mapping[str, Snapshot]
+    missing: Mapping[str, str]
+    """Service to the reason why it has no snapshot."""
+    first_hit_ratio: Mapping[str, float]
+    """Hit ratio of the first complete window of each service, for a now-and-before view."""
+    standing: Mapping[str, StandingDecision]
+    executions: tuple[Execution, ...]
+    """Newest last, at most 200."""
+    agents: Mapping[str, AgentHealth]
+    journal_seq: int
+    decisions: int
+    """Decisions (verdicts on proposals and requests) since the start, and how many of them had a valid, complete verdict."""
+    decisions_compliant: int
+    last_change_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentBeat(Message):
+    """Every shell tells the coordinator so, at its start and every few seconds."""
+
+    name: str
+    started_at_ms: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainChecked(Message):
+    """The auditor has verified the journal; `ok` False is an alarm and stays so until a person has looked.
+
+    A check that could not be made (journal down) is not reported as one.
+    """
+
+    ok: bool
+    checked_at_ms: int
+    height: int
+    """Newest record that was seen."""
+    checkpoint_seq: int
+    """Newest record up to which everything is proven intact, and its hash."""
+    checkpoint_hash: str
+    checked: int
+    """Records looked at in this check."""
+    problems: tuple[str, ...] = ()
+    """The first ones, in words; `problems_total` counts all."""
+    problems_total: int = 0

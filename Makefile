@@ -1,0 +1,51 @@
+# Everything that one needs: Python 3.11 or newer, make, and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FLEET ?=
+SEED ?= 42
+ARGS ?=
+
+.PHONY: help run test unit check format lock bench demo-headroom clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || \
+		{ echo "cachewarden needs Python 3.11 to 3.14, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); say PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@touch $(STAMP)
+
+run: $(STAMP) ## the embedded fleet with load (or FLEET=fleet.yaml, your own servers), Ctrl-C ends it
+	@$(BIN)/python -m cluster run --seed $(SEED) $(if $(FLEET),--fleet $(FLEET)) $(ARGS)
+
+test: $(STAMP) ## everything that CI runs
+	$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: $(STAMP) ## seconds, without Ray and without servers
+	$(BIN)/python -m pytest tests/unit tests/scenarios tests/test_architecture.py $(ARGS)
+
+check: $(STAMP) ## format, lint, types, dependency rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url --no-header \
+		--quiet --output-file requirements.lock
+
+bench: $(STAMP) ## what is measured against what, printed
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean: ## the virtual environment and everything that a run leaves in var/
+	rm -rf $(VENV) var

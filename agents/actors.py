@@ -1,0 +1,49 @@
+"""The agents as Ray actors: plain hosts, wrapped late, all options in one place. The only module of `agents` that imports Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from cachewarden.host import AgentHost
+from cachewarden.shell import AgentShell
+
+__all__ = ["AGENT_NAMES", "actor_options", "create"]
+
+AGENT_NAMES = ("collector", "planner", "validator", "consensus", "actuator", "auditor")
+
+
+def actor_options(name: str, namespace: str, *, detached: bool) -> dict[str, Any]:
+    """Return what Ray is told about an agent.
+
+    It mostly waits (no CPU reserved), is restarted for ever, and its calls are not retried: a message is delivered at most once, since
+    agents recognise a missing answer by their deadlines and a doubled one they would have to recognise too.
+    """
+    return {
+        "name": name,
+        "namespace": namespace,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 4,
+        "lifetime": "detached" if detached else None,
+        "get_if_exists": True,
+    }
+
+
+class _Actor(AgentHost):
+    """An agent host that takes its process with it when its loop ends, so that Ray starts the next life."""
+
+    def __init__(self, build: Callable[[], AgentShell]) -> None:
+        super().__init__(build, on_end=lambda: os._exit(1))
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+
+def create(name: str, namespace: str, build: Callable[[], AgentShell], *, detached: bool = False) -> Any:
+    """Start (or find) the actor of one agent and return its handle."""
+    return ray.remote(_Actor).options(**actor_options(name, namespace, detached=detached)).remote(build)

@@ -1,0 +1,185 @@
+"""The Actuator: carries out judged and agreed changes safely, checks that they helped, and takes them back if they did not.
+
+It decides how to change a cache, and when to keep or take back; never whether a change is a good idea. It acts only on a verdict that allows
+exactly this proposal, a resolution to go, a lease with a fencing token, and a durable record of the intention. Several services may be
+changed at once, each by one change at a time; a kept TTL rule goes on beside later changes.
+
+After a crash a new instance is told by the journal what was under way, and finishes it or takes it back before anything else happens to that
+cache. `holder` must be unique per life, so that the lease of a life that still lingers cannot be mistaken for ours.
+
+INVARIANT: at most one change per service is between its lease and its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents import execution
+from agents.admission import refusal_of
+from agents.execution_run import Run
+from agents.execution_table import Phase
+from agents.recovery import REPLAY_KINDS, read_journal
+from cachewarden.fleet import Fleet
+from cachewarden.machine import (
+    Effect,
+    LeaseGranted,
+    Received,
+    Record,
+    ReleaseLease,
+    Send,
+    Started,
+)
+from cachewarden.messages import Execution, ExecutionState, Intent, RecordKind
+from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, SetPaused
+from cachewarden.settings import CacheOptimizerSettings
+
+__all__ = ["Actuator"]
+
+_FINISHED_KEPT = 500
+
+
+class Actuator:
+    """Machine of all executions; see `agents/execution_table.py` for the states and the table."""
+
+    replay_kinds = REPLAY_KINDS
+
+    def __init__(
+        self, name: str = "actuator", *, holder: str, settings: CacheOptimizerSettings, fleet: Fleet
+    ) -> None:
+        self.name = name
+        self.holder = holder
+        self._settings = settings
+        self._fleet = fleet
+        self._paused = False
+        self._runs: dict[str, Run] = {}
+        self._finished: dict[str, Execution] = {}
+
+    def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
+        """Take one event and return what to do. Raises InvariantViolation for an event that nothing asked for."""
+        if isinstance(event, Started):
+            return self._on_started(event, now_ms)
+        if isinstance(event, Received):
+            return self._on_message(event.message, now_ms)
+        run = self._runs.get(event.ref.rpartition("#")[0])
+        if run is None:
+            return self._on_stray(event)
+        effects = execution.step(run, event, now_ms)
+        return self._settle(run, effects, now_ms)
+
+    def intents(self, now_ms: int) -> tuple[Intent, ...]:
+        """Return what is in flight or stands, as others have to respect it."""
+        found: list[Intent] = []
+        for run in self._runs.values():
+            until_ms = now_ms + self._settings.observation_window_ms * self._settings.observation_windows_max
+            common = {"holder": self.holder, "service": run.service, "until_ms": until_ms}
+            if not run.governed:
+                for change in run.proposal.knob_changes:
+                    numeric = change.before.isdigit() and change.after.isdigit()
+                    amount = int(change.after) - int(change.before) if numeric else 0
+                    direction = (amount > 0) - (amount < 0)
+                    found.append(Intent(resource=change.knob, direction=direction, amount=abs(amount), **common))
+                    if change.knob == "maxmemory" and amount > 0:
+                        found.append(Intent(resource="budget", direction=1, amount=amount, **common))
+            found += [Intent(resource=f"ttl:{rule.pattern}", direction=1, **common) for rule in run.proposal.ttl_rules]
+        return tuple(found)
+
+    # --- Life -------------------------------------------------------------------------------------------------------
+
+    def _on_started(self, event: Started, now_ms: int) -> tuple[Effect, ...]:
+        found = read_journal(event.records)
+        self._paused = found.paused
+        for change in found.finished:
+            self._remember(change.execution)
+        effects: list[Effect] = []
+        for change in (*found.unfinished, *found.standing):
+            run, first = execution.resume(change, self._settings, now_ms)
+            self._runs[run.key] = run
+            effects += first
+        for key in sorted(found.unreadable):
+            service, why = found.unreadable[key]
+            reason = f"its intention cannot be read by this version ({why}), look at the cache before changing it again"
+            payload = {"execution_id": key, "reason": reason}
+            effects.append(Record(kind=RecordKind.ROLLBACK_FAILED.value, service=service, subject_id=key, payload=payload))
+        return tuple(effects)
+
+    def _on_message(self, message: Any, now_ms: int) -> tuple[Effect, ...]:
+        if isinstance(message, Execute):
+            return self._on_execute(message, now_ms)
+        if isinstance(message, CancelExecution):
+            return self._on_cancel(message.service, message.reason, now_ms)
+        if isinstance(message, SetPaused):
+            self._paused = message.paused
+            if message.paused and message.kill:
+                return self._on_cancel("*", f"kill switch, pulled by `{message.by}`: {message.reason}", now_ms)
+        return ()
+
+    def _on_execute(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
+        known = self._known(order.proposal.proposal_id, now_ms)
+        if known is not None:
+            # The same order again, e.g. repeated by whoever lost the first answer: it is not carried out twice.
+            return (Send(to="coordinator", message=ExecutionReport(execution=known)),)
+        refusal = "paused, nothing is changed until it is resumed" if self._paused else None
+        busy = next((r for r in self._runs.values() if r.service == order.proposal.service and not r.governed), None)
+        if refusal is None and busy is not None:
+            refusal = f"`{order.proposal.service}` is busy with `{busy.proposal.proposal_id}`"
+        if refusal is None:
+            refusal = refusal_of(order, self._fleet, now_ms)
+        run, effects = execution.begin(order, self._settings, now_ms, refusal)
+        self._runs[run.key] = run
+        return effects
+
+    def _on_cancel(self, service: str, reason: str, now_ms: int) -> tuple[Effect, ...]:
+        effects: list[Effect] = []
+        for run in list(self._runs.values()):
+            if service in ("*", run.service):
+                effects += self._settle(run, execution.cancel(run, reason, now_ms), now_ms)
+        return tuple(effects)
+
+    def _on_stray(self, event: Any) -> tuple[Effect, ...]:
+        # A renewal that was granted after its change had ended would keep the cache closed to others until it expires.
+        if isinstance(event, LeaseGranted) and not self._holds(event.lease.service):
+            return (ReleaseLease(lease=event.lease),)
+        return ()
+
+    # --- Bookkeeping ------------------------------------------------------------------------------------------------
+
+    def _settle(self, run: Run, effects: tuple[Effect, ...], now_ms: int) -> tuple[Effect, ...]:
+        """Forget what is done, and let go of a lease only if no other change or rule on this cache needs it."""
+        if run.governed or run.phase is Phase.DONE:
+            self._remember(run.execution(now_ms))
+        if run.governed:
+            self._displace(run)
+        if run.phase is Phase.DONE:
+            self._runs.pop(run.key, None)
+        if self._holds(run.service):
+            return tuple(e for e in effects if not isinstance(e, ReleaseLease))
+        return effects
+
+    def _holds(self, service: str) -> bool:
+        return any(r.service == service and r.lease is not None for r in self._runs.values())
+
+    def _displace(self, newer: Run) -> None:
+        """A newly kept rule takes the place of an older one for the same pattern, as `recovery` reads it from the journal too."""
+        patterns = {r.rule.pattern for r in newer.rules}
+        for run in list(self._runs.values()):
+            if run is newer or not run.governed or run.service != newer.service or run.started_ms > newer.started_ms:
+                continue
+            for rounds in run.rules:
+                rounds.retired = rounds.retired or rounds.rule.pattern in patterns
+            if all(r.retired for r in run.rules):
+                self._runs.pop(run.key)
+
+    def _known(self, proposal_id: str, now_ms: int) -> Execution | None:
+        for run in self._runs.values():
+            if run.proposal.proposal_id == proposal_id:
+                return run.execution(now_ms)
+        return self._finished.get(proposal_id)
+
+    def _remember(self, done: Execution) -> None:
+        # A refusal changed nothing and may be asked for again under another circumstance, e.g. once the service is free.
+        if done.state is ExecutionState.ABANDONED and done.steps == 0:
+            return
+        self._finished.pop(done.proposal.proposal_id, None)
+        self._finished[done.proposal.proposal_id] = done
+        while len(self._finished) > _FINISHED_KEPT:
+            self._finished.pop(next(iter(self._finished)))

@@ -1,0 +1,229 @@
+"""What one cache could be: its evidence, the configurations worth asking about, and the best of them at any size.
+
+It asks the cache models and compares; it proposes nothing. A switch of eviction policy must promise more than the models' own error, since a
+wrong one is expensive; a TTL is lengthened no further than is needed for nearly all of its gain, since freshness is worth something too.
+
+INVARIANT: no choice has a TTL above the staleness that the owner declared, or a size above what was asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from agents.choice import Choice
+from agents.evidence import evidence_of
+from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Evidence, Insufficient, evaluate
+from cachewarden.estimate import Estimate
+from cachewarden.fleet import Service
+from cachewarden.messages import TtlRule
+from cachewarden.observation import PatternStats, Snapshot
+from cachewarden.settings import CacheOptimizerSettings
+
+__all__ = ["Appraisal", "appraise"]
+
+_SEED = 1
+_SWITCH_GAIN = 0.003
+"""Keep the eviction policy unless another is predicted to give more than this (`cachemodel`: policies are told apart to 0.2 points)."""
+_TTL_GAIN_SHARE = 0.95
+"""Of the gain of the longest permitted TTL; the shortest TTL that reaches it is taken."""
+_CURVE_POINTS = 12
+_CURVE_TIMES = 4.0
+"""How far beyond its present size a cache is imagined."""
+_LFU_DECAY_PER_AGE = 20.0
+"""LFU's counters should halve about so many times less often than keys are evicted (`docs/adr/0006`); in minutes, at least 1."""
+
+
+def appraise(snapshot: Snapshot, service: Service, settings: CacheOptimizerSettings) -> Appraisal | str:
+    """Return the appraisal of a cache, or in words why the evidence cannot carry one."""
+    evidence = evidence_of(snapshot)
+    if isinstance(evidence, str):
+        return evidence
+    rules = _ttl_rules(snapshot, service)
+    appraisal = Appraisal(snapshot, service, settings, evidence, rules)
+    here = appraisal.chosen
+    if isinstance(here, str):
+        return f"not enough evidence: {here}"
+    return appraisal
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """One cache under examination. Answers are worked out when first asked for."""
+
+    snapshot: Snapshot
+    service: Service
+    settings: CacheOptimizerSettings
+    evidence: Evidence
+    rules: tuple[TtlRule, ...]
+
+    @cached_property
+    def chosen(self) -> CacheConfiguration | str:
+        """The best eviction policy and TTL at the present size, or why nothing can be said."""
+        current = self.evidence.current
+        candidates = [current, *self._policies()]
+        answers = evaluate(self.evidence, candidates, _SEED)
+        sound = [a for a in answers if isinstance(a, Answer)]
+        if not sound:
+            return "; ".join(sorted({a.reason for a in answers if isinstance(a, Insufficient)}))
+        stay = answers[0].hit_ratio.value if isinstance(answers[0], Answer) else self.evidence.hit_ratio
+        best = max(sound, key=lambda a: (a.hit_ratio.value, a.candidate == current, a.candidate.eviction_policy))
+        switch = best.hit_ratio.value - stay > _SWITCH_GAIN and best.hit_ratio.value > self.evidence.hit_ratio
+        policy = best.candidate if switch else current
+        ttl_ms = self._ttl_ms(policy)
+        return replace(policy, ttl_ms=ttl_ms if ttl_ms is not None else policy.ttl_ms)
+
+    @cached_property
+    def curve_bytes(self) -> tuple[int, ...]:
+        """Sizes at which the cache was imagined, ascending; empty where its memory is unlimited or cannot be imagined."""
+        return tuple(size for size, _ in self._curve)
+
+    @cached_property
+    def curve_hit_ratio(self) -> tuple[float, ...]:
+        """Predicted hit ratio at each of `curve_bytes`, under the chosen eviction policy and TTL."""
+        return tuple(ratio for _, ratio in self._curve)
+
+    def best_at(self, maxmemory_bytes: int) -> Choice:
+        """Return the chosen configuration at a size, with its prediction."""
+        chosen = self.chosen
+        if isinstance(chosen, str):
+            return self._unchanged(chosen)
+        wanted = replace(chosen, maxmemory_bytes=maxmemory_bytes)
+        if wanted == self.evidence.current:
+            return self._unchanged("nothing is to be gained by another configuration")
+        answer = evaluate(self.evidence, [wanted], _SEED)[0]
+        if isinstance(answer, Insufficient):
+            return self._unchanged(answer.reason)
+        rules = self._rules_for(wanted.ttl_ms)
+        after = self._covered(answer.hit_ratio) if rules else answer.hit_ratio
+        words = self._words(wanted, rules)
+        return Choice(
+            configuration=wanted, ttl_rules=rules, before=self._observed, after=after, words=words, method=answer.method
+        )
+
+    def content(self, settings: CacheOptimizerSettings) -> str:
+        """Return in words why this cache is best left as it is."""
+        ratio = self.evidence.hit_ratio
+        goal = "above" if ratio >= settings.target_cache_hit_rate else "below"
+        split = self.snapshot.miss_split
+        why = "" if split is None or ratio >= 1 else f", most misses are {split.binding}"
+        return (
+            f"nothing to change: hit ratio {ratio:.3f} is {goal} the goal of {settings.target_cache_hit_rate:.2f}{why}, "
+            "and no other configuration is predicted to give more"
+        )
+
+    @property
+    def _observed(self) -> Estimate:
+        return Estimate(self.evidence.hit_ratio, self.evidence.hit_ratio, self.evidence.hit_ratio)
+
+    def _unchanged(self, why: str) -> Choice:
+        return Choice(
+            configuration=self.evidence.current, ttl_rules=(), before=self._observed, after=self._observed, words="no change", method=why
+        )
+
+    @cached_property
+    def _curve(self) -> tuple[tuple[int, float], ...]:
+        chosen, now = self.chosen, self.snapshot.maxmemory_bytes
+        if isinstance(chosen, str) or now <= 0:
+            return ()
+        low = max(self.service.minimum_memory_bytes, self.evidence.fixed_overhead_bytes + 1024 * 1024)
+        grid = {int(x) for x in np.geomspace(min(low, now), now * _CURVE_TIMES, _CURVE_POINTS)} | {now}
+        sizes = sorted(grid)
+        answers = evaluate(self.evidence, [replace(chosen, maxmemory_bytes=s) for s in sizes], _SEED)
+        points = []
+        for size, answer in zip(sizes, answers, strict=True):
+            if isinstance(answer, Answer):
+                ratio = self._covered(answer.hit_ratio).value if self._rules_for(chosen.ttl_ms) else answer.hit_ratio.value
+                points.append((size, ratio))
+            elif size == now:
+                points.append((size, self.evidence.hit_ratio))
+        return tuple(points) if len(points) > 1 else ()
+
+    def _policies(self) -> list[CacheConfiguration]:
+        """Return the eviction policies worth asking about; none where memory does not bind, since none would act."""
+        current = self.evidence.current
+        if not self.evidence.full:
+            return []
+        age_min = (self.snapshot.eviction_age_ms or 0) / 60_000
+        decay = max(1, round(age_min / _LFU_DECAY_PER_AGE))
+        lru = replace(current, eviction_policy="allkeys-lru")
+        lfu = replace(current, eviction_policy="allkeys-lfu", lfu_decay_time_min=decay)
+        found = [lru, replace(lfu, lfu_log_factor=10), replace(lfu, lfu_log_factor=1)]
+        return [c for c in found if c != current]
+
+    def _ttl_ms(self, policy: CacheConfiguration) -> int | None:
+        """Return the shortest TTL with nearly all of the gain that the owner's staleness permits, None to leave TTLs alone."""
+        if not self.rules or policy.ttl_ms is None:
+            return None
+        longest = min(r.max_staleness_ms for r in self.rules)
+        ladder = [policy.ttl_ms * 2**i for i in range(1, 12) if policy.ttl_ms * 2**i < longest] + [longest]
+        answers = evaluate(self.evidence, [replace(policy, ttl_ms=t) for t in ladder], _SEED)
+        gains = [
+            (t, a.hit_ratio.value - self.evidence.hit_ratio) for t, a in zip(ladder, answers, strict=True) if isinstance(a, Answer)
+        ]
+        if not gains or gains[-1][1] * self._coverage < self.settings.minimum_gain:
+            return None
+        return next(t for t, gain in gains if gain >= _TTL_GAIN_SHARE * gains[-1][1])
+
+    def _rules_for(self, ttl_ms: int | None) -> tuple[TtlRule, ...]:
+        if ttl_ms is None or ttl_ms == self.evidence.current.ttl_ms:
+            return ()
+        return tuple(
+            replace(rule, extended_ttl_ms=min(ttl_ms, rule.max_staleness_ms)) for rule in self.rules if ttl_ms > rule.written_ttl_ms
+        )
+
+    @cached_property
+    def _coverage(self) -> float:
+        """Share of the lookups that go to patterns whose TTL may be lengthened."""
+        touched = {r.pattern for r in self.rules}
+        stats = [p for p in self.snapshot.patterns if p.pattern in touched]
+        return min(1.0, sum(_lookups_share(p) for p in stats))
+
+    def _covered(self, estimate: Estimate) -> Estimate:
+        """Return the estimate for the whole service where only part of its lookups can gain."""
+        share, ratio = self._coverage, self.evidence.hit_ratio
+
+        def part(value: float) -> float:
+            return ratio + share * (value - ratio)
+
+        return Estimate(part(estimate.value), part(estimate.low), part(estimate.high))
+
+    def _words(self, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> str:
+        current = self.evidence.current
+        parts = []
+        if wanted.eviction_policy != current.eviction_policy:
+            parts.append(f"eviction policy {current.eviction_policy} to {wanted.eviction_policy}")
+        if wanted.maxmemory_bytes != current.maxmemory_bytes:
+            before, after = current.maxmemory_bytes / 2**20, wanted.maxmemory_bytes / 2**20
+            parts.append(f"maxmemory {before:.2f} to {after:.2f} MiB")
+        lfu = (wanted.lfu_log_factor, wanted.lfu_decay_time_min)
+        if wanted.family == "lfu" and lfu != (current.lfu_log_factor, current.lfu_decay_time_min):
+            parts.append(f"LFU log factor {lfu[0]}, decay {lfu[1]} min")
+        parts += [
+            f"TTL of `{r.pattern}` {r.written_ttl_ms / 1000:g} to {r.extended_ttl_ms / 1000:g} s (its owner permits {r.max_staleness_ms / 1000:g} s)"
+            for r in rules
+        ]
+        return ", ".join(parts) or "no change"
+
+
+def _lookups_share(stats: PatternStats) -> float:
+    return stats.lookups_share if stats.lookups_share is not None else stats.resident_share
+
+
+def _ttl_rules(snapshot: Snapshot, service: Service) -> tuple[TtlRule, ...]:
+    """Return a rule for each declared pattern whose keys expire well before their owner's staleness."""
+    permitted = {p.prefix: p.max_staleness_s for p in service.patterns if p.max_staleness_s is not None}
+    rules = []
+    for stats in sorted(snapshot.patterns, key=lambda p: p.pattern):
+        staleness_s = permitted.get(stats.pattern)
+        written = stats.written_ttl_ms
+        if staleness_s is None or written is None or written <= 0 or stats.keys_with_ttl_share < 0.5:
+            continue
+        longest_ms = int(staleness_s * 1000)
+        if written * 2 <= longest_ms:
+            rules.append(
+                TtlRule(pattern=stats.pattern, written_ttl_ms=written, extended_ttl_ms=longest_ms, max_staleness_ms=longest_ms)
+            )
+    return tuple(rules)

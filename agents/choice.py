@@ -1,0 +1,48 @@
+"""One configuration that was considered for one service, and what it is predicted to give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cachewarden.cachemodel.whatif import CacheConfiguration
+from cachewarden.estimate import Estimate
+from cachewarden.messages import TtlRule
+from cachewarden.observation import Snapshot
+
+__all__ = ["Choice"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """`words` say the change so that an operator understands it; `method` how the numbers were come by."""
+
+    configuration: CacheConfiguration
+    ttl_rules: tuple[TtlRule, ...]
+    before: Estimate
+    after: Estimate
+    words: str
+    method: str
+
+    @property
+    def gain(self) -> Estimate:
+        """Hit ratio after minus before. The method predicts the difference, so the interval is that of `after` alone."""
+        return Estimate(
+            self.after.value - self.before.value, self.after.low - self.before.value, self.after.high - self.before.value
+        )
+
+    def worth(self, minimum_gain: float) -> bool:
+        """Say whether the gain is large enough and can hardly be noise."""
+        gain = self.gain
+        return gain.value >= minimum_gain and gain.value > 0 and gain.low > 0
+
+    def changes_nothing(self, snapshot: Snapshot) -> bool:
+        """Say whether the service already is as this choice wants it."""
+        wanted = self.configuration
+        knobs = snapshot.knobs
+        same = wanted.maxmemory_bytes == snapshot.maxmemory_bytes and wanted.eviction_policy == knobs.get("maxmemory-policy")
+        if same and wanted.eviction_policy.endswith("-lfu"):
+            same = (
+                str(wanted.lfu_log_factor) == knobs.get("lfu-log-factor")
+                and str(wanted.lfu_decay_time_min) == knobs.get("lfu-decay-time")
+            )
+        return same and not self.ttl_rules

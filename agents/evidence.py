@@ -1,0 +1,89 @@
+"""From a snapshot to the evidence that the cache models read.
+
+It translates and leaves out what was not measured; it estimates nothing. INVARIANT: a field that the snapshot lacks is None.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cachewarden.cachemodel.fills import fold_fills
+from cachewarden.cachemodel.whatif import CacheConfiguration, Evidence, MissShares, TtlStats
+from cachewarden.knobs import EVICTION_POLICIES
+from cachewarden.observation import Snapshot
+
+__all__ = ["evidence_of"]
+
+_LOOKUPS_MIN = 500
+"""Below that the hit ratio itself is uncertain by more than 2 points."""
+
+
+def evidence_of(snapshot: Snapshot) -> Evidence | str:
+    """Return the evidence, or in words what is missing for any."""
+    lookups = snapshot.hits + snapshot.misses
+    if snapshot.hit_ratio is None or lookups < _LOOKUPS_MIN:
+        return f"not enough evidence: {lookups} lookups in {snapshot.window_ms / 1000:.0f} s, {_LOOKUPS_MIN} are needed"
+    policy = snapshot.knobs.get("maxmemory-policy")
+    if policy not in EVICTION_POLICIES:
+        return f"the eviction policy `{policy}` is not known to the models"
+    if snapshot.resident_keys == 0:
+        return "the cache is empty, there is nothing to learn from"
+    entry_bytes = max(snapshot.used_memory_bytes - snapshot.fixed_overhead_bytes, 1) / snapshot.resident_keys
+    current = CacheConfiguration(
+        maxmemory_bytes=snapshot.maxmemory_bytes,
+        eviction_policy=policy,
+        maxmemory_samples=_number(snapshot, "maxmemory-samples", 5),
+        lfu_log_factor=_number(snapshot, "lfu-log-factor", 10),
+        lfu_decay_time_min=_number(snapshot, "lfu-decay-time", 1),
+        ttl_ms=_common_ttl_ms(snapshot),
+    )
+    sample, access = snapshot.sample, snapshot.access
+    idle = None if sample is None else sample.idle_ms[sample.idle_ms >= 0]
+    trace = None if access is None else fold_fills(access.trace, int(entry_bytes)).trace
+    remaining = None if sample is None else sample.ttl_ms[sample.ttl_ms >= 0]
+    return Evidence(
+        lookups_per_s=snapshot.lookups_per_s,
+        hit_ratio=snapshot.hit_ratio,
+        maxmemory_bytes=snapshot.maxmemory_bytes,
+        used_memory_bytes=snapshot.used_memory_bytes,
+        fixed_overhead_bytes=snapshot.fixed_overhead_bytes,
+        resident_keys=snapshot.resident_keys,
+        mean_entry_bytes=entry_bytes,
+        current=current,
+        misses=_miss_shares(snapshot),
+        idle_ms=None if idle is None or len(idle) == 0 else idle.astype(np.int64),
+        eviction_age_ms=snapshot.eviction_age_ms,
+        trace=trace,
+        sampling_rate=1.0 if access is None else access.spatial_rate,
+        ttl=TtlStats(
+            key_share=snapshot.keys_with_ttl / snapshot.resident_keys,
+            mean_remaining_ms=None if remaining is None or len(remaining) == 0 else float(remaining.mean()),
+        ),
+        evicted_per_s=snapshot.evicted_per_s,
+        expired_per_s=snapshot.expired_per_s,
+        refused_per_s=snapshot.refused_per_s,
+    )
+
+
+def _number(snapshot: Snapshot, knob: str, default: int) -> int:
+    text = snapshot.knobs.get(knob, "")
+    return int(text) if text.isdigit() else default
+
+
+def _common_ttl_ms(snapshot: Snapshot) -> int | None:
+    """Return the TTL that most keys are written with; None where most have none or it was not seen."""
+    if snapshot.keys_with_ttl < 0.5 * snapshot.resident_keys:
+        return None
+    seen = [(p.resident_share, p.written_ttl_ms) for p in snapshot.patterns if p.written_ttl_ms]
+    return max(seen)[1] if seen else None
+
+
+def _miss_shares(snapshot: Snapshot) -> MissShares | None:
+    split = snapshot.miss_split
+    if split is None:
+        return None
+    total = split.cold + split.expired + split.evicted + split.refused
+    if total <= 0:
+        return None
+    cold, expired, evicted = split.cold / total, split.expired / total, split.evicted / total
+    return MissShares(cold, expired, evicted, max(0.0, 1.0 - cold - expired - evicted))

@@ -1,0 +1,424 @@
+"""One execution: the order of its parts, its lease, its TTL rules at the side, and the table that every event has to pass.
+
+leasing -> checking -> stepping -> observing -> kept | rolling back -> rolled back; abandoned where nothing was done or the cache is somebody
+else's now, failed where a value could not be put back. The parts are in `execution_stepping`, `execution_observing`, `execution_rollback`.
+
+INVARIANT: an illegal event raises InvariantViolation and changes nothing; a late one is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from agents.execution_observing import begin_observing, on_observing, on_window_recording
+from agents.execution_rollback import (
+    abandon,
+    begin_rollback,
+    end,
+    on_ending,
+    on_revoking,
+    on_undo,
+    on_undo_fencing,
+    rules_resting,
+)
+from agents.execution_run import Halt, Run, backoff_ms, fence_found_higher, fence_missing
+from agents.execution_stepping import (
+    give_up,
+    next_step,
+    on_fencing,
+    on_reading_back,
+    on_settling,
+    on_step_intending,
+    on_step_recording,
+    on_work,
+)
+from agents.execution_table import Phase, check_arrival, check_event
+from agents.guardrails import promise_of
+from agents.info_facts import InfoFacts, facts_of_info
+from agents.playbooks import headroom_bytes, steps_of
+from agents.recovery import NextMove, Unfinished, decide
+from agents.ttl_governor import RuleRounds
+from cachewarden.codec import digest, to_jsonable
+from cachewarden.errors import InvariantViolation
+from cachewarden.machine import (
+    Effect,
+    EffectFailed,
+    ExtendTtls,
+    HotKeysCollected,
+    KnobsRead,
+    KnobsWritten,
+    LeaseDenied,
+    LeaseGranted,
+    Observed,
+    ReadCounters,
+    ReadKnobs,
+    Recorded,
+    SetTimer,
+    TimerFired,
+    TtlsExtended,
+)
+from cachewarden.messages import ExecutionState, RecordKind
+from cachewarden.protocol import Execute
+from cachewarden.settings import CacheOptimizerSettings
+
+__all__ = ["begin", "cancel", "resume", "step"]
+
+Effects = tuple[Effect, ...]
+
+_HOST_MEMORY_SHARE = 0.8
+_FIRST_PASS_MS = 250
+_UNDOING = frozenset({
+    Phase.REVOKING, Phase.UNDO_WRITING, Phase.UNDO_SETTLING, Phase.UNDO_EXTENDING, Phase.UNDO_REFENCING, Phase.UNDO_VERIFYING,
+})
+_GOVERNED = frozenset({Phase.OBSERVING, Phase.WINDOW_RECORDING, Phase.GOVERNING})
+_RECOVERING = frozenset({Phase.LEASING, Phase.RECOVERING})
+
+
+# --- Beginning -------------------------------------------------------------------------------------------------------
+
+
+def begin(order: Execute, settings: CacheOptimizerSettings, now_ms: int, refusal: str | None) -> tuple[Run, Effects]:
+    """Begin a fresh order, or write down why it is refused."""
+    promise = promise_of(order.proposal, order.hit_ratio_before, order.latency_us_p99_before, settings)
+    run = Run(order.proposal, settings, promise, now_ms)
+    run.judged_by = {
+        "verdict_digest": digest(order.verdict),
+        "proposal_digest": order.verdict.proposal_digest,
+        "constitution_digest": order.verdict.constitution_digest,
+        "resolution_digest": digest(order.resolution),
+    }
+    if refusal is not None:
+        return run, abandon(run, refusal)
+    return run, (run.ask(run.acquire(now_ms), Phase.LEASING), *run.report(now_ms))
+
+
+def resume(found: Unfinished, settings: CacheOptimizerSettings, now_ms: int) -> tuple[Run, Effects]:
+    """Take up an unfinished change or a standing rule of an earlier life; first of all it needs a lease."""
+    promise = promise_of(found.proposal, found.hit_ratio_before, found.latency_us_p99_before, settings)
+    run = Run(found.proposal, settings, replace(promise, refused_per_s_before=found.refused_per_s_before), now_ms)
+    run.execution_id = found.execution_id
+    run.started_ms = found.started_ms
+    run.resumed = found
+    run.steps = found.steps
+    run.step = len(found.applied)
+    run.intended = run.dirty = True
+    run.hit_ratio_after = found.hit_ratio_after
+    run.rules = [RuleRounds(rule=rule, keys_per_s=settings.ttl_keys_per_s) for rule in found.rules]
+    ask = run.ask(run.acquire(now_ms), Phase.LEASING)
+    if found.standing:
+        run.state = ExecutionState.KEPT
+        run.reason = found.reason
+        return run, (ask,)
+    run.reason = "taken up again after a restart"
+    return run, (ask, *run.report(now_ms))
+
+
+# --- Leasing and checking --------------------------------------------------------------------------------------------
+
+
+def _on_leasing(run: Run, event: Any, now_ms: int) -> Effects:
+    if isinstance(event, TimerFired):
+        return (run.ask(run.acquire(now_ms), Phase.LEASING),)
+    if isinstance(event, (LeaseDenied, EffectFailed)):
+        if run.resumed is not None:
+            # What an earlier life left behind is never forgotten; whoever holds the lease lets go of it some time.
+            run.reason = f"waits for the lease: {event.reason}"
+            return (run.back_off(now_ms),)
+        return abandon(run, f"no lease: {event.reason}")
+    run.note_lease(event.lease, run.lease_asked_ms)
+    run.tries = 0
+    renewal = run.keep_lease(now_ms)
+    knobs = tuple(sorted(run.before))
+    if run.resumed is not None:
+        if run.resumed.standing:
+            run.stop_waiting()
+            run.enter(Phase.GOVERNING)
+            return (renewal, *_start_rules(run, now_ms))
+        if not knobs:
+            return (renewal, *_recover(run, {}, now_ms))
+        return (renewal, run.ask(ReadKnobs(service=run.service, knobs=knobs), Phase.RECOVERING))
+    run.execution_id = f"e-{run.proposal.proposal_id}-{event.lease.epoch}"
+    if not knobs:
+        return (renewal, run.ask(ReadCounters(service=run.service), Phase.READING_COUNTERS))
+    return (renewal, run.ask(ReadKnobs(service=run.service, knobs=knobs), Phase.READING_KNOBS))
+
+
+def _on_recovering(run: Run, event: Any, now_ms: int) -> Effects:
+    if isinstance(event, TimerFired):
+        return (run.ask_again(),)
+    if isinstance(event, EffectFailed):
+        run.reason = f"waits for the cache: {event.reason}"
+        return (run.back_off(now_ms),)
+    run.tries = 0
+    return _recover(run, dict(event.values), now_ms)
+
+
+def _recover(run: Run, values: dict[str, str], now_ms: int) -> Effects:
+    if run.resumed is None:
+        raise InvariantViolation("nothing to recover")
+    run.current = values
+    run.values_unsure = False
+    move, reason = decide(run.resumed, values)
+    if move is NextMove.ABANDON:
+        return abandon(run, reason, {"knobs": values})
+    if move is NextMove.TAKE_BACK:
+        return begin_rollback(run, reason, rules_only=run.resumed.rules_only)
+    run.reason = reason
+    return begin_observing(run, now_ms)
+
+
+def _on_reading_knobs(run: Run, event: Any, _now_ms: int) -> Effects:
+    if isinstance(event, EffectFailed):
+        return abandon(run, f"the knobs cannot be read: {event.reason}; nothing had been applied")
+    found = {knob: event.values.get(knob) for knob in run.before}
+    missing = [k for k in sorted(found) if found[k] is None]
+    if missing:
+        return abandon(run, f"the server does not know `{'`, `'.join(missing)}`; nothing had been applied")
+    if found == run.after and not run.proposal.ttl_rules:
+        return end(run, ExecutionState.KEPT, RecordKind.CHANGE_KEPT, "already so, nothing had to be written", {"knobs": run.after})
+    wrong = [k for k in sorted(found) if found[k] != run.before[k]]
+    if wrong:
+        told = ", ".join(f"`{k}` is `{found[k]}`, the proposal was made for `{run.before[k]}`" for k in wrong)
+        return abandon(run, f"precondition changed: {told}; nothing had been applied", {"found": found})
+    run.current = dict(run.before)
+    return (run.ask(ReadCounters(service=run.service), Phase.READING_COUNTERS),)
+
+
+def _on_reading_counters(run: Run, event: Any, now_ms: int) -> Effects:
+    if isinstance(event, EffectFailed):
+        return abandon(run, f"the counters cannot be read: {event.reason}; nothing had been applied")
+    facts = facts_of_info(event.observation.info)
+    why = _unfit(run, facts)
+    try:
+        run.steps = steps_of(run.proposal, facts, run.settings.memory_step_share)
+    except ValueError as error:
+        why = why or str(error)
+    if why is not None:
+        return abandon(run, f"{why}; nothing had been applied")
+    run.seen = facts
+    run.promise = replace(run.promise, refused_per_s_before=_refused_before(run, facts))
+    run.intended = True
+    payload = {
+        "proposal": to_jsonable(run.proposal),
+        **run.judged_by,
+        "backup": run.before,
+        "plan": to_jsonable(run.steps),
+        "baseline": {
+            "hit_ratio": run.promise.hit_ratio_before,
+            "latency_us_p99": run.promise.latency_us_p99_before,
+            "refused_per_s": run.promise.refused_per_s_before,
+            "run_id": facts.run_id,
+            "used_memory_bytes": facts.used_memory_bytes,
+            "at_ms": now_ms,
+        },
+    }
+    return (run.ask(run.record(RecordKind.CHANGE_INTENDED, payload), Phase.INTENDING),)
+
+
+def _unfit(run: Run, facts: InfoFacts) -> str | None:
+    """Return why this server may not be changed now, None if it may."""
+    if facts.loading:
+        return "the server is loading its data"
+    if facts.role is not None and facts.role != "master":
+        return f"the server's role is `{facts.role}`, only a primary is changed"
+    wanted = int(run.after.get("maxmemory", "0")) + headroom_bytes(run.proposal)
+    if run.proposal.memory_delta_bytes > 0 and facts.host_memory_bytes and wanted > _HOST_MEMORY_SHARE * facts.host_memory_bytes:
+        return f"maxmemory `{wanted}` is more than {_HOST_MEMORY_SHARE:.0%} of the host's `{facts.host_memory_bytes}` bytes"
+    return None
+
+
+def _refused_before(run: Run, facts: InfoFacts) -> float | None:
+    """Return refused writes per second before the change: 0 if there never was one, else as the planner measured it, if it did."""
+    if facts.refused == 0:
+        return 0.0
+    measured = next((e.value for e in run.proposal.evidence if e.name == "refused_per_s"), None)
+    return float(measured) if isinstance(measured, (int, float)) else None
+
+
+def _on_intending(run: Run, event: Any, now_ms: int) -> Effects:
+    if isinstance(event, EffectFailed):
+        return abandon(run, f"the journal does not take the intention, nothing was touched: {event.reason}")
+    return next_step(run, now_ms)
+
+
+# --- Being stopped ---------------------------------------------------------------------------------------------------
+
+
+def cancel(run: Run, reason: str, now_ms: int, *, superseded: bool = False) -> Effects:
+    """Stop a change: at once where it only waits, else as soon as the answer is there that it waits for."""
+    if run.phase in (Phase.ENDING, Phase.DONE):
+        return ()
+    if run.phase is Phase.GOVERNING:
+        return () if superseded else (*begin_rollback(run, reason, rules_only=True), *run.report(now_ms))
+    if run.halt is None or superseded:
+        run.halt = Halt(reason, superseded=superseded)
+    if not run.waiting or (run.resumed is not None and run.phase in _RECOVERING):
+        return ()
+    if run.phase in _UNDOING and not superseded:
+        return ()
+    run.stop_waiting()
+    return (*_halted(run), *run.report(now_ms))
+
+
+def _halted(run: Run) -> Effects:
+    if run.halt is None:
+        raise InvariantViolation("nobody has stopped this execution")
+    if run.halt.superseded:
+        return abandon(run, f"superseded: {run.halt.reason}", {"knobs": dict(run.current)})
+    return give_up(run, run.halt.reason)
+
+
+def _absorb(run: Run, event: Any) -> None:
+    """Take from an answer what a stopped execution has to know: whether something may have been written, and what."""
+    if isinstance(event, KnobsWritten):
+        run.dirty = True
+        run.current.update({k: v for k, v in event.values.items() if k in run.before})
+    elif isinstance(event, TtlsExtended) or (isinstance(event, HotKeysCollected) and run.phase is Phase.TOUCHING):
+        run.dirty = True
+    elif isinstance(event, EffectFailed) and event.outcome_unknown and run.phase in (Phase.WRITING, Phase.TOUCHING, Phase.EXTENDING):
+        run.dirty = True
+        run.distrust_lease()
+    elif isinstance(event, EffectFailed) and fence_found_higher(event.kind, event.details):
+        run.halt = Halt(event.reason, superseded=True)
+
+
+# --- The step --------------------------------------------------------------------------------------------------------
+
+_HANDLERS: Mapping[Phase, Callable[[Run, Any, int], Effects]] = {
+    Phase.LEASING: _on_leasing,
+    Phase.RECOVERING: _on_recovering,
+    Phase.READING_KNOBS: _on_reading_knobs,
+    Phase.READING_COUNTERS: _on_reading_counters,
+    Phase.INTENDING: _on_intending,
+    Phase.STEP_INTENDING: on_step_intending,
+    Phase.WRITING: on_work,
+    Phase.COLLECTING: on_work,
+    Phase.TOUCHING: on_work,
+    Phase.EXTENDING: on_work,
+    Phase.READING_BACK: on_reading_back,
+    Phase.STEP_RECORDING: on_step_recording,
+    Phase.SETTLING: on_settling,
+    Phase.REFENCING: on_fencing,
+    Phase.VERIFYING: on_fencing,
+    Phase.OBSERVING: on_observing,
+    Phase.WINDOW_RECORDING: on_window_recording,
+    Phase.REVOKING: on_revoking,
+    Phase.UNDO_WRITING: on_undo,
+    Phase.UNDO_SETTLING: on_undo,
+    Phase.UNDO_EXTENDING: on_undo,
+    Phase.UNDO_REFENCING: on_undo_fencing,
+    Phase.UNDO_VERIFYING: on_undo_fencing,
+    Phase.ENDING: on_ending,
+}
+
+
+def step(run: Run, event: Any, now_ms: int) -> Effects:
+    """Take one event that carries a ref of this run."""
+    name = event.ref.rpartition("#")[2]
+    if name in ("lease", "renew"):
+        return _on_renewal(run, event, now_ms)
+    if name.startswith("ttl"):
+        return _on_rule(run, int(name.removeprefix("ttl")), event, now_ms)
+    if not name.isdigit() or not run.issued(int(name)):
+        raise InvariantViolation(f"`{event.ref}` was never asked for")
+    if event.ref != run.awaiting:
+        return ()
+    check_event(run.phase, event)
+    before = run.phase
+    run.stop_waiting()
+    if run.halt is not None and not _goes_on(run):
+        _absorb(run, event)
+        effects = _halted(run)
+    else:
+        effects = _HANDLERS[before](run, event, now_ms)
+    check_arrival(before, event, run.phase)
+    if run.phase is Phase.OBSERVING and before is not Phase.OBSERVING and not run.windows:
+        effects = (*effects, *_start_rules(run, now_ms))
+    if run.phase is Phase.GOVERNING and run.halt is not None:
+        effects = (*effects, *begin_rollback(run, run.halt.reason, rules_only=True))
+    return (*effects, *run.report(now_ms))
+
+
+def _goes_on(run: Run) -> bool:
+    """Say whether this phase handles being stopped itself, or is on its way out anyway."""
+    return run.phase is Phase.ENDING or run.phase in _UNDOING or (run.resumed is not None and run.phase in _RECOVERING)
+
+
+# --- The lease and the TTL rules, at the side ------------------------------------------------------------------------
+
+
+def _on_renewal(run: Run, event: Any, now_ms: int) -> Effects:
+    if run.phase is Phase.DONE:
+        return ()
+    if isinstance(event, TimerFired):
+        if run.phase in (Phase.LEASING, Phase.REFENCING, Phase.UNDO_REFENCING):
+            return (run.keep_lease(now_ms),)
+        return (_renew(run, now_ms),)
+    if isinstance(event, LeaseGranted):
+        run.note_lease(event.lease, run.renewal_asked_ms)
+        return (run.keep_lease(now_ms),)
+    if isinstance(event, LeaseDenied):
+        run.distrust_lease()
+        return (run.keep_lease(now_ms), *cancel(run, event.reason, now_ms, superseded=True))
+    if isinstance(event, EffectFailed):
+        return (run.keep_lease(now_ms),)
+    raise InvariantViolation(f"`{type(event).__name__}` is no answer to a renewal")
+
+
+def _renew(run: Run, now_ms: int) -> Effect:
+    asked = run.lease_asked_ms
+    effect = replace(run.acquire(now_ms), ref=f"{run.key}#renew")
+    run.renewal_asked_ms, run.lease_asked_ms = now_ms, asked
+    return effect
+
+
+def _start_rules(run: Run, now_ms: int) -> Effects:
+    return tuple(SetTimer(ref=f"{run.key}#ttl{i}", due_ms=now_ms + _FIRST_PASS_MS) for i in range(len(run.rules)))
+
+
+def _governs(run: Run) -> bool:
+    kept = run.phase is Phase.ENDING and run.ending is not None and run.ending.state is ExecutionState.KEPT
+    return kept or (run.phase in _GOVERNED and run.halt is None)
+
+
+def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
+    """Pass after pass of one standing rule, as long as the change is observed or kept."""
+    if number >= len(run.rules):
+        raise InvariantViolation(f"`{event.ref}` is no TTL rule")
+    rounds = run.rules[number]
+    timer = f"{run.key}#ttl{number}"
+    if isinstance(event, TimerFired):
+        if not _governs(run) or rounds.in_flight or rounds.retired:
+            return ()
+        if run.lease is None or now_ms >= run.lease_until_ms:
+            # The renewal is under way at the side; without a lease no key is touched.
+            return (SetTimer(ref=timer, due_ms=now_ms + backoff_ms(2)),)
+        rounds.in_flight = True
+        return (
+            ExtendTtls(
+                ref=timer, service=run.service, lease=run.lease, rule=rounds.rule, cursor=rounds.cursor, max_keys=rounds.pass_keys
+            ),
+        )
+    if not rounds.in_flight:
+        return ()
+    effects: Effects = ()
+    if isinstance(event, TtlsExtended):
+        due_ms = rounds.note_pass(event.cursor, event.examined, event.extended, now_ms)
+    elif isinstance(event, EffectFailed):
+        due_ms = rounds.note_failure(now_ms)
+        if fence_missing(event.kind, event.details):
+            effects = (_renew(run, now_ms),)
+        elif fence_found_higher(event.kind, event.details):
+            run.distrust_lease()
+            effects = cancel(run, event.reason, now_ms, superseded=True)
+    else:
+        raise InvariantViolation(f"`{type(event).__name__}` is no answer to a pass of a TTL rule")
+    if _governs(run):
+        return (*effects, SetTimer(ref=timer, due_ms=due_ms))
+    if run.phase is Phase.REVOKING and run.awaiting is None:
+        return (*effects, *rules_resting(run, now_ms), *run.report(now_ms))
+    return effects
+
+

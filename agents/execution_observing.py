@@ -1,0 +1,152 @@
+"""Watching a change: window after window beside what was predicted, until it is kept or taken back.
+
+Looks come four times per window, so that a guardrail does not wait for the window's end. A look that shows another process, another role or
+values that are not ours ends the comparison: a server that restarted with its old settings is reported as such, and a value that somebody
+else set is left alone.
+
+INVARIANT: predicted and measured stand side by side in the journal for every window, before the change is kept or taken back for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents.execution_rollback import abandon, begin_rollback, end
+from agents.execution_run import RECORD_TRIES_NOTED, Run
+from agents.execution_table import Phase
+from agents.guardrails import Ruling, alarm, judge, traffic_shifted
+from agents.info_facts import facts_of_info
+from agents.windows import Window, window_between
+from cachewarden.codec import to_jsonable
+from cachewarden.machine import Effect, EffectFailed, Observed, ReadCounters, TimerFired
+from cachewarden.messages import ExecutionState, RecordKind
+from cachewarden.observation import Observation
+
+__all__ = ["begin_observing", "on_observing", "on_window_recording"]
+
+Effects = tuple[Effect, ...]
+
+_LOOKS_PER_WINDOW = 4
+
+
+def begin_observing(run: Run, now_ms: int) -> Effects:
+    """Take the first look; the windows are counted from there."""
+    run.observing_since_ms = now_ms
+    run.window_first = run.last_look = None
+    run.windows = []
+    run.tries = run.missed_looks = 0
+    return (run.ask(ReadCounters(service=run.service), Phase.OBSERVING),)
+
+
+def _next_look(run: Run, now_ms: int) -> Effects:
+    run.enter(Phase.OBSERVING)
+    return (run.pause(now_ms, max(1, run.settings.observation_window_ms // _LOOKS_PER_WINDOW)),)
+
+
+def on_observing(run: Run, event: Any, now_ms: int) -> Effects:
+    """Take one look."""
+    if isinstance(event, TimerFired):
+        return (run.ask(ReadCounters(service=run.service), Phase.OBSERVING),)
+    if isinstance(event, EffectFailed):
+        run.missed_looks += 1
+        if run.missed_looks % _LOOKS_PER_WINDOW:
+            return _next_look(run, now_ms)
+        run.window_first = None
+        return _window_done(run, Window(problem=f"the cache does not answer: {event.reason}"), now_ms)
+    assert isinstance(event, Observed)
+    seen: Observation = event.observation
+    changed = _somebody_else(run, seen)
+    if changed is not None:
+        return changed
+    if run.window_first is None or run.last_look is None:
+        run.window_first = run.last_look = seen
+        return _next_look(run, now_ms)
+    window = window_between(run.window_first, seen)
+    piece = window_between(run.last_look, seen)
+    run.last_look = seen
+    if window.problem is not None:
+        run.window_first = seen
+        return _window_done(run, window, now_ms)
+    trouble = alarm(piece, run.promise, run.settings) or alarm(window, run.promise, run.settings)
+    if trouble is not None:
+        run.windows.append(window)
+        run.hit_ratio_after = window.hit_ratio
+        return begin_rollback(run, trouble)
+    if window.window_ms < run.settings.observation_window_ms:
+        return _next_look(run, now_ms)
+    run.window_first = seen
+    return _window_done(run, window, now_ms)
+
+
+def _somebody_else(run: Run, seen: Observation) -> Effects | None:
+    """End where the cache is no longer the one that was changed; None where it is."""
+    facts = facts_of_info(seen.info)
+    known = facts_of_info(run.last_look.info) if run.last_look is not None else run.seen
+    restarted = known is not None and None not in (known.run_id, facts.run_id) and known.run_id != facts.run_id
+    found = {k: seen.knobs[k] for k in sorted(run.current) if k in seen.knobs and seen.knobs[k] != run.current[k]}
+    told = ", ".join(f"`{k}` is `{v}`" for k, v in found.items())
+    if facts.role is not None and facts.role != "master":
+        return abandon(run, f"the server's role is `{facts.role}` now, its values are left as they are", {"knobs": dict(run.current)})
+    if not found:
+        return None
+    if restarted and all(seen.knobs.get(k) == v for k, v in run.before.items()):
+        return abandon(run, f"the server restarted with other settings: {told}", {"found": found})
+    if restarted:
+        # A mixture of old and new values is nobody's wish: it is what a restart left of ours.
+        run.current.update(found)
+        return begin_rollback(run, f"the server restarted with a part of the settings: {told}")
+    return abandon(run, f"somebody else has changed the cache, it is left alone: {told}", {"found": found})
+
+
+def _window_done(run: Run, window: Window, now_ms: int) -> Effects:
+    run.windows.append(window)
+    run.tries = run.missed_looks = 0
+    if window.hit_ratio is not None:
+        run.hit_ratio_after = window.hit_ratio
+    prediction = run.proposal.prediction
+    payload = {
+        "window": len(run.windows),
+        "window_ms": window.window_ms,
+        "lookups": window.lookups,
+        "hit_ratio": window.hit_ratio,
+        "hit_ratio_before": run.promise.hit_ratio_before,
+        "predicted_hit_ratio": to_jsonable(prediction.hit_ratio_after),
+        "predicted_gain": to_jsonable(prediction.gain),
+        "latency_us_p99": None if window.latency is None else window.latency.value_us,
+        "evicted": window.evicted,
+        "refused": window.refused,
+        "problem": window.problem,
+        "clock_note": window.clock_note,
+        "traffic_shifted": window.problem is None and traffic_shifted(window, run.promise),
+        "ttl_rounds": [
+            {"pattern": r.rule.pattern, "rounds": r.rounds, "extended": r.extended, "keeps_up": r.keeps_up} for r in run.rules
+        ],
+        "observed_ms": now_ms - run.observing_since_ms,
+    }
+    return (run.ask(run.record(RecordKind.OBSERVED, payload), Phase.WINDOW_RECORDING),)
+
+
+def on_window_recording(run: Run, event: Any, now_ms: int) -> Effects:
+    """Rule once the window is in the journal."""
+    if isinstance(event, TimerFired):
+        return (run.ask_again(),)
+    if isinstance(event, EffectFailed):
+        if run.tries >= RECORD_TRIES_NOTED:
+            run.reason = f"waits for the journal, nothing is decided until it is back: {event.reason}"
+        return (run.back_off(now_ms),)
+    run.tries = 0
+    judgement = judge(run.windows, run.promise, run.settings, now_ms - run.observing_since_ms)
+    run.reason = judgement.reason
+    if judgement.ruling is Ruling.ROLL_BACK:
+        return begin_rollback(run, judgement.reason)
+    if judgement.ruling is Ruling.CONTINUE:
+        return _next_look(run, now_ms)
+    before = run.promise.hit_ratio_before
+    gain = None if before is None or run.hit_ratio_after is None else run.hit_ratio_after - before
+    payload = {
+        "predicted_gain": to_jsonable(run.proposal.prediction.gain),
+        "realised_gain": gain,
+        "knobs": dict(run.current),
+        "ttl_rules": to_jsonable(run.proposal.ttl_rules),
+    }
+    return end(run, ExecutionState.KEPT, RecordKind.CHANGE_KEPT, judgement.reason, payload)

@@ -1,0 +1,258 @@
+"""The memory of one execution, and the few things that every part of it does: ask, wait, record, report.
+
+It decides nothing. The parts that do (`execution.py`, `execution_stepping.py`, `execution_observing.py`, `execution_rollback.py`) are
+functions over a `Run`. A run asks for one thing at a time on its main line; keeping the lease and governing TTL rules go on at the side.
+
+INVARIANT: at most one answer is awaited on the main line, and an answer that nobody waits for any more changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from agents.execution_table import STATE_OF, Phase
+from agents.guardrails import Promise
+from agents.info_facts import InfoFacts
+from agents.playbooks import Step
+from agents.recovery import Unfinished
+from agents.ttl_governor import RuleRounds
+from agents.windows import Window
+from cachewarden.machine import AcquireLease, Effect, ExtendTtls, Record, Send, SetTimer, TouchHotKeys, WriteKnobs
+from cachewarden.messages import Execution, ExecutionState, Lease, Proposal, RecordKind
+from cachewarden.observation import Observation
+from cachewarden.protocol import ExecutionReport
+from cachewarden.settings import CacheOptimizerSettings
+
+__all__ = ["RECORD_TRIES_NOTED", "WRITES", "Ending", "Halt", "Run", "backoff_ms", "fence_found_higher", "fence_missing"]
+
+WRITES = (WriteKnobs, TouchHotKeys, ExtendTtls)
+RECORD_TRIES_NOTED = 1
+"""After so many failed tries to record, others are told what the change is waiting for."""
+
+_BACKOFF_MIN_MS = 250
+_BACKOFF_MAX_MS = 30_000
+
+
+class Halt:
+    """Why the main line has to stop at the next safe point. `superseded`: a newer writer owns the cache, so nothing more is written."""
+
+    __slots__ = ("reason", "superseded")
+
+    def __init__(self, reason: str, *, superseded: bool) -> None:
+        self.reason = reason
+        self.superseded = superseded
+
+
+class Ending:
+    """What the last record will say."""
+
+    __slots__ = ("kind", "payload", "state")
+
+    def __init__(self, state: ExecutionState, kind: RecordKind, payload: Mapping[str, Any]) -> None:
+        self.state = state
+        self.kind = kind
+        self.payload = dict(payload)
+
+
+def backoff_ms(tries: int) -> int:
+    """Return the pause before try number `tries` + 1: 250 ms, doubled each time, at most 30 s."""
+    return int(min(_BACKOFF_MAX_MS, _BACKOFF_MIN_MS * 2 ** min(tries, 12)))
+
+
+def fence_missing(kind: str, details: Mapping[str, Any]) -> bool:
+    """Say whether a write failed because eviction took the fence away: no newer writer, the lease only has to be written again."""
+    return kind == "StaleFencingToken" and details.get("found") is None
+
+
+def fence_found_higher(kind: str, details: Mapping[str, Any]) -> bool:
+    """Say whether a write failed because a newer writer has raised the fence."""
+    return kind == "LeaseLost" or (kind == "StaleFencingToken" and details.get("found") is not None)
+
+
+class Run:
+    """One execution, from the order to its end (or, with TTL rules, until they are taken back)."""
+
+    def __init__(self, proposal: Proposal, settings: CacheOptimizerSettings, promise: Promise, now_ms: int) -> None:
+        self.proposal = proposal
+        self.settings = settings
+        self.promise = promise
+        self.key = f"{proposal.proposal_id}@{now_ms}"
+        self.execution_id = f"e-{proposal.proposal_id}"
+        self.phase = Phase.LEASING
+        self.state = ExecutionState.LEASING
+        self.started_ms = now_ms
+        self.updated_ms = now_ms
+        self.reason = ""
+        self.judged_by: dict[str, Any] = {}
+
+        self.lease: Lease | None = None
+        self.lease_until_ms = 0
+        self.lease_asked_ms = now_ms
+        self.renewal_asked_ms = now_ms
+        self.values_unsure = False
+        """Somebody may have written since we last looked: the lease had lapsed before it was granted again."""
+
+        self.steps: tuple[Step, ...] = ()
+        self.step = 0
+        self.undo: tuple[Step, ...] = ()
+        self.undo_step = 0
+        self.undo_reason = ""
+        self.undo_rules_only = False
+        self.undo_failures: list[dict[str, Any]] = []
+        self.current: dict[str, str] = {}
+        """Values of the touched knobs as last confirmed by the server."""
+        self.seen: InfoFacts | None = None
+        self.rules: list[RuleRounds] = []
+        """TTL rules that were begun, i.e. that may have changed keys."""
+
+        self.intended = False
+        """The journal may hold our intention, so it must hold an ending as well."""
+        self.dirty = False
+        """A write may have reached the cache."""
+        self.resumed: Unfinished | None = None
+        """What recovery found in the journal; None for a fresh order."""
+        self.halt: Halt | None = None
+        self.ending: Ending | None = None
+        self.deferred: Effect | None = None
+        self.deferred_phase = Phase.WRITING
+        self.tries = 0
+        self.writes_tried = 0
+        self.refences = 0
+
+        self.window_first: Observation | None = None
+        self.last_look: Observation | None = None
+        self.observing_since_ms = 0
+        self.windows: list[Window] = []
+        self.missed_looks = 0
+        self.hit_ratio_after: float | None = None
+
+        self.awaiting: str | None = None
+        self.waiting = False
+        """The main line waits for a timer, not for an answer."""
+        self._again: Effect | None = None
+        self._issued = 0
+        self._reported: tuple[Any, ...] | None = None
+
+    # --- Asking and waiting -------------------------------------------------------------------------------------------
+
+    @property
+    def service(self) -> str:
+        return self.proposal.service
+
+    @property
+    def before(self) -> dict[str, str]:
+        """The backup: what every touched knob was when the proposal was checked against the cache."""
+        return {c.knob: c.before for c in self.proposal.knob_changes}
+
+    @property
+    def after(self) -> dict[str, str]:
+        return {c.knob: c.after for c in self.proposal.knob_changes}
+
+    @property
+    def governed(self) -> bool:
+        """Whether this is a kept change whose TTL rules still stand."""
+        return self.phase is Phase.GOVERNING
+
+    def enter(self, phase: Phase) -> None:
+        """Go to a phase; the state that others see follows from it."""
+        self.phase = phase
+        state = STATE_OF[phase]
+        if state is not None:
+            self.state = state
+
+    def ask(self, effect: Effect, phase: Phase) -> Effect:
+        """Enter `phase`, waiting for the answer to `effect`."""
+        self.enter(phase)
+        self.waiting = False
+        self._issued += 1
+        self.awaiting = f"{self.key}#{self._issued}"
+        self._again = effect
+        return replace(effect, ref=self.awaiting)
+
+    def ask_again(self) -> Effect:
+        """Ask for the same thing again, in the same phase, with the lease as it is now."""
+        if self._again is None:
+            raise RuntimeError("nothing was asked before")
+        effect = self._again
+        if isinstance(effect, WRITES) and self.lease is not None:
+            effect = replace(effect, lease=self.lease)
+        return self.ask(effect, self.phase)
+
+    def pause(self, now_ms: int, delay_ms: int) -> Effect:
+        """Wait in the same phase."""
+        self.waiting = True
+        self._issued += 1
+        self.awaiting = f"{self.key}#{self._issued}"
+        return SetTimer(ref=self.awaiting, due_ms=now_ms + delay_ms)
+
+    def back_off(self, now_ms: int) -> Effect:
+        """Wait before the next try, longer each time."""
+        self.tries += 1
+        return self.pause(now_ms, backoff_ms(self.tries - 1))
+
+    def stop_waiting(self) -> None:
+        """Forget what is being waited for; its answer will find nobody."""
+        self.awaiting = None
+        self.waiting = False
+
+    def issued(self, number: int) -> bool:
+        """Say whether a ref of the main line was ever given out."""
+        return 1 <= number <= self._issued
+
+    # --- Effects that every part uses ---------------------------------------------------------------------------------
+
+    def acquire(self, now_ms: int) -> Effect:
+        self.lease_asked_ms = now_ms
+        return AcquireLease(service=self.service, ttl_ms=self.settings.lease_ttl_ms)
+
+    def note_lease(self, lease: Lease, asked_ms: int) -> None:
+        """Take a granted lease over. Its end is counted from when it was asked for, so it is never believed longer than it is."""
+        if self.lease is not None and lease.epoch != self.lease.epoch:
+            self.values_unsure = True
+        self.lease = lease
+        self.lease_until_ms = asked_ms + self.settings.lease_ttl_ms
+
+    def distrust_lease(self) -> None:
+        """Demand that the fence is written again before the next write, so that a command that is still on its way fails."""
+        self.lease_until_ms = 0
+
+    def keep_lease(self, now_ms: int) -> Effect:
+        """Set the timer of the next renewal."""
+        return SetTimer(ref=f"{self.key}#lease", due_ms=now_ms + self.settings.lease_ttl_ms // 3)
+
+    def record(self, kind: RecordKind, payload: Mapping[str, Any]) -> Record:
+        """Return a record of this execution; all of them carry its id and the epoch under which it writes."""
+        own = {
+            "execution_id": self.execution_id,
+            "proposal_id": self.proposal.proposal_id,
+            "epoch": None if self.lease is None else self.lease.epoch,
+        }
+        return Record(
+            kind=kind.value, service=self.service, subject_id=self.proposal.proposal_id, payload={**own, **payload}
+        )
+
+    def execution(self, now_ms: int) -> Execution:
+        """Return how far the change has come."""
+        return Execution(
+            execution_id=self.execution_id,
+            proposal=self.proposal,
+            state=self.state,
+            started_at_ms=self.started_ms,
+            updated_at_ms=now_ms,
+            step=self.step,
+            steps=len(self.steps),
+            reason=self.reason,
+            hit_ratio_before=self.promise.hit_ratio_before,
+            hit_ratio_after=self.hit_ratio_after,
+        )
+
+    def report(self, now_ms: int) -> tuple[Effect, ...]:
+        """Tell the coordinator if there is something new to tell."""
+        news = (self.state, self.step, self.reason, self.hit_ratio_after)
+        if news == self._reported:
+            return ()
+        self._reported = news
+        self.updated_ms = now_ms
+        return (Send(to="coordinator", message=ExecutionReport(execution=self.execution(now_ms))),)

@@ -1,0 +1,203 @@
+"""What stands in the way of one proposal by itself, whatever the others want: verdict, mode, a change in flight,
+cool-down, budgets.
+
+It looks at one proposal and at what has happened, never at competing proposals (`consensus.py` does). A refusal is a
+value with a sentence that names the numbers; the sentence holds no time that runs, so that the same situation gives
+the same words in every round.
+
+INVARIANT: the change budget, damping and intents in force are never skipped; `force` skips the cool-down and nothing
+else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from cachewarden.codec import digest
+from cachewarden.messages import (
+    AGENT_ID,
+    CONSTITUTIONAL_HASH,
+    Decision,
+    Intent,
+    Mode,
+    Proposal,
+    ResolutionOutcome,
+    Verdict,
+)
+from cachewarden.protocol import History
+from cachewarden.settings import CacheOptimizerSettings
+
+__all__ = [
+    "DAMPING_MS",
+    "DAMPING_MS_MAX",
+    "Obstacle",
+    "Situation",
+    "change_signature",
+    "damping_ms",
+    "find_obstacle",
+    "touched",
+]
+
+DAMPING_MS = 600_000
+"""How long a change that was taken back is not tried again; doubles each further time."""
+DAMPING_MS_MAX = 86_400_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """Why a proposal cannot go ahead, and what it yields to or waits for."""
+
+    outcome: ResolutionOutcome
+    reason: str
+    conflicts_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What is known when a round is settled, apart from the proposals. `modes` has every service of the fleet."""
+
+    modes: Mapping[str, Mode]
+    weights: Mapping[str, float]
+    history: Mapping[str, History]
+    memory_bytes: Mapping[str, int]
+    intents: tuple[Intent, ...]
+    budget_bytes: int
+    force: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    """Proposals that are known to have been kept."""
+    rollback_counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(service, change signature) to how often it was taken back; 1 where the history knows of one and nobody
+    counted."""
+
+
+def change_signature(proposal: Proposal) -> str:
+    """Return what a proposal wants, without when and why: `knob=after` and `ttl:pattern=ms`, sorted, joined by `;`."""
+    parts = [f"{c.knob}={c.after}" for c in proposal.knob_changes]
+    parts += [f"ttl:{r.pattern}={r.extended_ttl_ms}" for r in proposal.ttl_rules]
+    return ";".join(sorted(parts))
+
+
+def touched(proposal: Proposal) -> dict[str, int]:
+    """Return the resources that a proposal touches, in the words of `Intent.resource`, each with its direction (+1,
+    -1, 0)."""
+    resources: dict[str, int] = {}
+    for change in proposal.knob_changes:
+        direction = 0
+        if change.before.isdecimal() and change.after.isdecimal():
+            before, after = int(change.before), int(change.after)
+            direction = (after > before) - (after < before)
+        resources[change.knob] = direction
+    for rule in proposal.ttl_rules:
+        resources[f"ttl:{rule.pattern}"] = 1
+    return resources
+
+
+def damping_ms(times: int) -> int:
+    """Return how long a change rests after it was taken back for the `times`-th time: 10 minutes, doubling, at most a
+    day."""
+    doublings = min(max(times, 1) - 1, 10)
+    return min(DAMPING_MS << doublings, DAMPING_MS_MAX)
+
+
+def _clock(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000.0, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _yield(reason: str, *conflicts_with: str) -> Obstacle:
+    return Obstacle(outcome=ResolutionOutcome.YIELD, reason=reason, conflicts_with=conflicts_with)
+
+
+def _wait(reason: str, *conflicts_with: str) -> Obstacle:
+    return Obstacle(outcome=ResolutionOutcome.WAIT, reason=reason, conflicts_with=conflicts_with)
+
+
+def _verdict_obstacle(proposal: Proposal, verdict: Verdict | None, now_ms: int) -> Obstacle | None:
+    if verdict is None:
+        return _yield("there is no verdict on it, and nothing goes ahead without one")
+    if verdict.decision is Decision.DENY:
+        return _yield(f"the constitution denies it: {', '.join(verdict.denied_by) or 'no principle could be asked'}")
+    if proposal.constitutional_hash != CONSTITUTIONAL_HASH or verdict.constitutional_hash != CONSTITUTIONAL_HASH:
+        return _yield("proposal or verdict carries another constitutional hash than ours")
+    if verdict.proposal_digest != digest(proposal):
+        return _yield("the verdict is on another content than the proposal has now")
+    if proposal.expires_at_ms <= now_ms:
+        return _yield(f"it expired at {_clock(proposal.expires_at_ms)}")
+    return None
+
+
+def _intent_obstacle(proposal: Proposal, intents: tuple[Intent, ...], now_ms: int) -> Obstacle | None:
+    resources = touched(proposal)
+    for intent in intents:
+        if intent.service != proposal.service or (intent.until_ms and intent.until_ms <= now_ms):
+            continue
+        ours = resources.get(intent.resource)
+        if ours is None:
+            continue
+        until = f" until {_clock(intent.until_ms)}" if intent.until_ms else ""
+        if intent.holder == AGENT_ID:
+            return _wait(f"`{intent.resource}` of `{intent.service}` is being changed already{until}", intent.holder)
+        if ours != intent.direction or ours == 0:
+            ways = {1: "grow", -1: "shrink", 0: "switch"}
+            return _yield(
+                f"`{intent.holder}` intends to {ways.get(intent.direction, 'change')} `{intent.resource}` of "
+                f"`{intent.service}`{until}, this would {ways[ours]} it",
+                intent.holder,
+            )
+        return _wait(
+            f"`{intent.holder}` changes `{intent.resource}` of `{intent.service}` the same way{until}", intent.holder
+        )
+    return None
+
+
+def _history_obstacle(
+    proposal: Proposal, situation: Situation, settings: CacheOptimizerSettings, now_ms: int
+) -> Obstacle | None:
+    service = proposal.service
+    history = situation.history.get(service, History())
+    if history.in_flight is not None:
+        what = "it" if history.in_flight == proposal.proposal_id else f"`{history.in_flight}`"
+        return _wait(f"{what} is being carried out on `{service}`, one change at a time", history.in_flight)
+    signature = change_signature(proposal)
+    rolled_back_ms = history.rolled_back.get(signature)
+    if rolled_back_ms is not None:
+        times = max(1, situation.rollback_counts.get((service, signature), 1))
+        rests_until_ms = rolled_back_ms + damping_ms(times)
+        if now_ms < rests_until_ms:
+            return _wait(
+                f"exactly this change of `{service}` was taken back {times} time{'s' if times > 1 else ''}, last at "
+                f"{_clock(rolled_back_ms)}, and rests until {_clock(rests_until_ms)}"
+            )
+    if history.changes_last_hour >= settings.changes_per_hour:
+        return _wait(
+            f"`{service}` had {history.changes_last_hour} changes within the last hour, its change budget is "
+            f"{settings.changes_per_hour}"
+        )
+    if history.last_change_ms is not None and service not in situation.force:
+        cool_until_ms = history.last_change_ms + settings.cool_down_ms
+        if now_ms < cool_until_ms:
+            return _wait(
+                f"`{service}` was changed at {_clock(history.last_change_ms)} and cools down for "
+                f"{settings.cool_down_ms // 1000} s, until {_clock(cool_until_ms)}"
+            )
+    return None
+
+
+def find_obstacle(
+    proposal: Proposal, verdict: Verdict | None, situation: Situation, settings: CacheOptimizerSettings, now_ms: int
+) -> Obstacle | None:
+    """Return what keeps this proposal from going ahead by itself, or None; the first that binds is told."""
+    denied = _verdict_obstacle(proposal, verdict, now_ms)
+    if denied is not None:
+        return denied
+    mode = situation.modes.get(proposal.service)
+    if mode is None:
+        return _yield(f"`{proposal.service}` is not in the fleet file")
+    if mode in (Mode.OFF, Mode.ADVISE):
+        return Obstacle(
+            outcome=ResolutionOutcome.ADVISE,
+            reason=f"`{proposal.service}` is in mode `{mode.value}`, so this is advice and nothing is changed",
+        )
+    claimed = _intent_obstacle(proposal, situation.intents, now_ms)
+    return claimed or _history_obstacle(proposal, situation, settings, now_ms)

@@ -1,0 +1,179 @@
+"""The planner: which change of which cache is worth it, and what it is expected to give.
+
+It appraises each service (what would other eviction policies, TTLs and sizes give), divides the fleet's memory by marginal hits, and turns
+what is worth it into proposals with evidence, prediction, cost and rollback. It never talks to a server, never judges, and prefers no
+change when the gain may be noise. For every service without a proposal it says why.
+
+INVARIANT: the same snapshots, history and time give the same proposals; the sizes proposed never add up to more than the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.appraisal import Appraisal, appraise
+from agents.drafting import draft
+from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
+from cachewarden.fleet import Fleet, Service
+from cachewarden.machine import Effect, Received, Send
+from cachewarden.messages import Mode, Proposal
+from cachewarden.observation import Snapshot
+from cachewarden.protocol import FleetPlanned, History, PlanFleet
+from cachewarden.settings import CacheOptimizerSettings
+
+__all__ = ["Planner", "plan_fleet"]
+
+MEMORY_STEP_BYTES = 256 * 1024
+"""Sizes are multiples of this: finer steps than the models can tell apart would only churn."""
+_WORTH_MOVING = 0.04
+"""Share of a service's memory below which a move is not worth its disturbance."""
+
+
+class Planner:
+    """Answers PlanFleet with FleetPlanned; holds no state between two questions."""
+
+    name = "planner"
+
+    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
+        self._fleet = fleet
+        self._settings = settings
+
+    def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
+        """Take one event; everything but a PlanFleet is ignored."""
+        if not isinstance(event, Received) or not isinstance(event.message, PlanFleet):
+            return ()
+        return (Send(to=event.sender, message=plan_fleet(event.message, self._fleet, self._settings, now_ms)),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """Bytes wanted per service, and the words for it."""
+
+    wanted: Mapping[str, int]
+    why: Mapping[str, str]
+    free_bytes: int
+    """Memory of the budget that nobody holds now."""
+
+
+def plan_fleet(
+    question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettings, now_ms: int
+) -> FleetPlanned:
+    """Return the proposals of one cycle, and a reason for each observed service that gets none."""
+    idle: dict[str, str] = {}
+    appraisals: dict[str, Appraisal] = {}
+    for snapshot in sorted(question.snapshots, key=lambda s: s.service):
+        service = fleet.service(snapshot.service)
+        obstacle = _obstacle(snapshot, question.history.get(service.name), settings)
+        result = obstacle or appraise(snapshot, service, settings)
+        if isinstance(result, str):
+            idle[service.name] = result
+        else:
+            appraisals[service.name] = result
+    division = _divide(appraisals, question.snapshots, fleet)
+    proposals: list[Proposal] = []
+    for name in sorted(appraisals):
+        forced = name in question.force
+        outcome = _propose(appraisals[name], fleet.service(name), division, settings, forced, now_ms)
+        if isinstance(outcome, str):
+            idle[name] = outcome
+        else:
+            proposals.append(outcome)
+    return FleetPlanned(cycle=question.cycle, proposals=_order(proposals, division), idle_reasons=idle)
+
+
+def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimizerSettings) -> str | None:
+    """Return why nothing can be proposed for a service whatever the models say, or None."""
+    core = sorted({"info", "knobs"} & set(snapshot.incomplete))
+    if core:
+        return f"not enough evidence: {', '.join(f'{part} is missing ({snapshot.incomplete[part]})' for part in core)}"
+    if history is not None and history.in_flight is not None:
+        return f"change {history.in_flight} is being carried out and observed"
+    if snapshot.role != "master":
+        return f"the server is a {snapshot.role}; changes go to its primary"
+    if snapshot.hit_ratio is None:
+        return "no lookups in the window, so there is no hit ratio to improve"
+    if snapshot.window_ms < settings.cycle_interval_ms // 2:
+        return f"the window is only {snapshot.window_ms / 1000:.0f} s long yet"
+    return None
+
+
+def _divide(appraisals: Mapping[str, Appraisal], snapshots: Iterable[Snapshot], fleet: Fleet) -> _Division:
+    """Divide the memory of the services that may change; the others keep what they have."""
+    held = {s.service: s.maxmemory_bytes for s in snapshots}
+    budget = fleet.total_memory_bytes or sum(held.values())
+    movable = {n: a for n, a in appraisals.items() if a.curve_bytes and held[n] > 0}
+    free = budget - sum(held.values())
+    if not movable or (len(movable) == 1 and free <= 0):
+        return _Division({}, {}, max(free, 0))
+    curves = [_curve(a, fleet.service(n)) for n, a in sorted(movable.items())]
+    share = max(sum(held[n] for n in movable) + free, 0)
+    allocation = allocate(curves, share, MEMORY_STEP_BYTES)
+    if isinstance(allocation, Infeasible):
+        return _Division({}, dict.fromkeys(movable, allocation.reason), max(free, 0))
+    return _Division(
+        {s.service: s.bytes for s in allocation.shares}, {s.service: s.reason for s in allocation.shares}, max(free, 0)
+    )
+
+
+def _curve(appraisal: Appraisal, service: Service) -> Curve:
+    return Curve(
+        service=service.name,
+        bytes=np.asarray(appraisal.curve_bytes, dtype=np.int64),
+        # More memory never costs hits; a dip is noise of the replay.
+        hit_ratio=np.clip(np.maximum.accumulate(appraisal.curve_hit_ratio), 0.0, 1.0),
+        lookups_per_s=appraisal.snapshot.lookups_per_s,
+        weight=service.weight,
+        minimum_bytes=service.minimum_memory_bytes,
+        floor_hit_ratio=service.hit_ratio_floor,
+        current_bytes=appraisal.snapshot.maxmemory_bytes,
+    )
+
+
+def _propose(
+    appraisal: Appraisal, service: Service, division: _Division, settings: CacheOptimizerSettings, forced: bool, now_ms: int
+) -> Proposal | str:
+    """Return the proposal for one service, or why there is none."""
+    now_bytes = appraisal.snapshot.maxmemory_bytes
+    wanted = division.wanted.get(service.name, now_bytes)
+    if abs(wanted - now_bytes) < max(MEMORY_STEP_BYTES, _WORTH_MOVING * now_bytes):
+        wanted = now_bytes
+    why = division.why.get(service.name, "")
+    grows = wanted > now_bytes
+    if grows and wanted - now_bytes > division.free_bytes and appraisal.best_at(now_bytes).worth(settings.minimum_gain):
+        # What helps without memory need not wait for those who give memory.
+        wanted, why = now_bytes, ""
+    choice = appraisal.best_at(wanted)
+    if wanted < now_bytes:
+        # Giving memory away costs the giver something; the fleet's gain was weighed by the division.
+        return draft(appraisal.snapshot, choice, service, why, settings, now_ms)
+    needed = 0.0 if forced else settings.minimum_gain
+    if choice.changes_nothing(appraisal.snapshot):
+        return appraisal.content(settings)
+    if not choice.worth(needed):
+        return (
+            f"the best other configuration found ({choice.words}) is predicted to give "
+            f"{choice.gain.value * 100:+.1f} points ({choice.gain.low * 100:+.1f} to {choice.gain.high * 100:+.1f}), "
+            f"less than the {needed * 100:.1f} that a change must promise"
+        )
+    if service.mode is Mode.OFF:
+        return "the service is switched off in the fleet file"
+    return draft(appraisal.snapshot, choice, service, why, settings, now_ms)
+
+
+def _order(proposals: list[Proposal], division: _Division) -> tuple[Proposal, ...]:
+    """Let whoever grows beyond the free memory wait for those who shrink."""
+    givers = tuple(p.proposal_id for p in proposals if p.memory_delta_bytes < 0)
+    free = division.free_bytes
+    ordered: list[Proposal] = []
+    for proposal in sorted(proposals, key=lambda p: (p.memory_delta_bytes > 0, -p.prediction.gain.value, p.service)):
+        growth = max(proposal.memory_delta_bytes, 0)
+        if growth > free and givers:
+            ordered.append(proposal.waiting_for(givers))
+            continue
+        free -= growth
+        ordered.append(proposal)
+    return tuple(ordered)

@@ -1,0 +1,217 @@
+"""From raw looks to a snapshot: which two looks form the window, and what is true of the cache over it.
+
+A `LookRing` remembers the counters of recent looks at one cache and starts anew whenever they stop being comparable.
+`make_snapshot` puts one snapshot together; what it cannot know is None, or 0 where the type wants a number, and named
+in `incomplete`. It decides nothing about the cache.
+
+INVARIANT: a window never spans a restart, a reset of counters or a change of a knob that bears on hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from agents.captured_reads import CapturedReads
+from agents.eviction_age import eviction_age
+from agents.info_facts import InfoFacts, facts_of_info
+from agents.miss_split import flows_of, split_misses
+from agents.pattern_stats import pattern_stats
+from agents.windows import Window, elapsed_between, window_between
+from cachewarden.knobs import KNOBS
+from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
+
+__all__ = ["FIRST_LOOK", "LookRing", "hit_knobs", "light", "make_snapshot"]
+
+FIRST_LOOK = "first look at this cache, the next one gives a window"
+_TOO_SOON = "the look before was too recent to form a window"
+
+
+def light(snapshot: Snapshot) -> Snapshot:
+    """Return the snapshot without its samples, small enough to be sent to many."""
+    return replace(snapshot, sample=None, access=None)
+
+
+def hit_knobs(observation: Observation) -> dict[str, str]:
+    """Return the knobs in force that bear on hits; memory and eviction policy from INFO where CONFIG is denied."""
+    knobs = _knobs(observation)
+    return {
+        name: knobs[name] for name in sorted(knobs) if name in KNOBS and KNOBS[name].predicted_by == "cachemodel.whatif"
+    }
+
+
+def _knobs(observation: Observation) -> dict[str, str]:
+    knobs = dict(observation.knobs)
+    for knob, field in (("maxmemory", "maxmemory"), ("maxmemory-policy", "maxmemory_policy")):
+        if knob not in knobs and observation.info.get(field):
+            knobs[knob] = observation.info[field]
+    return knobs
+
+
+@dataclass(slots=True)
+class _Look:
+    observation: Observation
+    age_ms: int
+    """Age at the time of the newest look, by the clocks that `elapsed_between` believes."""
+
+
+class LookRing:
+    """Recent looks at one cache, oldest first, all comparable with the newest."""
+
+    def __init__(self, *, window_ms: int, base_age_ms: int) -> None:
+        """`window_ms` is the longest window wanted, `base_age_ms` the least age of the look that it starts with."""
+        self._window_ms = window_ms
+        self._base_age_ms = base_age_ms
+        self._looks: list[_Look] = []
+
+    @property
+    def newest(self) -> Observation | None:
+        return self._looks[-1].observation if self._looks else None
+
+    def add(self, observation: Observation) -> Window:
+        """Take in the newest look and return the longest window up to it that the ring allows."""
+        # Arrays of samples are megabytes; the ring needs counters only.
+        look = _Look(replace(observation, sample=None, access=None), 0)
+        if not self._looks:
+            self._looks = [look]
+            return Window(problem=FIRST_LOOK)
+        before = self._looks[-1].observation
+        problem = window_between(before, look.observation).problem or _changed_knobs(before, look.observation)
+        elapsed = elapsed_between(before, look.observation)
+        if problem is not None or elapsed is None:
+            self._looks = [look]
+            return Window(problem=problem or "no clock moved forward between the two looks")
+        for older in self._looks:
+            older.age_ms += elapsed.ms
+        base = self._base()
+        window = Window(problem=_TOO_SOON)
+        if base is not None:
+            window = window_between(base.observation, look.observation)
+            if window.problem is None:
+                # The sum over steps survives a clock that jumped in the middle; the difference of the ends does not.
+                window = replace(window, window_ms=base.age_ms, clock_note=elapsed.note)
+        self._looks.append(look)
+        self._forget()
+        return window
+
+    def _base(self) -> _Look | None:
+        """Return the oldest look within the window, else the youngest one beyond it, else None."""
+        old_enough = [look for look in self._looks if look.age_ms >= self._base_age_ms]
+        within = [look for look in old_enough if look.age_ms <= self._window_ms]
+        if within:
+            return within[0]
+        return old_enough[-1] if old_enough else None
+
+    def _forget(self) -> None:
+        """Drop looks that no later window can start with: all beyond the window but the youngest of them."""
+        beyond = [look for look in self._looks if look.age_ms > self._window_ms]
+        if beyond:
+            self._looks = self._looks[len(beyond) - 1 :]
+
+
+def _changed_knobs(before: Observation, after: Observation) -> str | None:
+    old, new = hit_knobs(before), hit_knobs(after)
+    # A knob that only one of the looks could read is no change.
+    changed = [
+        f"{name} {old[name]} -> {new[name]}" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]
+    ]
+    return f"configuration changed ({', '.join(changed)}), a new window begins" if changed else None
+
+
+def make_snapshot(
+    observation: Observation,
+    window: Window,
+    *,
+    sample: KeyspaceSample | None,
+    access: AccessSample | None,
+    reads: CapturedReads | None,
+    remarks: Mapping[str, str],
+) -> Snapshot:
+    """Put together what is true of one cache now. `sample`, `access` and what was read from it may be older than the
+    look.
+
+    `remarks` are the collector's own reasons why a part is missing, by the names of `Observation.incomplete`.
+    """
+    facts = facts_of_info(observation.info)
+    knobs = _knobs(observation)
+    evicted_per_s = window.per_s(window.evicted)
+    age = eviction_age(
+        sample,
+        knobs.get("maxmemory-policy", facts.eviction_policy),
+        evicted_per_s,
+        facts.resident_keys,
+        facts.keys_with_ttl,
+    )
+    miss_ratio = None if window.hit_ratio is None else 1.0 - window.hit_ratio
+    return Snapshot(
+        service=observation.service,
+        taken_at_ms=observation.at_ms,
+        window_ms=window.window_ms,
+        run_id=facts.run_id or "",
+        role=facts.role or "unknown",
+        capabilities=observation.capabilities,
+        knobs=knobs,
+        hits=window.hits,
+        misses=window.misses,
+        hit_ratio=window.hit_ratio,
+        lookups_per_s=window.per_s(window.lookups),
+        evicted_per_s=evicted_per_s,
+        expired_per_s=window.per_s(window.expired),
+        refused_per_s=window.per_s(window.refused),
+        miss_split=split_misses(flows_of(window, facts.uptime_ms), reads, age.age_ms),
+        used_memory_bytes=facts.used_memory_bytes or 0,
+        maxmemory_bytes=facts.maxmemory_bytes or 0,
+        memory_usage=facts.memory_usage,
+        memory_efficiency=facts.memory_efficiency,
+        fixed_overhead_bytes=facts.fixed_overhead_bytes or 0,
+        host_memory_bytes=facts.host_memory_bytes,
+        resident_keys=facts.resident_keys or 0,
+        keys_with_ttl=facts.keys_with_ttl or 0,
+        eviction_age_ms=age.age_ms,
+        latency_us_p99=None if window.latency is None else window.latency.value_us,
+        round_trip_us=observation.round_trip_us,
+        hotspot_count=0 if reads is None else reads.hot_keys,
+        cost=observation.cost,
+        patterns=pattern_stats(sample, reads, miss_ratio),
+        sample=sample,
+        access=access,
+        incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
+    )
+
+
+def _incomplete(
+    observation: Observation,
+    facts: InfoFacts,
+    window: Window,
+    age_reason: str,
+    remarks: Mapping[str, str],
+    *,
+    has_sample: bool,
+) -> dict[str, str]:
+    """Name every part that is missing, with the reason."""
+    missing = dict(observation.incomplete)
+    # Looks carry no capture, and a sample may be one look old: what the collector knows of both is newer than the
+    # look's remark.
+    missing.pop("access", None)
+    if has_sample:
+        missing.pop("sample", None)
+    if window.problem is not None:
+        missing["window"] = window.problem
+    elif window.clock_note is not None:
+        missing["clock"] = window.clock_note
+    if facts.used_memory_bytes is None or facts.maxmemory_bytes is None:
+        missing["memory"] = "the server prints no `used_memory` or no `maxmemory`"
+    elif facts.fixed_overhead_bytes is None:
+        missing["memory"] = "the server prints no `used_memory_startup`"
+    if facts.resident_keys is None:
+        missing["keyspace"] = "the server prints no number of keys"
+    if facts.loading:
+        missing["loading"] = "the server is loading its data"
+    if window.problem is None:
+        unprinted = [name for name in ("evicted", "expired", "refused") if getattr(window, name) is None]
+        if unprinted:
+            missing["counters"] = f"the server does not print what it has {', '.join(unprinted)}"
+        if window.evicted and age_reason:
+            missing["eviction_age"] = age_reason
+    missing.update(remarks)
+    return missing

@@ -1,0 +1,72 @@
+"""How fast a standing TTL rule goes round its keyspace.
+
+A rule stands as long as its change is kept: keys that the application writes anew must be found before the TTL that it gave them runs out.
+This decides only when the next pass is due and how many keys it may look at; it never sends a command.
+
+INVARIANT: over any stretch of time no more than `keys_per_s` keys per second are examined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cachewarden.messages import TtlRule
+
+__all__ = ["RuleRounds"]
+
+_PASS_KEYS_MAX = 5_000
+_PAUSE_MIN_MS = 250
+_PAUSE_MAX_MS = 5_000
+
+
+@dataclass(slots=True, kw_only=True)
+class RuleRounds:
+    """Progress of one rule. `cursor` 0: a new round begins; `in_flight`: a pass was asked for and has not been answered."""
+
+    rule: TtlRule
+    keys_per_s: int
+    cursor: int = 0
+    round_started_ms: int = 0
+    round_ms: int | None = None
+    rounds: int = 0
+    extended: int = 0
+    failures: int = 0
+    in_flight: bool = False
+    retired: bool = False
+    """A newer change governs the same pattern."""
+
+    @property
+    def pass_keys(self) -> int:
+        """Keys of one pass: at most what the budget gives for the longest pause."""
+        return max(1, min(_PASS_KEYS_MAX, self.keys_per_s * _PAUSE_MAX_MS // 1000))
+
+    @property
+    def keeps_up(self) -> bool | None:
+        """Whether the last round was short enough to find a key before its written TTL ran out; None before the first round."""
+        return None if self.round_ms is None else self.round_ms < self.rule.written_ttl_ms
+
+    def note_pass(self, cursor: int, examined: int, extended: int, now_ms: int) -> int:
+        """Take the result of one pass and return when the next one is due, in milliseconds since the epoch.
+
+        Within a round the pause is what the budget asks for. After a round it is half the written TTL less what the round took, so that a key
+        is visited at least twice in its written life, bounded to 0.25..5 s.
+        """
+        self.in_flight = False
+        self.failures = 0
+        self.cursor = cursor
+        self.extended += extended
+        budget_ms = -(-examined * 1000 // self.keys_per_s)
+        if cursor:
+            return now_ms + max(_PAUSE_MIN_MS, budget_ms)
+        self.rounds += 1
+        self.round_ms = max(0, now_ms - self.round_started_ms)
+        spare_ms = self.rule.written_ttl_ms // 2 - self.round_ms
+        pause_ms = max(budget_ms, _PAUSE_MIN_MS, min(_PAUSE_MAX_MS, spare_ms))
+        self.round_started_ms = now_ms + pause_ms
+        return now_ms + pause_ms
+
+    def note_failure(self, now_ms: int) -> int:
+        """Take a failed pass, whose outcome does not matter since a pass may be repeated; return when to try again."""
+        self.in_flight = False
+        self.failures += 1
+        return now_ms + min(30_000, _PAUSE_MIN_MS * 2 ** min(self.failures, 10))

@@ -1,0 +1,270 @@
+"""Who gets how much memory: the split of a budget over services that gains the most weighted hits.
+
+Curves are replaced by their concave hulls (Talus, Beckmann and Sanchez, HPCA'15), on which taking the steepest segment first is optimal.
+A real server cannot stand on a hull between its corners, so the result is judged on the curves themselves and dropped if it is not
+better than the current split. It never takes a service below its minimum, or below its floor if it holds it, and never takes memory
+from one that is already below its floor.
+
+INVARIANT: bytes given out plus bytes left over equal the budget; the modelled weighted hits are never fewer than now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Allocation", "Curve", "Infeasible", "Share", "allocate", "jain_index"]
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Hit ratio of one service over memory, and what it may count on.
+
+    `bytes` rising, `hit_ratio` 0..1 and not falling; between points it is linear, beyond the ends flat. `weight` worth of one hit.
+    `floor_hit_ratio` 0 = none. Raises ValueError for columns that do not fit or values out of range.
+    """
+
+    service: str
+    bytes: npt.NDArray[np.int64]
+    hit_ratio: npt.NDArray[np.float64]
+    lookups_per_s: float
+    weight: float
+    minimum_bytes: int
+    floor_hit_ratio: float
+    current_bytes: int
+
+    def __post_init__(self) -> None:
+        if len(self.bytes) != len(self.hit_ratio) or len(self.bytes) < 2:
+            raise ValueError(f"curve of `{self.service}` needs at least two points, with bytes and hit ratio each")
+        if np.any(np.diff(self.bytes) <= 0) or np.any(np.diff(self.hit_ratio) < -1e-9):
+            raise ValueError(f"curve of `{self.service}` must rise in bytes and must not fall in hit ratio")
+        if not (self.hit_ratio[0] >= 0 and self.hit_ratio[-1] <= 1 + 1e-9 and 0 <= self.floor_hit_ratio <= 1):
+            raise ValueError(f"hit ratios and floor of `{self.service}` must lie within 0 to 1")
+        if min(self.lookups_per_s, self.weight, self.minimum_bytes, self.current_bytes) < 0:
+            raise ValueError(f"lookups, weight and memory of `{self.service}` must not be negative")
+
+    def at(self, memory_bytes: float) -> float:
+        """Return the hit ratio at that memory."""
+        return float(np.interp(memory_bytes, self.bytes, self.hit_ratio))
+
+    @property
+    def worth(self) -> float:
+        """Return the weighted hits per second that one unit of hit ratio is worth."""
+        return self.weight * self.lookups_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a service gets, and why: hit ratios now and then, and the hits per second that one more MiB would bring it at the end."""
+
+    service: str
+    bytes: int
+    current_bytes: int
+    hit_ratio: float
+    current_hit_ratio: float
+    marginal_hits_per_s_per_mib: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """The split, by service name; `hits_per_s` and its gain are weighted; `changed` is False if the current split stands."""
+
+    shares: tuple[Share, ...]
+    unassigned_bytes: int
+    hits_per_s: float
+    gain_hits_per_s: float
+    fairness: float
+    changed: bool
+
+    def of(self, service: str) -> Share:
+        """Return the share of a service; KeyError if it has none."""
+        for share in self.shares:
+            if share.service == service:
+                return share
+        raise KeyError(service)
+
+
+@dataclass(frozen=True, slots=True)
+class Infeasible:
+    """No split satisfies all minimums and floors, and why."""
+
+    reason: str
+    needed_bytes: int
+
+
+@dataclass(slots=True)
+class _Position:
+    """A service while memory is handed out: bounds, the hull above the lower bound, and what it has."""
+
+    curve: Curve
+    lowest: int
+    highest: int
+    hull_bytes: npt.NDArray[np.float64]
+    hull_hits: npt.NDArray[np.float64]
+    given: int
+
+
+def jain_index(values: Sequence[float]) -> float:
+    """Return Jain's fairness index (1984) of non-negative values: 1 = all equal, 1/n = one has everything; 1 if all are 0."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) == 0 or np.any(array < 0):
+        raise ValueError("fairness needs at least one value, and none below 0")
+    squares = float((array**2).sum())
+    return 1.0 if squares == 0 else float(array.sum()) ** 2 / (len(array) * squares)
+
+
+def allocate(
+    curves: Sequence[Curve], total_bytes: int, step_bytes: int, max_step_share: float | None = None
+) -> Allocation | Infeasible:
+    """Split `total_bytes` in steps of `step_bytes`; with `max_step_share` no service moves by more than that share of its memory.
+
+    Ties go to the name that sorts first. Raises ValueError for duplicate names, no services or a step below 1.
+    """
+    ordered = sorted(curves, key=lambda curve: curve.service)
+    if not ordered or len({curve.service for curve in ordered}) < len(ordered):
+        raise ValueError("services to split memory between must be named, each once")
+    if step_bytes < 1 or (max_step_share is not None and max_step_share < 0):
+        raise ValueError("the step must be at least 1 byte and the step share not negative")
+    positions = [_position(curve, total_bytes, max_step_share) for curve in ordered]
+    needed = sum(position.lowest for position in positions)
+    if needed > total_bytes:
+        return Infeasible(
+            f"minimums and floors need {needed} bytes but the budget is {total_bytes}, raise the budget or lower a minimum", needed
+        )
+    left = _hand_out(positions, total_bytes - needed, step_bytes)
+    left = _give_back(positions, left)
+    current_fits = all(position.lowest <= position.curve.current_bytes for position in positions)
+    current_fits = current_fits and sum(position.curve.current_bytes for position in positions) <= total_bytes
+    now = sum(p.curve.worth * p.curve.at(p.curve.current_bytes) for p in positions)
+    then = sum(p.curve.worth * p.curve.at(p.given) for p in positions)
+    if current_fits and then <= now * (1 + 1e-12):
+        for position in positions:
+            position.given = position.curve.current_bytes
+        left = total_bytes - sum(position.given for position in positions)
+        then = now
+    shares = tuple(_share(position) for position in positions)
+    return Allocation(
+        shares=shares,
+        unassigned_bytes=left,
+        hits_per_s=then,
+        gain_hits_per_s=then - now,
+        fairness=jain_index([share.hit_ratio for share in shares]),
+        changed=any(share.bytes != share.current_bytes for share in shares),
+    )
+
+
+def _position(curve: Curve, total_bytes: int, max_step_share: float | None) -> _Position:
+    """Work out the bounds of a service and its hull between them."""
+    current_hit_ratio = curve.at(curve.current_bytes)
+    lowest = curve.minimum_bytes
+    if current_hit_ratio < curve.floor_hit_ratio:
+        lowest = max(lowest, curve.current_bytes)
+    elif curve.floor_hit_ratio > 0:
+        lowest = max(lowest, _bytes_for(curve, curve.floor_hit_ratio))
+    highest = max(int(curve.bytes[-1]), curve.current_bytes, lowest)
+    if max_step_share is not None:
+        reach = int(curve.current_bytes * max_step_share)
+        lowest = max(lowest, curve.current_bytes - reach)
+        highest = max(lowest, min(highest, curve.current_bytes + reach))
+    highest = min(highest, max(lowest, total_bytes))
+    inner = curve.bytes[(curve.bytes > lowest) & (curve.bytes < highest)]
+    points = np.concatenate([[lowest], inner, [highest] if highest > lowest else []]).astype(np.float64)
+    hits = np.interp(points, curve.bytes, curve.hit_ratio) * curve.worth
+    corners = _hull(points, hits)
+    return _Position(curve, lowest, highest, points[corners], hits[corners], lowest)
+
+
+def _bytes_for(curve: Curve, hit_ratio: float) -> int:
+    """Return the least memory that gives at least `hit_ratio`, which the current memory does."""
+    first = int(np.searchsorted(curve.hit_ratio, hit_ratio, side="left"))
+    if first == 0:
+        return 0
+    if first >= len(curve.bytes):
+        return curve.current_bytes
+    low, high = float(curve.hit_ratio[first - 1]), float(curve.hit_ratio[first])
+    width = int(curve.bytes[first] - curve.bytes[first - 1])
+    found = int(curve.bytes[first - 1]) + int(np.ceil(width * (hit_ratio - low) / (high - low)))
+    return min(found, curve.current_bytes)
+
+
+def _hull(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> list[int]:
+    """Return the corners of the upper concave hull of points with rising x (Andrew's monotone chain)."""
+    corners: list[int] = []
+    for i in range(len(x)):
+        while len(corners) >= 2:
+            a, b = corners[-2], corners[-1]
+            if (y[b] - y[a]) * (x[i] - x[a]) >= (y[i] - y[a]) * (x[b] - x[a]):
+                break
+            corners.pop()
+        corners.append(i)
+    return corners
+
+
+def _hand_out(positions: list[_Position], left: int, step_bytes: int) -> int:
+    """Give memory along the steepest hull segments in whole steps; return what is left."""
+    segments = []
+    for order, position in enumerate(positions):
+        rise, run = np.diff(position.hull_hits), np.diff(position.hull_bytes)
+        for i in range(len(run)):
+            if rise[i] > 0:
+                segments.append((-rise[i] / run[i], order, i))
+    segments.sort()
+    for _, order, i in segments:
+        position = positions[order]
+        end = int(position.hull_bytes[i + 1])
+        # A corner between two steps is passed by the step that begins before it, as long as the bounds allow.
+        steps = -(-(end - position.given) // step_bytes)
+        wanted = min(steps * step_bytes, position.highest - position.given)
+        if wanted > left:
+            wanted = left // step_bytes * step_bytes
+        if wanted <= 0:
+            continue
+        position.given += wanted
+        left -= wanted
+        if left == 0:
+            break
+    return left
+
+
+def _give_back(positions: list[_Position], left: int) -> int:
+    """Let services keep memory that they have and nobody else gains from: moving it would be a change for nothing."""
+    for position in positions:
+        kept = min(max(0, position.curve.current_bytes - position.given), left)
+        position.given += kept
+        left -= kept
+    return left
+
+
+def _share(position: _Position) -> Share:
+    curve, given = position.curve, position.given
+    ahead = (curve.at(given + _MIB) - curve.at(given)) * curve.lookups_per_s
+    return Share(
+        service=curve.service,
+        bytes=given,
+        current_bytes=curve.current_bytes,
+        hit_ratio=curve.at(given),
+        current_hit_ratio=curve.at(curve.current_bytes),
+        marginal_hits_per_s_per_mib=ahead,
+        reason=_reason(position, ahead),
+    )
+
+
+def _reason(position: _Position, ahead: float) -> str:
+    curve, given = position.curve, position.given
+    margin = f"one more MiB would bring {ahead:.3g} hits/s"
+    if given == curve.current_bytes:
+        return f"keeps its memory: {margin}"
+    gained = (curve.at(given) - curve.at(curve.current_bytes)) * curve.lookups_per_s
+    if given > curve.current_bytes:
+        limit = ", which is as far as one round may go" if given == position.highest and ahead > 0 else ""
+        return f"gains {gained:.3g} hits/s{limit}: {margin}"
+    bound = ""
+    if given == position.lowest:
+        bound = ", down to its minimum or floor"
+    return f"gives up {-gained:.3g} hits/s that are worth more elsewhere{bound}: {margin}"

@@ -1,0 +1,87 @@
+"""Spatial sampling: which keys a capture keeps, and how counts over these keys are corrected.
+
+A key is kept or dropped by its hash alone, so all accesses of a kept key are seen (SHARDS, Waldspurger et al., FAST'15). It never
+keeps a key name, and without the secret nobody can tell which name a hash stands for.
+
+INVARIANT: a filter of a lower rate keeps a subset of what a filter of a higher rate keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MODULUS", "SpatialFilter", "adjust_hits", "hash_key", "keys_needed", "mix"]
+
+MODULUS = 1 << 24
+"""The hash space of the filter, as in SHARDS: rates down to 6e-8 can be told apart."""
+
+# Measured on nine application, database and synthetic traces with the count correction: about 20,000 sampled keys give a mean
+# absolute error of 0.004, 2,000 give 0.013 and 200 give 0.045, which is 0.57 / sqrt(keys).
+_ERROR_TIMES_ROOT_KEYS = 0.57
+
+
+def hash_key(secret: bytes, key: bytes) -> int:
+    """Return the keyed 64-bit hash of a key name; `secret` has at most 64 bytes (ValueError from hashlib otherwise)."""
+    return int.from_bytes(blake2b(key, digest_size=8, key=secret).digest(), "big")
+
+
+def mix(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return plain ids as well spread hashes, one to one (splitmix64's finaliser).
+
+    For ids of published traces only: it keeps no secret.
+    """
+    with np.errstate(over="ignore"):
+        x = keys.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed: npt.NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialFilter:
+    """Keeps the keys whose hash modulo 2**24 is below rate * 2**24; `rate` in (0, 1], ValueError otherwise."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 1.0 / MODULUS <= self.rate <= 1.0:
+            raise ValueError(f"sampling rate `{self.rate}` is out of range, use 2**-24 to 1")
+
+    @property
+    def threshold(self) -> int:
+        """Return the first hash remainder that is dropped."""
+        return max(1, round(self.rate * MODULUS))
+
+    def keeps(self, hashed: int) -> bool:
+        """Say whether the key with this hash belongs to the sample."""
+        return hashed % MODULUS < self.threshold
+
+    def keeps_each(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Say so for each hash of an array."""
+        kept: npt.NDArray[np.bool_] = (hashes & np.uint64(MODULUS - 1)) < np.uint64(self.threshold)
+        return kept
+
+
+def adjust_hits(hits: float, sampled_accesses: int, all_accesses: int, rate: float) -> float:
+    """Return the hit ratio (0..1) of all accesses from the hits of a spatial sample (SHARDS-adj).
+
+    A sample of keys sees more or fewer accesses than rate * all_accesses because a few hot keys were caught or missed. These
+    hit at any memory, so the difference is counted as hits. Raises ValueError without accesses.
+    """
+    expected = all_accesses * rate
+    if expected <= 0:
+        raise ValueError("no accesses to correct against, give the number of all accesses during the capture")
+    return min(1.0, max(0.0, (hits + expected - sampled_accesses) / expected))
+
+
+def keys_needed(error: float) -> int:
+    """Return how many sampled keys give a mean absolute error of the hit ratio of about `error` (0..1, e.g. 0.01)."""
+    if not 0.0 < error < 1.0:
+        raise ValueError(f"error `{error}` is out of range, use a hit ratio difference between 0 and 1")
+    return math.ceil((_ERROR_TIMES_ROOT_KEYS / error) ** 2)

@@ -1,0 +1,279 @@
+"""What hit ratio would another memory size, eviction policy, LFU parameter or TTL give: answered from evidence, with an interval.
+
+It never applies anything and never answers beyond its evidence: `Insufficient` says what is missing. The answer is the *observed* hit
+ratio plus the difference that the models see between two configurations, since errors of differences are several times smaller
+than errors of levels; only a cache that has stopped accepting writes is judged by the model alone.
+
+INVARIANT: one result per candidate, in order, and the same evidence and seed give the same results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cachewarden.cachemodel.diagnosis import Binding, Diagnosis, diagnose
+from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
+from cachewarden.cachemodel.policy_difference import PolicyDifference, policy_difference
+from cachewarden.cachemodel.popularity import Anchor, PopularityMixture
+from cachewarden.cachemodel.popularity_fit import IdleTable, ReuseTable
+from cachewarden.estimate import Estimate
+
+__all__ = [
+    "Answer",
+    "Binding",
+    "CacheConfiguration",
+    "Diagnosis",
+    "Evidence",
+    "Insufficient",
+    "MissShares",
+    "TtlStats",
+    "Workload",
+    "diagnose",
+    "evaluate",
+    "workload",
+]
+
+# What a capture or an idle sample must hold at least; below that the bootstrap itself is not to be trusted.
+_ACCESSES_MIN = 2000
+_IDLE_KEYS_MIN = 200
+_REPLICATES = 16
+# 5 % and 95 % of a normal distribution.
+_Z90 = 1.645
+# Model error that stays however much evidence there is: mean absolute error of the models on real traces.
+_FLOOR = 0.01
+# Part of a predicted difference that may be wrong because real workloads are not steady.
+_DIFFERENCE_ERROR = 0.15
+# Hit ratio per doubling of the residence time beyond what the evidence covers.
+_EXTRAPOLATION = 0.015
+# A current configuration that the model misses by more than this is not a base for differences.
+_ANCHOR_LIMIT = 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class Insufficient:
+    """No answer, and what is missing for one."""
+
+    candidate: CacheConfiguration
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The predicted hit ratio of a candidate, `baseline` as observed, the method in words, and what to know about it."""
+
+    candidate: CacheConfiguration
+    hit_ratio: Estimate
+    baseline: float
+    method: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def change(self) -> Estimate:
+        """Return the predicted change of the observed hit ratio."""
+        return Estimate(
+            self.hit_ratio.value - self.baseline, self.hit_ratio.low - self.baseline, self.hit_ratio.high - self.baseline
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """The fitted mixture, its bootstrap replicates, and where it comes from."""
+
+    mixture: PopularityMixture
+    replicates: tuple[PopularityMixture, ...]
+    source: str
+
+
+def evaluate(evidence: Evidence, candidates: Sequence[CacheConfiguration], seed: int) -> list[Answer | Insufficient]:
+    """Answer for each candidate configuration; see the module for what is promised."""
+    fitted = workload(evidence, seed)
+    if isinstance(fitted, str):
+        return [Insufficient(candidate, fitted) for candidate in candidates]
+    frozen = evidence.full and evidence.refuses(evidence.current) is True
+    base = None if frozen else _modelled(evidence, fitted, evidence.current, seed)
+    return [_answer(evidence, fitted, base, candidate, seed) for candidate in candidates]
+
+
+def workload(evidence: Evidence, seed: int) -> Workload | str:
+    """Fit the workload to the best sample there is, or say in words why there is none."""
+    if evidence.lookups_per_s <= 0:
+        return "the cache has no lookups in the window, observe for longer"
+    if evidence.mean_entry_bytes <= 0 or evidence.resident_keys <= 0:
+        return "the cache is empty, there is nothing to learn from"
+    if evidence.trace is not None and len(evidence.trace) >= _ACCESSES_MIN and evidence.trace.duration_ms > 0:
+        return _from_capture(evidence, seed)
+    if evidence.idle_ms is not None and len(evidence.idle_ms) >= _IDLE_KEYS_MIN:
+        if not evidence.full or evidence.refuses(evidence.current) is not False or evidence.current.family != "lru":
+            return "idle times tell the workload only of a full cache under an LRU eviction policy, capture accesses instead"
+        if evidence.ttl is None or evidence.ttl.key_share > 0.05:
+            return "idle times of keys that expire do not tell the workload yet, capture accesses instead"
+        return _from_idle(evidence, seed)
+    return (
+        f"neither {_ACCESSES_MIN} captured accesses nor {_IDLE_KEYS_MIN} idle times are known, take an access sample"
+    )
+
+
+def _from_capture(evidence: Evidence, seed: int) -> Workload:
+    assert evidence.trace is not None
+    rng = np.random.default_rng(seed)
+    table = ReuseTable.of(evidence.trace, evidence.capture_end_ms)
+    expected = None if evidence.all_accesses is None else evidence.all_accesses * evidence.sampling_rate
+    anchor, idle = None, None
+    eviction_binds = evidence.misses is None or evidence.misses.expired + evidence.misses.refused < 0.1
+    lru_like = evidence.current.family == "lru" and evidence.refuses(evidence.current) is False
+    if evidence.full and lru_like and evidence.current.ttl_ms is None and eviction_binds:
+        # A full LRU cache shows what lies beyond the capture: how many keys it holds, and how often even that is not enough.
+        anchor = Anchor(evidence.resident_keys, 1.0 - evidence.hit_ratio)
+        if evidence.idle_ms is not None and len(evidence.idle_ms) >= _IDLE_KEYS_MIN:
+            idle = IdleTable.of(evidence.idle_ms)
+
+    def fit(counted: ReuseTable, start: PopularityMixture | None) -> PopularityMixture:
+        return PopularityMixture.from_reuse_table(
+            counted,
+            evidence.lookups_per_s,
+            expected_accesses=expected,
+            mean_entry_bytes=evidence.mean_entry_bytes,
+            anchor=anchor,
+            idle=idle,
+            start=start,
+        )
+
+    mixture = fit(table, None)
+    replicates = tuple(fit(table.resampled(rng), mixture) for _ in range(_REPLICATES))
+    return Workload(mixture, replicates, f"reuse times of a capture of {table.duration_s:.0f} s")
+
+
+def _from_idle(evidence: Evidence, seed: int) -> Workload:
+    assert evidence.idle_ms is not None
+    rng = np.random.default_rng(seed)
+    table = IdleTable.of(evidence.idle_ms)
+
+    def fit(counted: IdleTable, start: PopularityMixture | None) -> PopularityMixture:
+        return PopularityMixture.from_idle_times(
+            counted,
+            evidence.resident_keys,
+            evidence.lookups_per_s,
+            1.0 - evidence.hit_ratio,
+            eviction_age_ms=evidence.eviction_age_ms,
+            mean_entry_bytes=evidence.mean_entry_bytes,
+            start=start,
+        )
+
+    mixture = fit(table, None)
+    replicates = tuple(fit(table.resampled(rng), mixture) for _ in range(_REPLICATES))
+    return Workload(mixture, replicates, f"idle times of {table.sampled_keys} random residents")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Modelled:
+    """The modelled hit ratio of a configuration, one value per replicate beside it, and what qualifies it."""
+
+    value: float
+    replicates: tuple[float, ...]
+    policy: PolicyDifference | None
+    age_ms: float
+    notes: tuple[str, ...]
+
+
+def _modelled(evidence: Evidence, fitted: Workload, wanted: CacheConfiguration, seed: int) -> _Modelled | str:
+    """Return the modelled hit ratio of a configuration, or in words why the evidence cannot carry one."""
+    refuses = evidence.refuses(wanted)
+    capacity = evidence.capacity_bytes(wanted)
+    notes: list[str] = []
+    if refuses is None:
+        return f"some keys may have a TTL and others not, `{wanted.eviction_policy}` then depends on which; sample TTLs"
+    if refuses and not _fits(fitted.mixture, capacity, wanted.ttl_ms):
+        return f"a full cache under `{wanted.eviction_policy}` keeps what it happened to hold, which no model can tell"
+    if capacity <= 0:
+        return f"maxmemory of `{wanted.maxmemory_bytes}` leaves no room for entries"
+    value = _lru(fitted.mixture, capacity, wanted.ttl_ms)
+    replicates = tuple(_lru(replicate, capacity, wanted.ttl_ms) for replicate in fitted.replicates)
+    age_ms = _age_ms(fitted.mixture, capacity, wanted.ttl_ms)
+    difference = None
+    if wanted.family not in ("lru", "noeviction") and math.isfinite(capacity):
+        found = policy_difference(evidence, fitted.mixture, wanted, seed)
+        if isinstance(found, str):
+            return found
+        difference = found
+        notes.extend(found.notes)
+        value += found.value
+        replicates = tuple(replicate + found.value for replicate in replicates)
+    if wanted.maxmemory_samples < 3 and wanted.family in ("lru", "lfu"):
+        notes.append("below 3 samples eviction comes close to random, which is not counted here")
+    return _Modelled(value, replicates, difference, age_ms, tuple(notes))
+
+
+def _lru(mixture: PopularityMixture, capacity: float, ttl_ms: int | None) -> float:
+    if math.isinf(capacity):
+        return 1.0 - mixture.cold if ttl_ms is None else float(mixture.ttl_hit_ratio(ttl_ms)[0])
+    return float(1.0 - mixture.miss_ratio_curve(capacity, ttl_ms)[0])
+
+
+def _age_ms(mixture: PopularityMixture, capacity: float, ttl_ms: int | None) -> float:
+    """Return the age up to which reuses decide the answer: the eviction age or the TTL, whichever is shorter."""
+    age_ms = math.inf if math.isinf(capacity) else float(mixture.characteristic_time_ms(capacity)[0])
+    return min(age_ms, math.inf if ttl_ms is None else float(ttl_ms))
+
+
+def _fits(mixture: PopularityMixture, capacity: float, ttl_ms: int | None) -> bool:
+    """Say whether everything that is alive at once fits with a tenth to spare, so that eviction never happens."""
+    if math.isinf(capacity):
+        return True
+    lifetime_ms = math.inf if ttl_ms is None else float(ttl_ms)
+    return float(mixture.characteristic_time_ms(0.9 * capacity)[0]) >= min(lifetime_ms, 1e11)
+
+
+def _answer(
+    evidence: Evidence, fitted: Workload, base: _Modelled | str | None, candidate: CacheConfiguration, seed: int
+) -> Answer | Insufficient:
+    wanted = _modelled(evidence, fitted, candidate, seed)
+    if isinstance(wanted, str):
+        return Insufficient(candidate, wanted)
+    observed = evidence.hit_ratio
+    notes = list(wanted.notes)
+    anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= _ANCHOR_LIMIT
+    if anchored and isinstance(base, _Modelled):
+        residual = (observed - base.value) * _residual_share(evidence, candidate)
+        value = wanted.value + residual
+        spread = np.std([ours - theirs for ours, theirs in zip(wanted.replicates, base.replicates, strict=True)])
+        margin_parts = [_Z90 * float(spread), _FLOOR, _DIFFERENCE_ERROR * abs(value - observed)]
+        method = f"observed hit ratio plus modelled difference, from {fitted.source}"
+    else:
+        value = wanted.value
+        margin_parts = [_Z90 * float(np.std(wanted.replicates)), 2.0 * _FLOOR]
+        method = f"modelled hit ratio as such, from {fitted.source}"
+        if isinstance(base, _Modelled):
+            margin_parts.append(abs(observed - base.value))
+            notes.append(f"the model gives {base.value:.3f} for the current configuration, which has {observed:.3f}")
+        elif base is None:
+            notes.append("the cache refuses writes now, so what it holds says nothing about its workload")
+        else:
+            notes.append(f"the current configuration is not modelled: {base}")
+    if wanted.policy is not None:
+        method += f"; eviction policy by {wanted.policy.method}"
+        margin_parts.append(wanted.policy.margin)
+    margin_parts.append(_beyond(fitted.mixture, wanted.age_ms, notes))
+    return Answer(
+        candidate, Estimate.around(min(max(value, 0.0), 1.0), math.hypot(*margin_parts), 0.0, 1.0), observed, method, tuple(notes)
+    )
+
+
+def _residual_share(evidence: Evidence, candidate: CacheConfiguration) -> float:
+    """Return how much of the model's error at the current size is expected at another: it shrinks like the root of the memory."""
+    now, then = evidence.capacity_bytes(evidence.current), evidence.capacity_bytes(candidate)
+    if math.isinf(now) or math.isinf(then) or now <= 0:
+        return 1.0
+    return min(1.0, math.sqrt(then / now))
+
+
+def _beyond(mixture: PopularityMixture, age_ms: float, notes: list[str]) -> float:
+    """Return the margin for reuses that take longer than the evidence reaches back, with a note."""
+    if age_ms <= mixture.horizon_ms:
+        return 0.0
+    doublings = math.log2(min(age_ms / mixture.horizon_ms, 1024.0))
+    notes.append(f"residence of {min(age_ms, 1e12) / 1000:.0f} s is beyond the {mixture.horizon_ms / 1000:.0f} s that the evidence covers")
+    return _EXTRAPOLATION * doublings

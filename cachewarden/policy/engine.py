@@ -1,0 +1,100 @@
+"""What the constitution says of one proposal: every principle asked, every answer kept, and anything but a plain yes
+is a no.
+
+It never looks at anything but the facts it is given, never skips a principle because it cannot be evaluated, and
+never approves by default: no principle, no applicable principle, a missing fact, an expression that fails or gives
+something else than true - all deny.
+
+INVARIANT: a verdict allows only if at least one principle applied and every one that applied gave `true`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cel
+
+from cachewarden.codec import digest
+from cachewarden.messages import Decision, Finding, Proposal, Verdict
+from cachewarden.policy.constitution import EVALUATION_ERRORS, Constitution, Principle
+from cachewarden.policy.facts import with_time
+
+__all__ = ["evaluate", "refusal"]
+
+
+def _finding(principle: Principle, decision: Decision, reason: str, *, evaluated: bool = True) -> Finding:
+    return Finding(
+        principle_id=principle.id, title=principle.title, severity=principle.severity, decision=decision, reason=reason,
+        evaluated=evaluated,
+    )
+
+
+def _unevaluated(principle: Principle, why: str) -> Finding:
+    return _finding(principle, Decision.DENY, f"could not be evaluated, which denies: {why}", evaluated=False)
+
+
+def _digest_of(proposal: Proposal) -> str:
+    try:
+        return digest(proposal)
+    except (TypeError, ValueError):
+        # Not a number, or no JSON: nobody can be told which proposal was judged, so nothing will match the empty
+        # digest.
+        return ""
+
+
+def refusal(constitution: Constitution, proposal: Proposal, now_ms: int, reason: str) -> Verdict:
+    """Return the verdict on a proposal that could not be judged at all: denied, and each principle says that it was
+    not evaluated."""
+    findings = tuple(_unevaluated(principle, reason) for principle in constitution.principles)
+    return Verdict(
+        proposal_id=proposal.proposal_id, proposal_digest=_digest_of(proposal), decision=Decision.DENY,
+        findings=findings, constitution_digest=constitution.digest, judged_at_ms=now_ms,
+    )
+
+
+def _ask(principle: Principle, program: Any, context: Any, timed: dict[str, Any]) -> Finding:
+    try:
+        answer = program.execute(context)
+    except EVALUATION_ERRORS as error:
+        return _unevaluated(principle, str(error).splitlines()[0] if str(error) else type(error).__name__)
+    if answer is True:
+        return _finding(principle, Decision.ALLOW, "holds")
+    if answer is False:
+        return _finding(principle, Decision.DENY, principle.denial(timed))
+    return _unevaluated(principle, f"the expression gave `{str(answer)[:80]}` instead of true or false")
+
+
+def evaluate(constitution: Constitution, proposal: Proposal, facts: Mapping[str, Any], now_ms: int) -> Verdict:
+    """Return the verdict on exactly this proposal, with one finding per principle.
+
+    `facts` come from `facts_of` for the same proposal; the facts of time are added here. Nothing is compiled, and the
+    context is built once.
+    """
+    proposal_digest = _digest_of(proposal)
+    if not proposal_digest:
+        return refusal(constitution, proposal, now_ms, "the proposal holds values that cannot be written down")
+    timed = with_time(facts, now_ms)
+    try:
+        context = cel.Context(variables={word: timed[word] for word in constitution.words if word in timed})
+    except (*EVALUATION_ERRORS, OverflowError) as error:
+        return refusal(constitution, proposal, now_ms, f"the facts cannot be given to the expressions: {error}")
+    findings: list[Finding] = []
+    applied = 0
+    for principle, program in zip(constitution.principles, constitution.programs, strict=True):
+        if not principle.applies(proposal.kinds, proposal.playbook):
+            findings.append(_finding(principle, Decision.ALLOW, "does not apply to this kind of change"))
+            continue
+        applied += 1
+        findings.append(_ask(principle, program, context, timed))
+    if not applied:
+        return refusal(constitution, proposal, now_ms, "no principle applies to this kind of change")
+    allowed = all(finding.decision is Decision.ALLOW for finding in findings)
+    return Verdict(
+        proposal_id=proposal.proposal_id,
+        proposal_digest=proposal_digest,
+        decision=Decision.ALLOW if allowed else Decision.DENY,
+        findings=tuple(findings),
+        constitution_digest=constitution.digest,
+        judged_at_ms=now_ms,
+    )

@@ -1,0 +1,278 @@
+"""The shell around an agent: takes one event at a time, calls `step`, performs the effects through ports, feeds answers back.
+
+It decides nothing. It is the only awaiting code of the library, and the only place where any exception may be caught: an operating
+error becomes an `EffectFailed` event; an exception out of `step` is a bug, stops the agent and leaves every cache untouched.
+
+INVARIANT: `step` is never entered twice at once, and messages of one step leave in the order in which it gave them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cachewarden import machine as m
+from cachewarden.errors import CachewardenError, JournalUnavailable, OperatingError, StaleFencingToken
+from cachewarden.messages import AuditRecord
+from cachewarden.ports import Blackboard, Clock, Journal, LeaseStore, Mailbox, RecordDraft, TargetCache
+from cachewarden.protocol import AgentBeat
+
+__all__ = ["AgentShell", "Ports"]
+
+_log = logging.getLogger("cachewarden.shell")
+_BEAT_INTERVAL_S = 5.0
+_JOURNAL_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What a shell may reach. An agent whose effects need a port that is None gets `EffectFailed`."""
+
+    clock: Clock
+    mailbox: Mailbox
+    journal: Journal | None = None
+    leases: LeaseStore | None = None
+    targets: Mapping[str, TargetCache] = field(default_factory=dict)
+    blackboard: Blackboard | None = None
+    close: Callable[[], Awaitable[None]] | None = None
+    """Gives back what the ports hold (connections)."""
+
+
+class AgentShell:
+    """Runs one agent until `stop`. `inbox_limit` bounds what may wait; further messages are dropped and counted."""
+
+    def __init__(
+        self, agent: m.Agent, ports: Ports, *, inbox_limit: int = 10_000, beat_to: str | None = "coordinator"
+    ) -> None:
+        self.agent = agent
+        self.dropped = 0
+        self.publish_failures = 0
+        self._ports = ports
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue(inbox_limit)
+        self._outbox: asyncio.Queue[m.Send | m.Publish] = asyncio.Queue(inbox_limit)
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._beat_to = beat_to
+        self._started_at_ms = ports.clock.now_ms()
+        self._performers: dict[type[m.Effect], Callable[[Any], Awaitable[Any]]] = {
+            m.ReadJournal: self._read_journal,
+            m.Observe: self._observe,
+            m.ReadCounters: self._read_counters,
+            m.AcquireLease: self._acquire_lease,
+            m.ReleaseLease: self._release_lease,
+            m.ReadKnobs: self._read_knobs,
+            m.WriteKnobs: self._write_knobs,
+            m.CollectHotKeys: self._collect_hot_keys,
+            m.TouchHotKeys: self._touch_hot_keys,
+            m.ExtendTtls: self._extend_ttls,
+        }
+
+    def deliver(self, sender: str, message: Any) -> bool:
+        """Put a message into the inbox; False (and counted) when it is full."""
+        return self._enqueue(m.Received(sender=sender, message=message))
+
+    async def run(self) -> None:
+        """Replay what the journal knows, then serve the inbox until cancelled; raises what `step` raises."""
+        helpers = [asyncio.create_task(self._empty_outbox()), asyncio.create_task(self._beat())]
+        try:
+            await self._take(m.Started(records=await self._replay()))
+            while True:
+                await self._take(await self._inbox.get())
+        finally:
+            pending = [*helpers, *self._tasks]
+            for handle in self._timers.values():
+                handle.cancel()
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            if self._ports.close is not None:
+                await self._ports.close()
+
+    def _enqueue(self, event: Any) -> bool:
+        try:
+            self._inbox.put_nowait(event)
+        except asyncio.QueueFull:
+            self.dropped += 1
+            return False
+        return True
+
+    async def _replay(self) -> tuple[AuditRecord, ...]:
+        kinds: tuple[str, ...] = getattr(self.agent, "replay_kinds", ())
+        if not kinds or self._ports.journal is None:
+            return ()
+        while True:
+            try:
+                return tuple(await self._ports.journal.read_back(kinds))
+            except JournalUnavailable as error:
+                _log.warning("%s waits for the journal: %s", self.agent.name, error)
+                await asyncio.sleep(_JOURNAL_RETRY_S)
+
+    async def _take(self, event: Any) -> None:
+        effects = self.agent.step(event, self._ports.clock.now_ms())
+        records: list[m.Record] = []
+        for effect in effects:
+            if isinstance(effect, m.Record):
+                records.append(effect)
+            elif isinstance(effect, (m.Send, m.Publish)):
+                await self._outbox.put(effect)
+            elif isinstance(effect, m.SetTimer):
+                self._set_timer(effect)
+            else:
+                self._spawn(self._perform(effect))
+        if records:
+            self._spawn(self._append(records))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _set_timer(self, effect: m.SetTimer) -> None:
+        # The delay is taken once, so a clock that jumps later neither fires nor holds back a timer.
+        delay_s = max(0, effect.due_ms - self._ports.clock.now_ms()) / 1000
+        old = self._timers.pop(effect.ref, None)
+        if old is not None:
+            old.cancel()
+        self._timers[effect.ref] = asyncio.get_running_loop().call_later(delay_s, self._fire, effect.ref)
+
+    def _fire(self, ref: str) -> None:
+        self._timers.pop(ref, None)
+        self._enqueue(m.TimerFired(ref=ref))
+
+    async def _beat(self) -> None:
+        while self._beat_to is not None:
+            detail = f"{self.dropped} messages dropped" if self.dropped else ""
+            beat = AgentBeat(name=self.agent.name, started_at_ms=self._started_at_ms, detail=detail)
+            await self._outbox.put(m.Send(to=self._beat_to, message=beat))
+            await asyncio.sleep(_BEAT_INTERVAL_S)
+
+    async def _empty_outbox(self) -> None:
+        while True:
+            effect = await self._outbox.get()
+            try:
+                if isinstance(effect, m.Send):
+                    await self._ports.mailbox.send(self.agent.name, effect.to, effect.message)
+                elif self._ports.blackboard is not None:
+                    await getattr(self._ports.blackboard, effect.operation)(**effect.arguments)
+            except OperatingError as error:
+                self.publish_failures += 1
+                _log.warning("%s: %s", self.agent.name, error)
+            except Exception:
+                # One message that cannot leave must not silence the agent for good.
+                self.publish_failures += 1
+                _log.exception("%s could not deliver %s", self.agent.name, type(effect).__name__)
+
+    async def _append(self, records: list[m.Record]) -> None:
+        now_ms = self._ports.clock.now_ms()
+        drafts = [
+            RecordDraft(
+                at_ms=now_ms, kind=r.kind, agent=self.agent.name, service=r.service, subject_id=r.subject_id, payload=r.payload
+            )
+            for r in records
+        ]
+        try:
+            if self._ports.journal is None:
+                raise JournalUnavailable("this agent has no journal")
+            written = await self._ports.journal.append(drafts)
+        except CachewardenError as error:
+            for record in records:
+                self._fail(record, error)
+            return
+        except Exception as error:
+            _log.exception("%s could not record", self.agent.name)
+            for record in records:
+                self._fail(record, error)
+            return
+        for record, entry in zip(records, written, strict=True):
+            self._enqueue(m.Recorded(ref=record.ref, record=entry))
+
+    async def _perform(self, effect: m.Effect) -> None:
+        try:
+            event = await self._performers[type(effect)](effect)
+        except CachewardenError as error:
+            self._fail(effect, error)
+        except Exception as error:
+            _log.exception("%s: %s failed", self.agent.name, type(effect).__name__)
+            self._fail(effect, error)
+        else:
+            if event is not None:
+                self._enqueue(event)
+
+    def _fail(self, effect: m.Effect, error: Exception) -> None:
+        # An unexpected exception may have come after the command left: its outcome counts as unknown.
+        expected = isinstance(error, CachewardenError)
+        details = {k: v for k, v in vars(error).items() if isinstance(v, (str, int, float, type(None)))} if expected else {}
+        self._enqueue(
+            m.EffectFailed(
+                ref=effect.ref, effect=type(effect).__name__, kind=type(error).__name__, reason=str(error),
+                outcome_unknown=bool(getattr(error, "outcome_unknown", not expected)), details=details,
+            )
+        )
+
+    def _target(self, service: str) -> TargetCache:
+        target = self._ports.targets.get(service)
+        if target is None:
+            raise OperatingError(f"`{self.agent.name}` has no access to the cache of `{service}`")
+        return target
+
+    def _lease_store(self) -> LeaseStore:
+        if self._ports.leases is None:
+            raise OperatingError(f"`{self.agent.name}` has no access to the leases")
+        return self._ports.leases
+
+    async def _read_journal(self, e: m.ReadJournal) -> m.JournalRead:
+        if self._ports.journal is None:
+            raise JournalUnavailable("this agent has no journal")
+        if e.kinds:
+            records = await self._ports.journal.read_back(e.kinds, e.limit)
+        else:
+            records = await self._ports.journal.read(e.after_seq, e.limit)
+        return m.JournalRead(ref=e.ref, records=tuple(records))
+
+    async def _observe(self, e: m.Observe) -> m.Observed:
+        seen = await self._target(e.service).observe(
+            sample_keys=e.sample_keys, capture_ms=e.capture_ms, capture_lines=e.capture_lines, capture_rate=e.capture_rate
+        )
+        return m.Observed(ref=e.ref, service=e.service, observation=seen)
+
+    async def _read_counters(self, e: m.ReadCounters) -> m.Observed:
+        return m.Observed(ref=e.ref, service=e.service, observation=await self._target(e.service).counters())
+
+    async def _acquire_lease(self, e: m.AcquireLease) -> m.LeaseGranted | m.LeaseDenied:
+        store = self._lease_store()
+        lease = await store.acquire(e.service, getattr(self.agent, "holder", self.agent.name), e.ttl_ms)
+        if lease is None:
+            current = await store.holder(e.service)
+            holder = current.holder if current else None
+            return m.LeaseDenied(ref=e.ref, service=e.service, holder=holder, reason=f"held by `{holder}`")
+        try:
+            await self._target(e.service).raise_fence(lease)
+        except StaleFencingToken as error:
+            return m.LeaseDenied(ref=e.ref, service=e.service, holder=None, reason=str(error))
+        return m.LeaseGranted(ref=e.ref, lease=lease)
+
+    async def _release_lease(self, e: m.ReleaseLease) -> None:
+        await self._lease_store().release(e.lease)
+
+    async def _read_knobs(self, e: m.ReadKnobs) -> m.KnobsRead:
+        return m.KnobsRead(ref=e.ref, service=e.service, values=await self._target(e.service).read_knobs(e.knobs))
+
+    async def _write_knobs(self, e: m.WriteKnobs) -> m.KnobsWritten:
+        values = await self._target(e.service).write_knobs(e.lease, e.changes)
+        return m.KnobsWritten(ref=e.ref, service=e.service, values=values)
+
+    async def _collect_hot_keys(self, e: m.CollectHotKeys) -> m.HotKeysCollected:
+        return m.HotKeysCollected(ref=e.ref, service=e.service, keys=await self._target(e.service).collect_hot_keys(e.limit))
+
+    async def _touch_hot_keys(self, e: m.TouchHotKeys) -> m.HotKeysCollected:
+        kept = await self._target(e.service).touch_hot_keys(e.lease, e.times, e.keys_per_s)
+        return m.HotKeysCollected(ref=e.ref, service=e.service, keys=kept)
+
+    async def _extend_ttls(self, e: m.ExtendTtls) -> m.TtlsExtended:
+        done = await self._target(e.service).extend_ttls(e.lease, e.rule, e.cursor, e.max_keys, e.restore)
+        return m.TtlsExtended(
+            ref=e.ref, service=e.service, cursor=done.cursor, examined=done.examined, extended=done.extended, commands=done.commands
+        )

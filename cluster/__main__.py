@@ -1,0 +1,87 @@
+"""The command line: `python -m cluster --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cachewarden.errors import CachewardenError
+from cachewarden.fleet import load_fleet
+from cachewarden.settings import load_settings
+
+app = typer.Typer(help="cachewarden: a governed autopilot for fleets of Redis and Valkey caches.", no_args_is_help=True)
+audit_app = typer.Typer(help="Verify, show and export the journal.", no_args_is_help=True)
+token_app = typer.Typer(help="Bearer tokens of the API.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+app.add_typer(token_app, name="token")
+
+
+@app.command()
+def run(
+    fleet: Annotated[Path | None, typer.Option(help="Fleet file of your own servers; the embedded demo fleet without it.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the demo's load.")] = 42,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="End by itself after so long.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of the API (HTTP_PORT).")] = None,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="All agents in this process, the API on uvicorn.")] = False,
+) -> None:
+    """Start everything, show what happens, and leave nothing behind at the end."""
+    from cluster.run import RunOptions
+    from cluster.run import run as run_all
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    options = RunOptions(fleet_path=fleet, seed=seed, minutes=minutes, use_ray=not no_ray, port=port)
+    raise typer.Exit(asyncio.run(run_all(options, Console())))
+
+
+@app.command("validate-constitution")
+def validate_constitution(
+    path: Annotated[Path | None, typer.Argument(help="File; the one of the settings without it.")] = None,
+) -> None:
+    """Load a constitution and say what is wrong with it, with line numbers."""
+    from cachewarden.policy.report import explain
+
+    ok, lines = explain(path or load_settings().constitution_path)
+    for line in lines:
+        typer.echo(line)
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command("validate-fleet")
+def validate_fleet(path: Annotated[Path, typer.Argument(help="Fleet file.")]) -> None:
+    """Load a fleet file and say what is wrong with it, with line numbers."""
+    fleet = load_fleet(path)
+    for service in fleet.services:
+        typer.echo(f"{service.name}: {service.mode.value}, {len(service.patterns)} patterns, captures {'permitted' if service.capture else 'not permitted'}")
+    typer.echo(f"{path}: {len(fleet.services)} services, no errors")
+
+
+@app.command()
+def settings() -> None:
+    """Print the settings in force as JSON; secrets are left out."""
+    values = load_settings().model_dump(mode="json", exclude={"hash_secret"})
+    typer.echo(json.dumps(values, indent=2))
+
+
+def main() -> None:
+    """Run the command line; an error that an operator can mend is one line, not a stack trace."""
+    from cluster.audit_commands import add_audit_commands
+    from cluster.token_commands import add_token_commands
+
+    add_audit_commands(audit_app)
+    add_token_commands(token_app)
+    try:
+        app()
+    except CachewardenError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

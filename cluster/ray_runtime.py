@@ -1,0 +1,117 @@
+"""The agents as named Ray actors, and the way to reach them from anywhere in the Ray cluster.
+
+It starts and ends what it started itself and nothing else; an actor that dies is restarted by Ray and rebuilds itself from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from agents import actors
+from cachewarden.errors import OperatingError
+from cluster.runtime_env import runtime_env
+from cluster.wiring import ALL_AGENTS, Plan, build_shell
+
+__all__ = ["NAMESPACE", "RayAgents", "RayMailbox", "start_ray", "stop_ray"]
+
+NAMESPACE = "cachewarden"
+_log = logging.getLogger("cluster.ray")
+_QUERY_TIMEOUT_S = 5.0
+
+
+class RayMailbox:
+    """Messages between actors by name; handles are looked up once and again after a failure."""
+
+    def __init__(self, namespace: str = NAMESPACE) -> None:
+        self._namespace = namespace
+        self._handles: dict[str, Any] = {}
+
+    def _handle(self, name: str) -> Any:
+        handle = self._handles.get(name)
+        if handle is None:
+            handle = self._handles[name] = ray.get_actor(name, namespace=self._namespace)
+        return handle
+
+    async def send(self, sender: str, to: str, message: Any) -> None:
+        """Deliver at most once; a receiver that does not exist (yet) loses the message."""
+        try:
+            # Nobody waits for the answer: a lost message is found out by the sender's deadline.
+            self._handle(to).deliver.remote(sender, message)
+        except (ValueError, ray.exceptions.RayError) as error:
+            self._handles.pop(to, None)
+            raise OperatingError(f"agent `{to}` cannot be reached: {error}") from None
+
+    async def query(self, agent: str, method: str, *arguments: Any) -> Any:
+        """Call a method of an agent; raises OperatingError when it does not answer in time."""
+        try:
+            return await asyncio.wait_for(self._handle(agent).query.remote(method, *arguments), _QUERY_TIMEOUT_S)
+        except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
+            self._handles.pop(agent, None)
+            raise OperatingError(f"agent `{agent}` does not answer: {type(error).__name__}") from None
+
+
+def start_ray(
+    environment: dict[str, str] | None = None,
+    *,
+    address: str | None = None,
+    object_store_mib: int = 128,
+    temporary: Path | None = None,
+) -> None:
+    """Start a Ray of our own on this machine with its files in `temporary`, or join the one at `address`."""
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "runtime_env": runtime_env(environment, ship=address is not None),
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+    }
+    if address is None:
+        options |= {
+            "include_dashboard": False,
+            "object_store_memory": object_store_mib * 1024 * 1024,
+            "_node_ip_address": "127.0.0.1",
+        }
+        if temporary is not None:
+            options["_temp_dir"] = str(temporary)
+    else:
+        options["address"] = address
+    ray.init(**options)
+
+
+class RayAgents:
+    """The seven actors of one plan."""
+
+    def __init__(self, plan: Plan, *, namespace: str = NAMESPACE, detached: bool = False) -> None:
+        self._namespace = namespace
+        self._plan = plan
+        self._detached = detached
+        self.handles: dict[str, Any] = {}
+
+    def start(self, timeout_s: float = 90.0) -> None:
+        """Start all actors and wait until each answers; raises RayError of the first that cannot start."""
+        mailbox = RayMailbox(self._namespace)
+        for name in ALL_AGENTS:
+            build = functools.partial(build_shell, self._plan, name, mailbox)
+            self.handles[name] = actors.create(name, self._namespace, build, detached=self._detached)
+        ray.get([handle.ping.remote() for handle in self.handles.values()], timeout=timeout_s)
+
+    def process_ids(self) -> dict[str, int]:
+        """Return the operating system's process of each agent."""
+        pids: list[int] = ray.get([handle.process_id.remote() for handle in self.handles.values()], timeout=30)
+        return dict(zip(self.handles, pids, strict=True))
+
+    def stop(self) -> None:
+        """End the actors for good; what they were doing is taken up from the journal by the next start."""
+        for handle in self.handles.values():
+            ray.kill(handle, no_restart=True)
+        self.handles.clear()
+
+
+def stop_ray() -> None:
+    """End the Ray that `start_ray` started, with everything that runs in it."""
+    ray.shutdown()

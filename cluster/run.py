@@ -1,0 +1,266 @@
+"""`python -m cluster run`: everything up, a live view, everything down.
+
+Whatever is started is put on one stack and taken down in reverse, whichever way the run ends. Without a fleet file it is the demo: five
+embedded caches, their untouched twins as control, and the same load on both. INVARIANT: nothing that was started outlives the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from rich.console import Console
+from rich.live import Live
+
+from cachewarden.errors import OperatingError
+from cachewarden.fleet import Fleet, load_fleet
+from cachewarden.settings import CacheOptimizerSettings, load_settings
+from cluster.audit import verify_journal
+from cluster.backend import AgentBackend, Runtime
+from cluster.demo import fleet as demo
+from cluster.demo.driver import start_driver
+from cluster.demo.servers import EmbeddedServer, ServerHome
+from cluster.demo.stats import read_last_stats
+from cluster.live import LiveView, Place, scoreboard
+from cluster.local import LocalRuntime
+from cluster.runtime_env import ROOT
+from cluster.wiring import Plan, hash_secret, make_journal
+from serve.api import create_app
+from serve.security import TokenStore, ensure_first_token
+
+__all__ = ["RunOptions", "make_app", "run"]
+
+DEMO_SETTINGS: dict[str, Any] = {
+    "cycle_interval_ms": 5_000,
+    "observation_window_ms": 15_000,
+    "cool_down_ms": 10_000,
+    "capture_ms": 45_000,
+    "capture_history_ms": 120_000,
+    "changes_per_hour": 60,
+}
+"""A demo is watched for minutes, production for weeks: faster cycles, shorter windows. Overridden by the environment."""
+
+_LINE_EVERY_S = 10.0
+_VIEW_EVERY_S = 1.0
+_STOP_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the command line asked for. minutes: end by itself after so long; None = until Ctrl-C."""
+
+    fleet_path: Path | None = None
+    seed: int = 42
+    minutes: float | None = None
+    use_ray: bool = True
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """What is up before any agent is."""
+
+    plan: Plan
+    stats_path: Path | None
+    journal: str
+    temporary: Path
+
+
+def make_app(plan: Plan, runtime: Callable[[], Runtime]) -> Any:
+    """Return the ASGI application of one replica; called where it will be served."""
+    backend = AgentBackend(plan, runtime())
+    return create_app(backend, TokenStore(plan.settings.state_dir))
+
+
+async def run(options: RunOptions, console: Console) -> int:
+    """Run until told to stop; returns the exit code."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        world = await _start_world(options, stack, console)
+        created, token_path = ensure_first_token(world.plan.settings.state_dir)
+        settings = world.plan.settings
+        url = f"http://{settings.http_host}:{settings.http_port}"
+        console.print(f"token {'made and kept' if created else 'kept'} in {token_path}")
+        runtime = await _start_agents(options, world, stack, console)
+        # Ray puts handlers of its own in place of ours.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        console.print(f"API at {url} (docs at {url}/docs); Ctrl-C ends everything")
+        is_demo = world.stats_path is not None
+        view = LiveView(
+            place=Place(url=url, token_path=str(token_path), journal=world.journal),
+            services=world.plan.fleet.names,
+            managed=demo.MANAGED if is_demo else "",
+            control=demo.CONTROL if is_demo else "",
+        )
+        await _show(view, world, runtime, options, stop, console)
+        await _farewell(view, world, console)
+        console.print("stopping")
+    return 0
+
+
+async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, console: Console) -> _World:
+    home = ServerHome()
+    stack.callback(home.close)
+    overrides: dict[str, Any] = {"http_port": options.port} if options.port else {}
+    if options.fleet_path is not None:
+        fleet = load_fleet(options.fleet_path)
+        settings = load_settings(fleet_path=options.fleet_path, **overrides)
+        settings, journal = _blackboard(settings, home, stack, console)
+        return _World(_plan(fleet, settings), None, journal, home.directory)
+    console.print("starting five caches, five untouched twins and the blackboard's server")
+    servers = await asyncio.to_thread(demo.DemoServers.start, home)
+    fleet = demo.demo_fleet(servers.urls[demo.MANAGED])
+    defaults = {k: v for k, v in DEMO_SETTINGS.items() if k.upper() not in {name.upper() for name in os.environ}}
+    settings = load_settings(
+        **defaults,
+        blackboard_url=servers.blackboard.url,
+        journal_url=servers.blackboard.url,
+        state_dir=home.directory / "state",
+        **overrides,
+    )
+    stats_path = home.directory / "stats.jsonl"
+    driver = start_driver(demo.driver_plan(servers.urls, options.seed, str(stats_path)), home)
+    stack.callback(_end_process, driver)
+    console.print(f"load with seed {options.seed} on both fleets: first the caches' past, then open-loop arrivals")
+    return _World(_plan(fleet, settings), stats_path, f"embedded, port {servers.blackboard.port}", home.directory)
+
+
+def _blackboard(
+    settings: CacheOptimizerSettings, home: ServerHome, stack: contextlib.AsyncExitStack, console: Console
+) -> tuple[CacheOptimizerSettings, str]:
+    """Return settings with a blackboard: the operator's if one is named, else an embedded one whose files stay in state_dir."""
+    if "blackboard_url" in settings.model_fields_set:
+        return settings, settings.journal_url or "on the blackboard's server"
+    directory = Path(settings.state_dir).resolve() / "blackboard"
+    server = EmbeddedServer(demo.blackboard_options(), home, directory=directory)
+    server.start()
+    stack.callback(server.stop)
+    console.print(f"BLACKBOARD_URL is not set: journal and blackboard are kept by an embedded server in {directory}")
+    changed = settings.model_copy(update={"blackboard_url": server.url, "journal_url": server.url})
+    return changed, f"embedded, files in {directory}"
+
+
+def _plan(fleet: Fleet, settings: CacheOptimizerSettings) -> Plan:
+    path = settings.constitution_path
+    found = path if path.is_absolute() or path.exists() else ROOT / path
+    absolute = settings.model_copy(
+        update={"constitution_path": found.resolve(), "state_dir": Path(settings.state_dir).resolve()}
+    )
+    plan = Plan(fleet=fleet, settings=absolute, secret=hash_secret(absolute), holder=f"{fleet.name}-{os.uname().nodename}")
+    # Fails here, with file and line, and not in an actor's log.
+    plan.constitution()
+    return plan
+
+
+async def _start_agents(
+    options: RunOptions, world: _World, stack: contextlib.AsyncExitStack, console: Console
+) -> Runtime:
+    settings = world.plan.settings
+    if not options.use_ray:
+        runtime = await stack.enter_async_context(LocalRuntime(world.plan))
+        await stack.enter_async_context(_local_api(world.plan, runtime))
+        return runtime
+    from cluster import ray_runtime
+    from serve import deployments
+
+    console.print("starting Ray, seven agents as actors, and the API on Ray Serve (some 20 s)")
+    # Unix sockets have short names, and Ray adds some sixty characters to this one.
+    temporary = Path(tempfile.mkdtemp(prefix="r", dir=world.temporary))
+    stack.callback(ray_runtime.stop_ray)
+    await asyncio.to_thread(ray_runtime.start_ray, temporary=temporary)
+    agents = ray_runtime.RayAgents(world.plan)
+    stack.callback(agents.stop)
+    await asyncio.to_thread(agents.start)
+    stack.callback(deployments.stop_api)
+    build = functools.partial(make_app, world.plan, ray_runtime.RayMailbox)
+    await asyncio.to_thread(
+        deployments.serve_api, build, host=settings.http_host, port=settings.http_port
+    )
+    return ray_runtime.RayMailbox()
+
+
+@contextlib.asynccontextmanager
+async def _local_api(plan: Plan, runtime: Runtime) -> AsyncIterator[None]:
+    config = uvicorn.Config(
+        make_app(plan, lambda: runtime), host=plan.settings.http_host, port=plan.settings.http_port, log_level="warning",
+        access_log=False, lifespan="on",
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(server.serve())
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def _show(
+    view: LiveView, world: _World, runtime: Runtime, options: RunOptions, stop: asyncio.Event, console: Console
+) -> None:
+    loop = asyncio.get_running_loop()
+    end = None if options.minutes is None else loop.time() + options.minutes * 60
+    live = Live(console=console, refresh_per_second=2, screen=False) if console.is_terminal else None
+    next_line = loop.time()
+    with live or contextlib.nullcontext():
+        while not stop.is_set() and (end is None or loop.time() < end):
+            await _refresh(view, world, runtime)
+            if live is not None:
+                live.update(view.render())
+            elif loop.time() >= next_line:
+                console.print(view.line(), soft_wrap=True)
+                next_line = loop.time() + _LINE_EVERY_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _VIEW_EVERY_S)
+
+
+async def _refresh(view: LiveView, world: _World, runtime: Runtime) -> None:
+    if world.stats_path is not None:
+        view.note_stats(read_last_stats(world.stats_path))
+    try:
+        view.note_state(await runtime.query("coordinator", "state", _now_ms()))
+        view.trouble = ""
+    except (OperatingError, RuntimeError) as error:
+        view.trouble = f"the coordinator does not answer, it will be restarted: {error}"
+
+
+def _now_ms() -> int:
+    from cluster.clock import SystemClock
+
+    return SystemClock().now_ms()
+
+
+async def _farewell(view: LiveView, world: _World, console: Console) -> None:
+    if view.state is not None and view.state.executions:
+        console.print(scoreboard(view.state.executions))
+    console.print(view.line(), soft_wrap=True)
+    journal = make_journal(world.plan)
+    try:
+        outcome = await verify_journal(journal, world.plan.settings.state_dir / "checkpoint.json")
+        console.print(outcome.text)
+    except OperatingError as error:
+        console.print(f"audit: {error}")
+    finally:
+        await journal.close()
+
+
+def _end_process(process: Any) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=_STOP_TIMEOUT_S)
+    except Exception:
+        process.kill()
+        process.wait()

@@ -1,0 +1,137 @@
+"""The composition root: the one place that knows every concrete class.
+
+`Plan` says what is to be run (picklable, so that an actor can build its part on any node); `build_shell` makes one agent with exactly the
+ports that it needs: planner, validator and consensus get none, the collector may look, the actuator alone may write to caches.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agents.actuator import Actuator
+from agents.auditor import Auditor
+from agents.collector import Collector
+from agents.consensus import Consensus
+from agents.planner import Planner
+from agents.validator import Validator
+from cachewarden.errors import SettingsError
+from cachewarden.fleet import Fleet
+from cachewarden.machine import Agent
+from cachewarden.policy.constitution import Constitution, load_constitution
+from cachewarden.ports import Mailbox
+from cachewarden.settings import CacheOptimizerSettings
+from cachewarden.shell import AgentShell, Ports
+from cluster.clock import SystemClock
+from coordination.cycle import Coordinator
+from coordination.redis_blackboard import RedisBlackboard
+from coordination.redis_journal import RedisJournal
+from coordination.redis_leases import RedisLeaseStore
+from coordination.redis_target import RedisTarget
+
+__all__ = ["ALL_AGENTS", "Plan", "build_agent", "build_shell", "hash_secret", "make_journal"]
+
+ALL_AGENTS = ("auditor", "coordinator", "collector", "planner", "validator", "consensus", "actuator")
+"""In the order in which they are started: memory first, whoever writes to caches last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is needed to run cachewarden for one fleet."""
+
+    fleet: Fleet
+    settings: CacheOptimizerSettings
+    secret: bytes = field(repr=False)
+    holder: str = "cachewarden"
+    """Name of this deployment in leases; another deployment needs another one."""
+    constitution_text: str | None = None
+
+    @property
+    def journal_url(self) -> str:
+        return self.settings.journal_url or self.settings.blackboard_url
+
+    def constitution(self) -> Constitution:
+        """Load the constitution; raises ConstitutionError with file and line."""
+        return load_constitution(self.settings.constitution_path)
+
+
+def hash_secret(settings: CacheOptimizerSettings) -> bytes:
+    """Return the secret of the key hash, made on the first start and kept in a file that only we can read."""
+    if settings.hash_secret:
+        return settings.hash_secret.encode()
+    path = Path(settings.state_dir) / "hash_secret"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_hex(32).encode())
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"the secret of the key hash cannot be kept in `{path}`: {error}, set STATE_DIR or HASH_SECRET") from None
+
+
+def make_journal(plan: Plan) -> RedisJournal:
+    """Return a journal of its own connections."""
+    return RedisJournal(
+        plan.journal_url, prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout
+    )
+
+
+def make_targets(plan: Plan) -> dict[str, RedisTarget]:
+    """Return an adapter for every service that is not switched off."""
+    return {
+        service.name: RedisTarget(
+            service,
+            hash_secret=plan.secret,
+            clock=SystemClock(),
+            timeout_s=plan.settings.redis_timeout,
+            fence_key=f"{plan.settings.key_prefix}:fence",
+        )
+        for service in plan.fleet.services
+        if service.mode != "off"
+    }
+
+
+def build_agent(plan: Plan, name: str) -> Agent:
+    """Return the plain agent of that name; raises KeyError for an unknown one."""
+    settings, fleet = plan.settings, plan.fleet
+    builders: Mapping[str, Callable[[], Agent]] = {
+        "collector": lambda: Collector(fleet, settings),
+        "planner": lambda: Planner(fleet, settings),
+        "validator": lambda: Validator(plan.constitution(), fleet, settings),
+        "consensus": lambda: Consensus(fleet, settings),
+        "actuator": lambda: Actuator(plan.holder, fleet, settings),
+        "auditor": lambda: Auditor(),
+        "coordinator": lambda: Coordinator(fleet, settings),
+    }
+    return builders[name]()
+
+
+def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
+    """Return the shell of one agent with the ports that it may use; call inside the loop that will run it."""
+    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor") else None
+    blackboard = RedisBlackboard(plan.settings.blackboard_url, timeout_s=plan.settings.redis_timeout) if name in (
+        "coordinator",
+        "auditor",
+    ) else None
+    leases = (
+        RedisLeaseStore(plan.journal_url, prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout)
+        if name == "actuator"
+        else None
+    )
+    targets = make_targets(plan) if name in ("collector", "actuator") else {}
+    closers: list[Callable[[], Awaitable[None]]] = [t.close for t in targets.values()]
+    closers += [port.close for port in (journal, blackboard, leases) if port is not None]
+
+    async def close() -> None:
+        for closer in closers:
+            await closer()
+
+    ports = Ports(
+        clock=SystemClock(), mailbox=mailbox, journal=journal, leases=leases, targets=targets, blackboard=blackboard, close=close
+    )
+    return AgentShell(build_agent(plan, name), ports)

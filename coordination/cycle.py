@@ -1,0 +1,313 @@
+"""The coordinator: what runs when, and what is known.
+
+It runs one cycle after the other (observe, plan, judge, settle), hands agreed proposals to the actuator, keeps the standing decision of
+every service, pauses and resumes, and mirrors what happened onto the blackboard. It never decides what a proposal is worth, never
+judges, and never writes to a cache.
+
+INVARIANT: at most one question of a cycle is open; an answer that is late, doubled or of an earlier cycle changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cachewarden.codec import to_jsonable
+from cachewarden.fleet import Fleet
+from cachewarden.machine import Effect, EffectFailed, Received, Record, Recorded, Send, SetTimer, Started, TimerFired
+from cachewarden.messages import (
+    Execution,
+    ExecutionState,
+    Proposal,
+    RecordKind,
+    Resolution,
+    ResolutionOutcome,
+    Verdict,
+)
+from cachewarden.observation import Snapshot
+from cachewarden.protocol import (
+    AgentBeat,
+    CancelExecution,
+    ChainChecked,
+    Execute,
+    ExecutionReport,
+    FleetObserved,
+    FleetPlanned,
+    FleetState,
+    Judge,
+    Judged,
+    ObserveFleet,
+    PlanFleet,
+    RunCycle,
+    SetPaused,
+    Settle,
+    Settled,
+    StandingDecision,
+)
+from cachewarden.settings import CacheOptimizerSettings
+from coordination import projection
+from coordination.fleet_memory import FleetMemory
+
+__all__ = ["Coordinator"]
+
+_STAGES: Mapping[type, tuple[str, str]] = {
+    FleetObserved: ("observing", "collector"),
+    FleetPlanned: ("planning", "planner"),
+    Judged: ("judging", "validator"),
+    Settled: ("settling", "consensus"),
+}
+_STAGE_DEADLINE_MS = {"observing": 20_000, "planning": 60_000, "judging": 10_000, "settling": 10_000}
+_AFTER_CHANGE_MS = 1_000
+"""Pause between a finished change and the next cycle: whoever waited for it should not wait a whole interval."""
+
+
+class Coordinator:
+    """States: idle -> observing -> planning -> judging -> settling -> idle; a stage that is not answered in time ends in idle."""
+
+    name = "coordinator"
+    replay_kinds = FleetMemory.replay_kinds
+
+    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
+        self._fleet = fleet
+        self._settings = settings
+        self._memory = FleetMemory(fleet, settings)
+        self._cycle = 0
+        self._stage = "idle"
+        self._force: tuple[str, ...] = ()
+        self._snapshots: tuple[Snapshot, ...] = ()
+        self._proposals: dict[str, Proposal] = {}
+        self._verdicts: dict[str, Verdict] = {}
+        self._told: dict[str, str] = {}
+        self._handlers: Mapping[type, Callable[[Any, str, int], tuple[Effect, ...]]] = {
+            FleetObserved: self._on_observed,
+            FleetPlanned: self._on_planned,
+            Judged: self._on_judged,
+            Settled: self._on_settled,
+            ExecutionReport: self._on_execution,
+            RunCycle: self._on_run_cycle,
+            SetPaused: self._on_set_paused,
+            Execute: self._on_execute,
+            AgentBeat: self._on_beat,
+            ChainChecked: self._on_chain_checked,
+        }
+
+    def state(self, now_ms: int) -> FleetState:
+        """Return everything that is known, as one value."""
+        return self._memory.state(now_ms, self._cycle, self._phase())
+
+    def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
+        """Take one event; unknown messages change nothing."""
+        if isinstance(event, Started):
+            return self._on_started(event, now_ms)
+        if isinstance(event, TimerFired):
+            return self._on_timer(event.ref, now_ms)
+        if isinstance(event, Recorded):
+            self._memory.note_journal(event.record.seq)
+            return ()
+        if isinstance(event, EffectFailed):
+            if event.effect == "Record":
+                self._memory.journal_trouble = event.reason
+            return ()
+        if isinstance(event, Received):
+            handler = self._handlers.get(type(event.message))
+            return () if handler is None else handler(event.message, event.sender, now_ms)
+        return ()
+
+    # --- Time -------------------------------------------------------------------------------------------------------
+
+    def _on_started(self, event: Started, now_ms: int) -> tuple[Effect, ...]:
+        self._memory.replay(event.records)
+        return (
+            *projection.register(now_ms),
+            Record(
+                kind=RecordKind.AGENT_STARTED, service=None, subject_id=self.name,
+                payload={"replayed_records": len(event.records), "services": list(self._fleet.names)},
+            ),
+            SetTimer(ref="cycle", due_ms=now_ms + 500),
+            SetTimer(ref="heartbeat", due_ms=now_ms + self._settings.agent_heartbeat_interval * 1000),
+        )
+
+    def _on_timer(self, ref: str, now_ms: int) -> tuple[Effect, ...]:
+        if ref == "cycle":
+            return self._begin(now_ms) if self._stage == "idle" else ()
+        if ref == "heartbeat":
+            due_ms = now_ms + self._settings.agent_heartbeat_interval * 1000
+            return (*projection.heartbeat(now_ms), SetTimer(ref="heartbeat", due_ms=due_ms))
+        if ref == f"deadline:{self._cycle}:{self._stage}":
+            agent = {stage: name for stage, name in _STAGES.values()}[self._stage]
+            self._memory.note_trouble(agent, f"did not answer while {self._stage} in cycle {self._cycle}")
+            return self._end(now_ms)
+        return ()
+
+    def _begin(self, now_ms: int) -> tuple[Effect, ...]:
+        self._cycle += 1
+        self._proposals, self._verdicts = {}, {}
+        services = tuple(s.name for s in self._fleet.services if s.mode != "off")
+        return (
+            Send(to="collector", message=ObserveFleet(cycle=self._cycle, services=services)),
+            *self._enter("observing", now_ms),
+        )
+
+    def _enter(self, stage: str, now_ms: int) -> tuple[Effect, ...]:
+        self._stage = stage
+        return (SetTimer(ref=f"deadline:{self._cycle}:{stage}", due_ms=now_ms + _STAGE_DEADLINE_MS[stage]),)
+
+    def _end(self, now_ms: int, pause_ms: int | None = None) -> tuple[Effect, ...]:
+        self._stage = "idle"
+        self._force = ()
+        pause_ms = self._settings.cycle_interval_ms if pause_ms is None else pause_ms
+        return (SetTimer(ref="cycle", due_ms=now_ms + pause_ms),)
+
+    def _phase(self) -> str:
+        if self._memory.paused:
+            return f"paused: {self._memory.pause_reason}"
+        if self._stage != "idle":
+            return f"{self._stage} {len(self._fleet.services)} services (cycle {self._cycle})"
+        return f"waiting for the next cycle (last was {self._cycle})"
+
+    def _answers(self, message: Any, stage: str) -> bool:
+        return self._stage == stage and message.cycle == self._cycle
+
+    # --- One cycle --------------------------------------------------------------------------------------------------
+
+    def _on_observed(self, message: FleetObserved, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        if not self._answers(message, "observing"):
+            return ()
+        self._snapshots = message.snapshots
+        self._memory.note_snapshots(message.snapshots, message.missing, now_ms)
+        if self._memory.paused:
+            self._memory.note_idle({s.service: f"paused: {self._memory.pause_reason}" for s in message.snapshots}, now_ms)
+            return self._end(now_ms)
+        if not message.snapshots:
+            return self._end(now_ms)
+        question = PlanFleet(
+            cycle=self._cycle, snapshots=message.snapshots, history=self._memory.history(now_ms), force=self._force
+        )
+        return (Send(to="planner", message=question), *self._enter("planning", now_ms))
+
+    def _on_planned(self, message: FleetPlanned, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        if not self._answers(message, "planning"):
+            return ()
+        self._memory.note_idle(message.idle_reasons, now_ms)
+        if not message.proposals:
+            return self._end(now_ms)
+        self._proposals = {p.proposal_id: p for p in message.proposals}
+        named = {p.service for p in message.proposals}
+        seen = tuple(s for s in self._snapshots if s.service in named)
+        question = Judge(cycle=self._cycle, proposals=message.proposals, snapshots=seen)
+        return (Send(to="validator", message=question), *self._enter("judging", now_ms))
+
+    def _on_judged(self, message: Judged, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        if not self._answers(message, "judging"):
+            return ()
+        self._verdicts = {v.proposal_id: v for v in message.verdicts if v.proposal_id in self._proposals}
+        self._memory.note_verdicts(self._proposals, self._verdicts)
+        question = Settle(
+            cycle=self._cycle,
+            proposals=tuple(self._proposals.values()),
+            verdicts=tuple(self._verdicts.values()),
+            history=self._memory.history(now_ms),
+            memory_bytes=self._memory.reserved_memory_bytes(),
+            intents=(),
+            force=self._force,
+        )
+        return (Send(to="consensus", message=question), *self._enter("settling", now_ms))
+
+    def _on_settled(self, message: Settled, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        if not self._answers(message, "settling"):
+            return ()
+        effects: list[Effect] = []
+        for resolution in message.resolutions:
+            proposal = self._proposals.get(resolution.proposal_id)
+            verdict = self._verdicts.get(resolution.proposal_id)
+            if proposal is None or verdict is None:
+                continue
+            self._memory.note_standing(
+                StandingDecision(
+                    service=proposal.service, decided_at_ms=now_ms, proposal=proposal, verdict=verdict, resolution=resolution
+                )
+            )
+            effects += self._tell(proposal, verdict, resolution, now_ms)
+            if resolution.outcome is ResolutionOutcome.GO and not self._memory.paused:
+                effects += self._hand_over(proposal, verdict, resolution)
+        return (*effects, *self._end(now_ms))
+
+    def _tell(self, proposal: Proposal, verdict: Verdict, resolution: Resolution, now_ms: int) -> list[Effect]:
+        # The same advice comes out of every cycle while nothing changes; journal and blackboard hear of it once.
+        gist = f"{self._memory.signature(proposal)} {verdict.decision} {verdict.denied_by} {resolution.outcome} {resolution.reason}"
+        if self._told.get(proposal.service) == gist:
+            return []
+        self._told[proposal.service] = gist
+        common = {"service": proposal.service, "subject_id": proposal.proposal_id}
+        return [
+            Record(kind=RecordKind.PROPOSED, payload=to_jsonable(proposal), **common),
+            Record(kind=RecordKind.JUDGED, payload=to_jsonable(verdict), **common),
+            Record(kind=RecordKind.RESOLVED, payload=to_jsonable(resolution), **common),
+            *projection.plan_settled(proposal, verdict, resolution, now_ms),
+        ]
+
+    def _hand_over(self, proposal: Proposal, verdict: Verdict, resolution: Resolution) -> list[Effect]:
+        snapshot = self._memory.snapshot(proposal.service)
+        order = Execute(
+            proposal=proposal, verdict=verdict, resolution=resolution,
+            hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
+            latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
+        )
+        self._memory.note_handed_over(proposal)
+        return [Send(to="actuator", message=order)]
+
+    # --- Everything else --------------------------------------------------------------------------------------------
+
+    def _on_execution(self, message: ExecutionReport, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        execution: Execution = message.execution
+        before = self._memory.execution(execution.proposal.proposal_id)
+        self._memory.note_execution(execution, now_ms)
+        effects: list[Effect] = list(projection.execution_changed(before, execution, now_ms))
+        if execution.state.final:
+            self._told.pop(execution.proposal.service, None)
+            if self._stage == "idle" and execution.state is not ExecutionState.ABANDONED:
+                effects += self._end(now_ms, pause_ms=_AFTER_CHANGE_MS)
+        return tuple(effects)
+
+    def _on_run_cycle(self, message: RunCycle, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        self._force = tuple(sorted({*self._force, *message.force}))
+        return self._begin(now_ms) if self._stage == "idle" else ()
+
+    def _on_execute(self, message: Execute, sender: str, now_ms: int) -> tuple[Effect, ...]:
+        # From the API: the same hand-over as after a cycle, so that history and budgets see it.
+        if self._memory.paused or self._memory.in_flight(message.proposal.service) or sender == self.name:
+            return ()
+        self._memory.note_standing(
+            StandingDecision(
+                service=message.proposal.service, decided_at_ms=now_ms, proposal=message.proposal, verdict=message.verdict,
+                resolution=message.resolution,
+            )
+        )
+        return tuple(self._hand_over(message.proposal, message.verdict, message.resolution))
+
+    def _on_set_paused(self, message: SetPaused, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        self._memory.paused = message.paused
+        self._memory.pause_reason = message.reason if message.paused else ""
+        record = Record(
+            kind=RecordKind.PAUSED if message.paused else RecordKind.RESUMED, service=None, subject_id=message.by,
+            payload={"by": message.by, "reason": message.reason, "kill": message.kill},
+        )
+        # The actuator must know even when nothing is in flight: an order may be on its way to it.
+        effects: list[Effect] = [record, Send(to="actuator", message=message)]
+        if message.paused and message.kill:
+            stop = CancelExecution(service="*", reason=f"kill switch, pulled by `{message.by}`: {message.reason}")
+            effects.append(Send(to="actuator", message=stop))
+        if not message.paused and self._stage == "idle":
+            effects.append(SetTimer(ref="cycle", due_ms=now_ms))
+        return tuple(effects)
+
+    def _on_beat(self, message: AgentBeat, sender: str, now_ms: int) -> tuple[Effect, ...]:
+        self._memory.note_beat(message, sender, now_ms)
+        return ()
+
+    def _on_chain_checked(self, message: ChainChecked, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        if message.ok or self._memory.paused:
+            return ()
+        # A journal that does not verify cannot vouch for anything: stop acting until a person has looked.
+        order = SetPaused(paused=True, by="auditor", reason="the audit chain does not verify", kill=False)
+        return self._on_set_paused(order, "auditor", now_ms)

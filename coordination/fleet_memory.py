@@ -1,0 +1,228 @@
+"""What the coordinator remembers between two events: snapshots, standing decisions, executions, budgets, health.
+
+Plain bookkeeping, rebuilt from the journal after a restart as far as it bears on what may be done (changes, roll-backs, pause). It
+starts nothing and sends nothing. INVARIANT: memory that a change in flight may still need is reserved, whichever way the change ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+
+from cachewarden.codec import decode, digest
+from cachewarden.fleet import Fleet
+from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind, Verdict
+from cachewarden.observation import Snapshot
+from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, StandingDecision
+from cachewarden.settings import CacheOptimizerSettings
+
+__all__ = ["FleetMemory", "signature"]
+
+_HOUR_MS = 3_600_000
+_EXECUTIONS_KEPT = 200
+_SILENT_MS = 20_000
+"""Four missed beats: from then on an agent counts as gone."""
+_HANDED_OVER_MS = 30_000
+"""How long a service counts as busy after its proposal was handed over, until the actuator says something."""
+
+
+def signature(proposal: Proposal) -> str:
+    """Return what a proposal wants, without when and why: `knob=after` and `ttl:pattern=ms`, sorted, joined by `;`."""
+    parts = [f"{c.knob}={c.after}" for c in proposal.knob_changes]
+    parts += [f"ttl:{r.pattern}={r.extended_ttl_ms}" for r in proposal.ttl_rules]
+    return ";".join(sorted(parts))
+
+
+class FleetMemory:
+    """Mutable state of one coordinator; `state` gives it out as one immutable value."""
+
+    replay_kinds = (
+        RecordKind.CHANGE_INTENDED.value,
+        RecordKind.CHANGE_KEPT.value,
+        RecordKind.CHANGE_ROLLED_BACK.value,
+        RecordKind.PAUSED.value,
+        RecordKind.RESUMED.value,
+    )
+    signature = staticmethod(signature)
+
+    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
+        self.paused = False
+        self.pause_reason = ""
+        self.journal_trouble = ""
+        self._fleet = fleet
+        self._settings = settings
+        self._version = 0
+        self._snapshots: dict[str, Snapshot] = {}
+        self._missing: dict[str, str] = {}
+        self._first: dict[str, float] = {}
+        self._standing: dict[str, StandingDecision] = {}
+        self._executions: dict[str, Execution] = {}
+        self._handed_over: dict[str, tuple[str, int]] = {}
+        self._changes: dict[str, list[int]] = {}
+        self._rolled_back: dict[str, dict[str, int]] = {}
+        self._health: dict[str, AgentHealth] = {}
+        self._starts: dict[str, int] = {}
+        self._journal_seq = 0
+        self._decisions = 0
+        self._compliant = 0
+        self._now_ms = 0
+
+    # --- Learning ---------------------------------------------------------------------------------------------------
+
+    def replay(self, records: Iterable[AuditRecord]) -> None:
+        """Take history and pause state over from the journal of earlier lives."""
+        proposals: dict[str, Proposal] = {}
+        for record in records:
+            self._journal_seq = max(self._journal_seq, record.seq)
+            if record.kind in (RecordKind.PAUSED, RecordKind.RESUMED):
+                self.paused = record.kind == RecordKind.PAUSED
+                self.pause_reason = str(record.payload.get("reason", "")) if self.paused else ""
+            elif record.kind == RecordKind.CHANGE_INTENDED and record.service:
+                self._changes.setdefault(record.service, []).append(record.at_ms)
+                try:
+                    proposals[record.subject_id] = decode(Proposal, record.payload.get("proposal"))
+                except ValidationError:
+                    # Written by a newer version: its time still counts against the budget.
+                    continue
+            elif record.kind == RecordKind.CHANGE_ROLLED_BACK and record.subject_id in proposals:
+                proposal = proposals[record.subject_id]
+                self._rolled_back.setdefault(proposal.service, {})[signature(proposal)] = record.at_ms
+
+    def note_snapshots(self, snapshots: Iterable[Snapshot], missing: Mapping[str, str], now_ms: int) -> None:
+        self._missing = dict(missing)
+        for service, reason in missing.items():
+            self._standing[service] = StandingDecision(
+                service=service, decided_at_ms=now_ms, idle_reason=f"not observed: {reason}"
+            )
+        for snapshot in snapshots:
+            self._snapshots[snapshot.service] = snapshot
+            if snapshot.hit_ratio is not None and snapshot.window_ms >= self._settings.cycle_interval_ms // 2:
+                self._first.setdefault(snapshot.service, snapshot.hit_ratio)
+        self._touch(now_ms)
+
+    def note_idle(self, reasons: Mapping[str, str], now_ms: int) -> None:
+        for service, reason in reasons.items():
+            self._standing[service] = StandingDecision(service=service, decided_at_ms=now_ms, idle_reason=reason)
+        self._touch(now_ms)
+
+    def note_verdicts(self, proposals: Mapping[str, Proposal], verdicts: Mapping[str, Verdict]) -> None:
+        for proposal_id, proposal in proposals.items():
+            verdict = verdicts.get(proposal_id)
+            complete = verdict is not None and bool(verdict.findings) and verdict.proposal_digest == digest(proposal)
+            self._decisions += 1
+            self._compliant += int(complete)
+
+    def note_standing(self, decision: StandingDecision) -> None:
+        self._standing[decision.service] = decision
+        self._touch(decision.decided_at_ms)
+
+    def note_handed_over(self, proposal: Proposal) -> None:
+        self._handed_over[proposal.service] = (proposal.proposal_id, self._now_ms)
+
+    def note_execution(self, execution: Execution, now_ms: int) -> None:
+        """Take a report; a report that goes back from a final state is a stray and changes nothing."""
+        key = execution.proposal.proposal_id
+        service = execution.proposal.service
+        known = self._executions.pop(key, None)
+        if known is not None and known.state.final and not execution.state.final:
+            execution = known
+        self._executions[key] = execution
+        while len(self._executions) > _EXECUTIONS_KEPT:
+            self._executions.pop(next(iter(self._executions)))
+        if self._handed_over.get(service, ("", 0))[0] == key:
+            del self._handed_over[service]
+        if execution.state in (ExecutionState.KEPT, ExecutionState.ROLLED_BACK, ExecutionState.FAILED) and (
+            known is None or not known.state.final
+        ):
+            self._changes.setdefault(service, []).append(now_ms)
+        if execution.state is ExecutionState.ROLLED_BACK:
+            self._rolled_back.setdefault(service, {})[signature(execution.proposal)] = now_ms
+        self._touch(now_ms)
+
+    def note_beat(self, beat: AgentBeat, sender: str, now_ms: int) -> None:
+        starts = self._starts.get(sender)
+        old = self._health.get(sender)
+        restarts = old.restarts if old else 0
+        if starts is not None and starts != beat.started_at_ms:
+            restarts += 1
+        self._starts[sender] = beat.started_at_ms
+        self._health[sender] = AgentHealth(
+            name=sender, alive=True, last_seen_ms=now_ms, restarts=restarts, detail=beat.detail
+        )
+
+    def note_trouble(self, agent: str, detail: str) -> None:
+        old = self._health.get(agent)
+        self._health[agent] = AgentHealth(
+            name=agent, alive=False, last_seen_ms=old.last_seen_ms if old else 0, restarts=old.restarts if old else 0,
+            detail=detail,
+        )
+
+    def note_journal(self, seq: int) -> None:
+        self._journal_seq = max(self._journal_seq, seq)
+        self.journal_trouble = ""
+
+    def _touch(self, now_ms: int) -> None:
+        self._version += 1
+        self._now_ms = now_ms
+
+    # --- Telling ----------------------------------------------------------------------------------------------------
+
+    def snapshot(self, service: str) -> Snapshot | None:
+        return self._snapshots.get(service)
+
+    def execution(self, proposal_id: str) -> Execution | None:
+        return self._executions.get(proposal_id)
+
+    def in_flight(self, service: str, now_ms: int | None = None) -> str | None:
+        """Return the proposal that is being carried out for a service, if any."""
+        for execution in reversed(self._executions.values()):
+            if execution.proposal.service == service and not execution.state.final:
+                return execution.proposal.proposal_id
+        handed = self._handed_over.get(service)
+        if handed is not None and (now_ms or self._now_ms) - handed[1] < _HANDED_OVER_MS:
+            return handed[0]
+        return None
+
+    def history(self, now_ms: int) -> dict[str, History]:
+        """Return what bears on the next decision, for every service of the fleet."""
+        self._now_ms = now_ms
+        result: dict[str, History] = {}
+        for service in self._fleet.names:
+            recent = [t for t in self._changes.get(service, []) if now_ms - t < _HOUR_MS]
+            self._changes[service] = recent
+            result[service] = History(
+                last_change_ms=max(recent, default=None),
+                changes_last_hour=len(recent),
+                in_flight=self.in_flight(service, now_ms),
+                rolled_back=dict(self._rolled_back.get(service, {})),
+            )
+        return result
+
+    def reserved_memory_bytes(self) -> dict[str, int]:
+        """Return maxmemory per service, for a change in flight the larger of what was and what will be."""
+        reserved = {s.service: s.maxmemory_bytes for s in self._snapshots.values()}
+        for execution in self._executions.values():
+            if execution.state.final:
+                continue
+            for change in execution.proposal.knob_changes:
+                if change.knob == "maxmemory":
+                    service = execution.proposal.service
+                    reserved[service] = max(reserved.get(service, 0), int(change.before), int(change.after))
+        return reserved
+
+    def state(self, now_ms: int, cycle: int, phase: str) -> FleetState:
+        """Return everything as one value."""
+        health = {
+            name: h if now_ms - h.last_seen_ms < _SILENT_MS else
+            AgentHealth(name=name, alive=False, last_seen_ms=h.last_seen_ms, restarts=h.restarts, detail=h.detail or "silent")
+            for name, h in self._health.items()
+        }
+        last = [t for times in self._changes.values() for t in times]
+        return FleetState(
+            version=self._version, at_ms=now_ms, cycle=cycle, phase=phase, paused=self.paused, pause_reason=self.pause_reason,
+            snapshots=dict(self._snapshots), missing=dict(self._missing), first_hit_ratio=dict(self._first),
+            standing=dict(self._standing), executions=tuple(self._executions.values()), agents=health,
+            journal_seq=self._journal_seq, decisions=self._decisions, decisions_compliant=self._compliant,
+            last_change_ms=max(last, default=None),
+        )

@@ -1,0 +1,366 @@
+"""The Blackboard port on ACGS's Redis: the keys and indexes that its programs read and write (`docs/INTEROP.md`).
+
+What it does better than they do, and still compatibly: the writes of one operation are one MULTI/EXEC with the event
+last; read-modify-write is guarded by WATCH; a heartbeat is written where each reader looks for it and brings a
+forgotten agent back; our knowledge always expires; a listing pages past ids whose record is gone; and a record that
+cannot be read is counted and skipped instead of failing the listing.
+
+It decides nothing. INVARIANT: every read and every loop is bounded, and no key is found by SCAN or KEYS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from cachewarden.errors import BlackboardUnavailable, InvariantViolation
+from cachewarden.messages import AGENT_ID
+from coordination import blackboard_records as records
+from coordination.blackboard_records import BadRecord
+from coordination.redis_records import Parser, Queue, RedisRecords
+
+__all__ = ["RedisBlackboard"]
+
+_PAGE: Final = 100
+_DEFAULT_TTL_MS: Final = 24 * 3_600_000
+_TTL_MS_MIN: Final = 2_000
+
+
+class RedisBlackboard:
+    """One connection pool to the blackboard; the db number is that of the URL. All methods raise BlackboardUnavailable.
+
+    `agent_id` is whose dangling ids are tidied up, always our own.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "bb",
+        agent_id: str = AGENT_ID,
+        timeout_s: float = 5.0,
+        max_connections: int = 8,
+    ) -> None:
+        self._store = RedisRecords(url, timeout_s=timeout_s, max_connections=max_connections)
+        self._redis = self._store.redis
+        self._prefix, self._agent_id, self._timeout_s = prefix, agent_id, timeout_s
+
+    @property
+    def bad_records(self) -> int:
+        """Records and events of peers that could not be used, since the start."""
+        return self._store.bad
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._store.close()
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
+
+    @staticmethod
+    def _publish(pipe: Any, event_type: str, at: str, data: Mapping[str, Any]) -> None:
+        pipe.publish(f"events:{event_type}", records.event_message(event_type, records.time_ms(at) or 0, data))
+
+    # --- Agents -----------------------------------------------------------------------------------------------------
+
+    async def register_agent(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None:
+        """Write the agent anew and make it active."""
+        record = records.agent_record(agent_id, agent_type, capabilities, at_ms)
+
+        async def work() -> None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                fields = {"data": json.dumps(record), "last_heartbeat": record["last_heartbeat"]}
+                pipe.hset(self._key("agents", agent_id), mapping=fields)
+                pipe.sadd(self._key("agents", "active"), agent_id)
+                await pipe.execute()
+
+        await self._store.guarded(work())
+
+    async def heartbeat(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None:
+        """Say that the agent lives; registers it again where its record is gone or was spoilt."""
+
+        at = records.iso_utc(at_ms)
+
+        def beat(record: dict[str, Any]) -> tuple[bool, Queue]:
+            record["last_heartbeat"] = at
+            return True, queue
+
+        def queue(pipe: Any) -> None:
+            pipe.hset(self._key("agents", agent_id), "last_heartbeat", at)
+            pipe.sadd(self._key("agents", "active"), agent_id)
+
+        if not await self._store.change(self._key("agents", agent_id), records.parse_agent, beat):
+            await self.register_agent(agent_id, agent_type, capabilities, at_ms)
+
+    async def deregister_agent(self, agent_id: str) -> None:
+        """Take the agent out of the active ones; its record stays."""
+        await self._store.guarded(self._redis.srem(self._key("agents", "active"), agent_id))
+
+    async def active_agents(self, limit: int = 1_000) -> list[dict[str, Any]]:
+        """Return the active agents by id; `last_heartbeat` is the later one of the two that agents write."""
+
+        async def work() -> list[dict[str, Any]]:
+            ids = sorted(str(i) for i in await self._redis.smembers(self._key("agents", "active")))[:limit]
+            found: list[dict[str, Any]] = []
+            for start in range(0, len(ids), _PAGE):
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for agent_id in ids[start : start + _PAGE]:
+                        pipe.hmget(self._key("agents", agent_id), "data", "last_heartbeat")
+                    for data, beat in await pipe.execute():
+                        record = self._store.readable(records.parse_agent, data)
+                        if record is not None:
+                            inside, beside = records.time_ms(record["last_heartbeat"]), records.time_ms(beat)
+                            record["last_heartbeat"] = records.iso_utc(max(inside or 0, beside or 0))
+                            found.append(record)
+            return found
+
+        return await self._store.guarded(work())
+
+    # --- Knowledge --------------------------------------------------------------------------------------------------
+
+    async def add_knowledge(self, item: Mapping[str, Any]) -> str:
+        """Write an item of ours; it always expires, after a day if it does not say when. Returns its id."""
+        record = _own(records.parse_knowledge, item)
+        written_ms = records.time_ms(record["timestamp"]) or 0
+        expires_ms = records.time_ms(record["expires_at"])
+        ttl_ms = _DEFAULT_TTL_MS if expires_ms is None else max(_TTL_MS_MIN, expires_ms - written_ms)
+        record["expires_at"] = records.iso_utc(written_ms + ttl_ms)
+        key = self._key(record["space"], "knowledge", record["id"])
+
+        async def work() -> None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(key, "data", json.dumps(record))
+                pipe.pexpire(key, ttl_ms)
+                pipe.zadd(self._key(record["space"], "priority"), {record["id"]: record["priority"]})
+                pipe.sadd(self._key("agents", record["agent_id"], "knowledge"), record["id"])
+                shown = {"knowledge_id": record["id"]} | _picked(record, "space", "agent_id", "knowledge_type")
+                self._publish(pipe, "knowledge_added", record["timestamp"], shown)
+                await pipe.execute()
+
+        await self._store.guarded(work())
+        return str(record["id"])
+
+    async def query_knowledge(
+        self, space: str, knowledge_type: str | None = None, tags: Sequence[str] = (), limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Return up to `limit` live items of a space, most urgent first, that have the type and any of the tags.
+
+        Looks at no more than 5,000 ids. Ids of ours whose item is gone are taken out of the indexes on the way.
+        """
+        if space not in records.SPACES:
+            raise InvariantViolation(f"`{space}` is no space of the blackboard, there are: {', '.join(records.SPACES)}")
+
+        async def work() -> list[dict[str, Any]]:
+            seconds, microseconds = await self._redis.time()
+            server_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            found: list[dict[str, Any]] = []
+            gone: list[str] = []
+            key_of = partial(self._key, space, "knowledge")
+            index = self._key(space, "priority")
+            async for _, item in self._store.page(index, key_of, records.parse_knowledge, gone):
+                expires_ms = records.time_ms(item["expires_at"])
+                alive = expires_ms is None or expires_ms > server_ms
+                typed = knowledge_type in (None, item["knowledge_type"])
+                if alive and typed and (not tags or set(tags) & set(item["tags"])):
+                    found.append(item)
+                if len(found) >= limit:
+                    break
+            await self._tidy(space, gone)
+            return found
+
+        return await self._store.guarded(work()) if limit > 0 else []
+
+    async def _tidy(self, space: str, gone: Sequence[str]) -> None:
+        index = self._key("agents", self._agent_id, "knowledge")
+        if not gone:
+            return
+        flags = await self._redis.smismember(index, list(gone))
+        ours = [item_id for item_id, flag in zip(gone, flags, strict=True) if flag]
+        if ours:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.zrem(self._key(space, "priority"), *ours)
+                pipe.srem(index, *ours)
+                await pipe.execute()
+
+    # --- Tasks ------------------------------------------------------------------------------------------------------
+
+    async def create_task(self, task: Mapping[str, Any]) -> str:
+        """Write a pending task. One of that id that is there already stays as it is. Returns the id."""
+        record = _own(records.parse_task, task)
+        key = self._key("tasks", record["id"])
+
+        def queue(pipe: Any) -> None:
+            pipe.zadd(self._key("tasks", "pending", "priority"), {record["id"]: record["priority"]})
+            shown = {"task_id": record["id"]} | _picked(record, "task_type", "priority")
+            self._publish(pipe, "task_created", record["created_at"], shown)
+
+        await self._store.create(key, record, queue)
+        return str(record["id"])
+
+    async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool:
+        """Claim a pending task; of several claimers exactly one is told True."""
+
+        at = records.iso_utc(at_ms)
+
+        def change(task: dict[str, Any]) -> tuple[bool, Queue]:
+            def queue(pipe: Any) -> None:
+                # One of ACGS's claimers leaves the id of a claimed task among the pending ones.
+                pipe.zrem(self._key("tasks", "pending", "priority"), task_id)
+                if won:
+                    pipe.zadd(self._key("tasks", "claimed", "priority"), {task_id: task["priority"]})
+                    pipe.sadd(self._key("agents", agent_id, "tasks"), task_id)
+                    shown = {"task_id": task_id, "agent_id": agent_id, "task_type": task["task_type"]}
+                    self._publish(pipe, "task_claimed", at, shown)
+
+            won = task["status"] == "pending"
+            if won:
+                task.update(status="claimed", agent_id=agent_id, claimed_at=at)
+            return won, queue
+
+        return await self._store.change(self._key("tasks", task_id), records.parse_task, change)
+
+    async def finish_task(
+        self,
+        task_id: str,
+        agent_id: str,
+        at_ms: int,
+        *,
+        output: Mapping[str, Any] | None,
+        error: Mapping[str, Any] | None,
+    ) -> bool:
+        """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`.
+
+        The error of a failed task stands in `output_data` too, where ACGS's workers look for it.
+        """
+        state = "completed" if error is None else "failed"
+
+        at = records.iso_utc(at_ms)
+
+        def change(task: dict[str, Any]) -> tuple[bool, Queue | None]:
+            if task["status"] not in ("claimed", "in_progress") or task["agent_id"] != agent_id:
+                return False, None
+            result = dict(output or {}) if error is None else {"error": dict(error), **(output or {})}
+            task.update(status=state, completed_at=at, output_data=result)
+            if error is not None:
+                task.update(error_details=dict(error))
+
+            def queue(pipe: Any) -> None:
+                for old in ("pending", "claimed", "in_progress"):
+                    pipe.zrem(self._key("tasks", old, "priority"), task_id)
+                pipe.zadd(self._key("tasks", state, "timestamp"), {task_id: at_ms // 1000})
+                if state == "completed":
+                    shown = {"task_id": task_id, "agent_id": agent_id} | _picked(task, "task_type", "output_data")
+                    self._publish(pipe, "task_completed", at, shown)
+
+            return True, queue
+
+        return await self._store.change(self._key("tasks", task_id), records.parse_task, change)
+
+    async def pending_tasks(self, task_type: str, limit: int = 50) -> list[dict[str, Any]]:
+        """Return up to `limit` tasks of a type that really are pending, most urgent first."""
+
+        async def work() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = []
+            index = self._key("tasks", "pending", "priority")
+            async for _, task in self._store.page(index, partial(self._key, "tasks"), records.parse_task, []):
+                if task["status"] == "pending" and task["task_type"] == task_type:
+                    found.append(task)
+                if len(found) >= limit:
+                    break
+            return found
+
+        return await self._store.guarded(work()) if limit > 0 else []
+
+    async def task(self, task_id: str) -> dict[str, Any] | None:
+        """Return one task, None where it is gone or cannot be read."""
+        text = await self._store.guarded(self._redis.hget(self._key("tasks", task_id), "data"))
+        return None if text is None else self._store.readable(records.parse_task, text)
+
+    # --- Conflicts --------------------------------------------------------------------------------------------------
+
+    async def report_conflict(self, conflict: Mapping[str, Any]) -> str:
+        """Write an open conflict. One of that id that is there already stays as it is. Returns the id."""
+        record = _own(records.parse_conflict, conflict)
+        key = self._key("conflicts", record["id"])
+
+        def queue(pipe: Any) -> None:
+            score = records.SEVERITY_SCORE.get(record["severity"], 3)
+            pipe.zadd(self._key("conflicts", "open", "priority"), {record["id"]: score})
+            shown = {"conflict_id": record["id"]} | _picked(record, "conflict_type", "severity", "involved_agents")
+            self._publish(pipe, "conflict_detected", record["created_at"], shown)
+
+        await self._store.create(key, record, queue)
+        return str(record["id"])
+
+    async def resolve_conflict(self, conflict_id: str, strategy: str, data: Mapping[str, Any], at_ms: int) -> bool:
+        """Settle a conflict; False where there is none of that id or it is settled already."""
+
+        at = records.iso_utc(at_ms)
+
+        def change(conflict: dict[str, Any]) -> tuple[bool, Queue | None]:
+            if conflict["status"] not in records.OPEN_CONFLICT_STATES:
+                return False, None
+            conflict.update(status="resolved", resolution_strategy=strategy, resolution_data=dict(data), resolved_at=at)
+            return True, queue
+
+        def queue(pipe: Any) -> None:
+            pipe.zrem(self._key("conflicts", "open", "priority"), conflict_id)
+            pipe.zadd(self._key("conflicts", "resolved", "priority"), {conflict_id: at_ms // 1000})
+
+        return await self._store.change(self._key("conflicts", conflict_id), records.parse_conflict, change)
+
+    async def conflict(self, conflict_id: str) -> dict[str, Any] | None:
+        """Return one conflict, None where it is gone or cannot be read."""
+        text = await self._store.guarded(self._redis.hget(self._key("conflicts", conflict_id), "data"))
+        return None if text is None else self._store.readable(records.parse_conflict, text)
+
+    # --- Events -----------------------------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Subscribe to all channels and return the stream of events; it ends with BlackboardUnavailable.
+
+        Events are hints: they may be lost, come twice, or belong to another db. The keys are the truth.
+        """
+        pubsub = self._redis.pubsub()
+
+        async def subscribe() -> None:
+            await pubsub.subscribe(*records.CHANNELS)
+            for _ in records.CHANNELS:
+                if await pubsub.get_message(timeout=self._timeout_s) is None:
+                    raise BlackboardUnavailable("the subscription was not confirmed in time")
+
+        try:
+            await self._store.guarded(subscribe())
+        except BlackboardUnavailable:
+            await pubsub.aclose()
+            raise
+        return self._listen(pubsub)
+
+    async def _listen(self, pubsub: Any) -> AsyncIterator[dict[str, Any]]:
+        try:
+            while True:
+                waiting = pubsub.get_message(ignore_subscribe_messages=True, timeout=self._timeout_s)
+                message = await self._store.guarded(waiting)
+                if message is None or message.get("type") != "message":
+                    continue
+                event = records.parse_event(str(message["channel"]), message["data"])
+                if isinstance(event, BadRecord):
+                    self._store.note_bad(event)
+                else:
+                    yield event
+        finally:
+            await pubsub.aclose()
+
+
+def _own(parse: Parser, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a record of ours; one that ACGS's readers would choke on is a bug, never written."""
+    checked = parse(json.dumps(dict(record)))
+    if isinstance(checked, BadRecord):
+        raise InvariantViolation(f"a record of ours does not fit the blackboard: {checked.reason}")
+    return checked
+
+
+def _picked(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: record[name] for name in names}

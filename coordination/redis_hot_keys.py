@@ -1,0 +1,84 @@
+"""Finds the hottest keys of a cache and touches them, so that a switch of the eviction policy does not throw them away.
+
+Their names stay in the memory of this object, nowhere else, and are dropped with it. It never reads a value.
+
+INVARIANT: no TOUCH is sent once the fence in the cache is not the lease's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from typing import Final
+
+from cachewarden.messages import Lease
+from coordination.redis_probe import Pacer
+from coordination.redis_wire import BATCH_COMMANDS, RedisWire, require
+
+__all__ = ["HotKeys"]
+
+_SCAN_COUNT: Final = 200
+_TOUCH_BATCH: Final = 50
+
+
+class HotKeys:
+    """The hot set that was last collected; empty at first."""
+
+    def __init__(self, wire: RedisWire, fence_key: str) -> None:
+        self._wire = wire
+        self._fence_key = fence_key
+        self._names: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    async def collect(self, limit: int, examined_max: int, *, lfu: bool, own_prefix: bytes, pacer: Pacer) -> int:
+        """Look at up to about `examined_max` keys and remember the `limit` hottest: least idle, or most frequent under
+        LFU.
+
+        SCAN goes in the order of a seeded hash, so what it meets first is a fair sample of a keyspace that is larger
+        than the bound.
+        """
+        question = "FREQ" if lfu else "IDLETIME"
+        sign = -1 if lfu else 1
+        best: list[tuple[int, bytes]] = []
+        cursor = examined = 0
+        while True:
+            await pacer.spend(_SCAN_COUNT)
+            cursor_reply, names = await self._wire.call("SCAN", cursor, "COUNT", _SCAN_COUNT)
+            cursor = int(cursor_reply)
+            replies = await self._wire.ask([("OBJECT", question, name) for name in names])
+            heats = [require(self._wire.service, reply) for reply in replies]
+            found = [
+                (sign * heat, name)
+                for name, heat in zip(names, heats, strict=True)
+                if heat is not None and not name.startswith(own_prefix)
+            ]
+            best = heapq.nsmallest(limit, {name: (heat, name) for heat, name in best + found}.values())
+            examined += len(names)
+            if cursor == 0 or examined >= examined_max:
+                break
+        self._names = [name for _, name in best]
+        return len(self._names)
+
+    async def touch(self, lease: Lease, times: int, keys_per_s: int) -> int:
+        """TOUCH every remembered key `times` times at no more than `keys_per_s`; returns how many existed in the last
+        round.
+
+        Raises StaleFencingToken as soon as the fence has moved.
+        """
+        if keys_per_s < 1:
+            raise ValueError(f"`keys_per_s` must be at least 1, got `{keys_per_s}`")
+        loop = asyncio.get_running_loop()
+        batch = max(1, min(_TOUCH_BATCH, BATCH_COMMANDS, keys_per_s))
+        existing, next_at_s = 0, loop.time()
+        for _ in range(times):
+            existing = 0
+            for start in range(0, len(self._names), batch):
+                part = self._names[start : start + batch]
+                await asyncio.sleep(max(0.0, next_at_s - loop.time()))
+                next_at_s = max(next_at_s, loop.time()) + len(part) / keys_per_s
+                async with self._wire.session() as session:
+                    (touched,) = await session.write_fenced(self._fence_key, lease, [("TOUCH", *part)])
+                existing += int(touched)
+        return existing

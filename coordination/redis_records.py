@@ -1,0 +1,146 @@
+"""JSON records in Redis hashes: created once, changed under WATCH, found by paging an index.
+
+The transport under `redis_blackboard.py`; it knows neither tasks nor conflicts and decides nothing. INVARIANT: a record
+and the indexes that it stands in are written in one MULTI/EXEC, so no reader sees the one without the other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, WatchError
+
+from cachewarden.errors import BlackboardUnavailable
+from coordination.blackboard_records import BadRecord
+
+__all__ = ["Change", "Parser", "Queue", "RedisRecords"]
+
+T = TypeVar("T")
+
+Parser = Callable[[Any], dict[str, Any] | BadRecord]
+Queue = Callable[[Any], None]
+"""Puts further writes on the pipeline; they come after the record itself, so that an event can be the last."""
+Change = Callable[[dict[str, Any]], tuple[bool, Queue | None]]
+"""Edits a record in place; says whether it is to be written, and what else is."""
+
+_log = logging.getLogger("cachewarden.blackboard")
+
+_PAGE: Final = 100
+_SCANNED_MAX: Final = 5_000
+_TRIES_MAX: Final = 20
+
+
+class RedisRecords:
+    """One pool of connections. A command is sent once: whether it may be repeated is known only above."""
+
+    def __init__(self, url: str, *, timeout_s: float, max_connections: int) -> None:
+        # redis-py's types do not tell its asynchronous answers from its synchronous ones, hence Any.
+        self.redis: Any = Redis.from_url(
+            url, decode_responses=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0), max_connections=max_connections, client_name="cachewarden-blackboard",
+        )
+        self.bad = 0
+        """Records that could not be used, since the start."""
+
+    async def guarded(self, work: Awaitable[T]) -> T:
+        """Return what `work` gives; any trouble with the server becomes BlackboardUnavailable."""
+        try:
+            return await work
+        except (RedisError, OSError, TimeoutError, UnicodeDecodeError) as error:
+            raise BlackboardUnavailable(str(error) or type(error).__name__) from error
+
+    def readable(self, parse: Parser, text: Any) -> dict[str, Any] | None:
+        """Return the parsed record; None, counted and logged, where it is bad."""
+        record = parse(text)
+        if isinstance(record, BadRecord):
+            self.note_bad(record)
+            return None
+        return record
+
+    def note_bad(self, bad: BadRecord) -> None:
+        """Count a record that a peer has spoilt."""
+        self.bad += 1
+        _log.warning("a record on the blackboard cannot be used: %s", bad.reason)
+
+    async def create(self, key: str, record: Mapping[str, Any], queue: Queue) -> bool:
+        """Write `record` and what `queue` adds; False, and nothing written, where the key exists."""
+
+        async def work() -> bool:
+            async with self.redis.pipeline(transaction=True) as pipe:
+                for _ in range(_TRIES_MAX):
+                    await pipe.watch(key)
+                    if await pipe.exists(key):
+                        return False
+                    pipe.multi()
+                    pipe.hset(key, "data", json.dumps(record))
+                    queue(pipe)
+                    if await _executed(pipe):
+                        return True
+            raise BlackboardUnavailable(f"`{key}` changes too often")
+
+        return await self.guarded(work())
+
+    async def change(self, key: str, parse: Parser, change: Change) -> bool:
+        """Read, change and write one record in one step, again while others change it; False if it was not written."""
+
+        async def work() -> bool:
+            async with self.redis.pipeline(transaction=True) as pipe:
+                for _ in range(_TRIES_MAX):
+                    await pipe.watch(key)
+                    text = await pipe.hget(key, "data")
+                    record = None if text is None else self.readable(parse, text)
+                    if record is None:
+                        return False
+                    pipe.multi()
+                    changed, queue = change(record)
+                    if changed:
+                        pipe.hset(key, "data", json.dumps(record))
+                    if queue is not None:
+                        queue(pipe)
+                    if await _executed(pipe):
+                        return changed
+            raise BlackboardUnavailable(f"`{key}` changes too often")
+
+        return await self.guarded(work())
+
+    async def page(
+        self, index: str, key_of: Callable[[str], str], parse: Parser, gone: list[str]
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Walk a sorted set and give each readable record with its id; ids without a record are put into `gone`.
+
+        ACGS's own readers cut the index first and look for the records then, so that dead ids at its head hide all live
+        ones. This one goes on, for at most 5,000 ids.
+        """
+        for start in range(0, _SCANNED_MAX, _PAGE):
+            ids = [str(i) for i in await self.redis.zrange(index, start, start + _PAGE - 1)]
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for record_id in ids:
+                    pipe.hget(key_of(record_id), "data")
+                texts = await pipe.execute(raise_on_error=False)
+            for record_id, text in zip(ids, texts, strict=True):
+                if text is None:
+                    gone.append(record_id)
+                    continue
+                record = self.readable(parse, text)
+                if record is not None:
+                    yield record_id, record
+            if len(ids) < _PAGE:
+                return
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self.redis.aclose()
+
+
+async def _executed(pipe: Any) -> bool:
+    try:
+        await pipe.execute()
+    except WatchError:
+        return False
+    return True

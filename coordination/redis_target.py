@@ -1,0 +1,344 @@
+"""One managed cache behind the `TargetCache` port, by redis-py.
+
+It decides nothing: it looks, it writes what it is told under a fence, and it reports trouble as an `OperatingError`.
+Names of keys stay inside; only keyed hashes leave. It works on one server and one db, those of the URL: of a cluster
+it manages the node that it is given.
+
+INVARIANT: no configuration is written unless the fence in the cache is exactly the lease's epoch, checked by the
+server itself.
+INVARIANT: `own_hits_total` and `own_misses_total` of an observation are exactly the lookups of this adapter among the
+counters of its INFO. Two adapters on one cache do not know of each other's lookups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from cachewarden.errors import (
+    OperatingError,
+    SettingsError,
+    StaleFencingToken,
+    TargetRefused,
+    TargetTimeout,
+    TargetUnavailable,
+)
+from cachewarden.fleet import Service
+from cachewarden.knobs import KNOBS, check_value
+from cachewarden.messages import KnobChange, Lease, TtlRule
+from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
+from cachewarden.ports import Clock, TtlPass
+from coordination.redis_capture import CaptureLimits, capture_accesses
+from coordination.redis_hot_keys import HotKeys
+from coordination.redis_probe import (
+    Pacer,
+    commands_since,
+    latency_histograms,
+    probe_capabilities,
+    read_info,
+    sample_keyspace,
+    server_us_since,
+    text_of,
+    under_lfu,
+    with_policy,
+)
+from coordination.redis_ttl import ttl_pass
+from coordination.redis_wire import RedisWire, Refusal, require
+
+__all__ = ["RedisTarget", "TargetLimits"]
+
+_PINGS: Final = 3
+
+# KEYS[1] fence, ARGV[1] epoch. Answers {1 raised | 0 higher one there | 2 no number, what stood there or ''}.
+# `allow-oom`, since a full cache under noeviction is what has to be cured.
+_RAISE_FENCE: Final = """#!lua flags=allow-oom
+local found = redis.call('GET', KEYS[1])
+if found then
+  if not string.match(found, '^%d+$') then return {2, found} end
+  if tonumber(found) > tonumber(ARGV[1]) then return {0, found} end
+end
+redis.call('SET', KEYS[1], ARGV[1])
+return {1, found or ''}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetLimits:
+    """What the adapter may cost a cache, and how long it waits for it."""
+
+    timeout_s: float = 5.0
+    """Per connect and per reply."""
+    max_connections: int = 3
+    probe_server_share: float = 0.01
+    """Of one core of the server, for sampling, hot keys and TTL passes."""
+    hot_keys_examined: int = 20_000
+    capture: CaptureLimits = field(default_factory=CaptureLimits)
+
+
+class RedisTarget:
+    """See the module. Bound to the event loop that first uses it."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        hash_secret: bytes,
+        clock: Clock,
+        password: str | None = None,
+        limits: TargetLimits | None = None,
+        fence_key: str = "cachewarden:fence",
+    ) -> None:
+        self.service = service.name
+        self._service = service
+        self._secret = hash_secret
+        self._clock = clock
+        self._password = password
+        self._limits = limits or TargetLimits()
+        self._fence_key = fence_key
+        # Everything of ours in a cache begins with the part of the fence's name up to its colon.
+        self._own_prefix = fence_key.split(":", 1)[0].encode() + b":"
+        self._patterns = tuple(pattern.prefix for pattern in service.patterns)
+        self._wire = RedisWire(
+            service.name,
+            service.url,
+            username=service.username,
+            password=password,
+            timeout_s=self._limits.timeout_s,
+            max_connections=self._limits.max_connections,
+        )
+        self._pacer = Pacer(share=self._limits.probe_server_share)
+        self._hot_keys = HotKeys(self._wire, fence_key)
+        self._probed: tuple[str, Capabilities] | None = None
+
+    async def observe(
+        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float
+    ) -> Observation:
+        """Look once; INFO is read first, so the counters are those of the beginning, before sample and capture.
+
+        A part that cannot be had is named in `incomplete`. Raises TargetUnavailable only where the server did not
+        answer at all.
+        """
+        loop = asyncio.get_running_loop()
+        started_s, earlier = loop.time(), dict(self._wire.ledger.commands)
+        seen = await self._look()
+        missing = dict(seen.incomplete)
+        sample: KeyspaceSample | None = None
+        access: AccessSample | None = None
+        if sample_keys > 0:
+            sample = await self._part("sample", missing, lambda: self._sample(seen, sample_keys))
+        if capture_ms > 0 and capture_lines > 0:
+            access = await self._part("access", missing, lambda: self._capture(capture_ms, capture_lines, capture_rate))
+        ours = commands_since(self._wire.ledger, earlier)
+        server_us = seen.cost.server_us
+        if sample is not None:
+            (reply,) = await self._part("cost", missing, lambda: self._wire.ask([("INFO", "commandstats")])) or (None,)
+            measured = server_us_since(seen.info, read_info(reply), ours) if isinstance(reply, bytes) else None
+            if measured is not None:
+                server_us = measured
+                self._pacer.learn(sum(ours.values()), measured)
+        cost = ProbeCost(
+            commands=sum(ours.values()),
+            wall_ms=(loop.time() - started_s) * 1000,
+            server_us=server_us,
+            monitor_lines=0 if access is None else access.lines_seen,
+        )
+        return replace(seen, sample=sample, access=access, cost=cost, incomplete=missing)
+
+    async def counters(self) -> Observation:
+        """INFO, latency and knobs only; see `observe`."""
+        return await self._look()
+
+    async def _part(self, name: str, missing: dict[str, str], get: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        try:
+            return await get()
+        except OperatingError as error:
+            missing[name] = error.reason if isinstance(error, TargetRefused) else str(error)
+            return None
+
+    async def _look(self) -> Observation:
+        loop, wire = asyncio.get_running_loop(), self._wire
+        started_s, earlier = loop.time(), dict(wire.ledger.commands)
+        missing: dict[str, str] = {}
+        async with wire.session() as session:
+            (reply,) = await session.exchange([("INFO", "all")])
+            if isinstance(reply, Refusal):
+                (reply,) = await session.exchange([("INFO",)])
+            # No await between the reply of INFO and these: a batch of lookups by another task may begin at the next
+            # one.
+            hits, misses, at_ms = wire.ledger.hits, wire.ledger.misses, self._clock.now_ms()
+        info = read_info(reply) if isinstance(reply, bytes) else {}
+        if isinstance(reply, Refusal):
+            missing["info"] = reply.reason
+        capabilities = await self._capabilities(info)
+        knobs: dict[str, str] = {}
+        if capabilities.config_get:
+            knobs = await self._part("knobs", missing, lambda: self.read_knobs(sorted(KNOBS))) or {}
+        else:
+            missing["knobs"] = capabilities.denied.get("CONFIG GET", "not permitted")
+        latency: dict[str, tuple[tuple[int, int], ...]] = {}
+        if capabilities.latency_histogram:
+            reply = await self._part("latency", missing, lambda: wire.call("LATENCY", "HISTOGRAM"))
+            latency = {} if reply is None else latency_histograms(reply)
+        else:
+            missing["latency"] = capabilities.denied.get("LATENCY HISTOGRAM", "not permitted")
+        round_trip_us = await self._round_trip_us()
+        ours = commands_since(wire.ledger, earlier)
+        return Observation(
+            service=self.service,
+            at_ms=at_ms,
+            info=info,
+            latency_us=latency,
+            knobs=knobs,
+            capabilities=capabilities,
+            own_hits_total=hits,
+            own_misses_total=misses,
+            round_trip_us=round_trip_us,
+            cost=ProbeCost(
+                commands=sum(ours.values()),
+                wall_ms=(loop.time() - started_s) * 1000,
+                server_us=server_us_since({}, info, ours) or 0.0,
+            ),
+            incomplete=missing,
+        )
+
+    async def _capabilities(self, info: dict[str, str]) -> Capabilities:
+        run_id = info.get("run_id", "")
+        if self._probed is None or self._probed[0] != run_id:
+            fence = self._fence_key.encode()
+            found = await probe_capabilities(self._wire, info, key=fence, capture=self._service.capture)
+            self._probed = (run_id, found)
+        return with_policy(self._probed[1], info)
+
+    async def _round_trip_us(self) -> float:
+        loop = asyncio.get_running_loop()
+        trips = []
+        async with self._wire.session() as session:
+            for _ in range(_PINGS):
+                started_s = loop.time()
+                await session.exchange([("PING",)])
+                trips.append((loop.time() - started_s) * 1e6)
+        return statistics.median(trips)
+
+    async def _sample(self, seen: Observation, keys: int) -> KeyspaceSample:
+        return await sample_keyspace(
+            self._wire,
+            keys=keys,
+            capabilities=seen.capabilities,
+            patterns=self._patterns,
+            hash_secret=self._secret,
+            own_prefix=self._own_prefix,
+            pacer=self._pacer,
+        )
+
+    async def _capture(self, capture_ms: int, capture_lines: int, capture_rate: float) -> AccessSample:
+        if not self._service.capture:
+            raise TargetRefused(
+                self.service, "MONITOR", "the fleet file does not permit captures, set `capture: true` for the service"
+            )
+        return await capture_accesses(
+            self._wire,
+            self._service.url,
+            username=self._service.username,
+            password=self._password,
+            timeout_s=self._limits.timeout_s,
+            capture_ms=capture_ms,
+            capture_lines=capture_lines,
+            capture_rate=capture_rate,
+            patterns=self._patterns,
+            hash_secret=self._secret,
+            limits=self._limits.capture,
+        )
+
+    async def read_knobs(self, knobs: Sequence[str]) -> dict[str, str]:
+        """CONFIG GET of each knob, since servers before 7.0 take only one; raises TargetRefused where CONFIG GET is
+        denied.
+        """
+        return _knobs_of(self.service, await self._wire.ask([("CONFIG", "GET", knob) for knob in knobs]))
+
+    async def raise_fence(self, lease: Lease) -> None:
+        """Set the fence to the lease's epoch unless a higher one stands there; works in a full cache that refuses
+        writes.
+
+        Repeating it does no harm. Raises StaleFencingToken with the higher one.
+        """
+        ledger = self._wire.ledger
+        async with self._wire.session() as session:
+            answer = await session.write(("EVAL", _RAISE_FENCE, 1, self._fence_key, lease.epoch))
+            status, found = int(answer[0]), text_of(answer[1])
+            # The script's GET counts like any other; nothing was awaited since its answer came.
+            if found:
+                ledger.hits += 1
+            else:
+                ledger.misses += 1
+        if status == 0:
+            raise StaleFencingToken(self.service, lease.epoch, int(found))
+        if status != 1:
+            raise TargetRefused(
+                self.service, "EVAL", f"`{self._fence_key}` holds no fencing token, delete it or set another key prefix"
+            )
+
+    async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:
+        """Set all knobs in one CONFIG SET under the fence and return what CONFIG GET says afterwards on the same
+        connection.
+
+        Raises SettingsError before anything is sent for a knob that is not in the table, a value out of range, or a
+        knob named twice.
+        """
+        values = {change.knob: check_value(change.knob, change.after) for change in changes}
+        if len(values) != len(changes) or not changes:
+            raise SettingsError("a write needs at least one knob and each of them once")
+        pairs = [part for pair in values.items() for part in pair]
+        questions = [("CONFIG", "GET", knob) for knob in values]
+        async with self._wire.session() as session:
+            # Reading first: where CONFIG GET is denied the write could not be confirmed, so it is not begun.
+            _knobs_of(self.service, await session.exchange(questions))
+            try:
+                await session.write_fenced(self._fence_key, lease, [("CONFIG", "SET", *pairs)])
+            except TargetRefused as error:
+                self._note_denial("CONFIG SET", error.reason)
+                raise
+            try:
+                return _knobs_of(self.service, await session.exchange(questions))
+            except TargetUnavailable:
+                raise TargetTimeout(self.service, "CONFIG SET") from None
+
+    def _note_denial(self, command: str, reason: str) -> None:
+        """Correct a capability that was believed until the server refused it."""
+        words = reason.lower()
+        if self._probed is not None and ("permission" in words or "unknown command" in words):
+            run_id, known = self._probed
+            self._probed = run_id, replace(known, config_set=False, denied={**known.denied, command: reason})
+
+    async def collect_hot_keys(self, limit: int) -> int:
+        """Remember the hottest `limit` of up to `hot_keys_examined` keys; returns how many."""
+        info = read_info(await self._wire.call("INFO", "memory"))
+        return await self._hot_keys.collect(
+            limit, self._limits.hot_keys_examined, lfu=under_lfu(info), own_prefix=self._own_prefix, pacer=self._pacer
+        )
+
+    async def touch_hot_keys(self, lease: Lease, times: int, keys_per_s: int) -> int:
+        """TOUCH the remembered keys under the fence; returns how many still existed in the last round."""
+        return await self._hot_keys.touch(lease, times, keys_per_s)
+
+    async def extend_ttls(
+        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+    ) -> TtlPass:
+        """One bounded pass of a TTL rule; `redis_ttl` has the invariant."""
+        return await ttl_pass(
+            self._wire, self._fence_key, lease, rule, cursor, max_keys, restore=restore, pacer=self._pacer
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._wire.close()
+
+
+def _knobs_of(service: str, replies: Sequence[Any]) -> dict[str, str]:
+    knobs: dict[str, str] = {}
+    for reply in replies:
+        pairs = require(service, reply)
+        knobs |= {text_of(name): text_of(value) for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
+    return knobs

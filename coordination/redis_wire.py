@@ -1,0 +1,341 @@
+"""The connection to one managed cache: small pool, timeouts, errors as ours, and the ledger of our own lookups.
+
+It decides nothing about a cache. Replies that are errors come back as `Refusal` values where a caller sends several
+commands at once, and as exceptions of `errors.py` everywhere else; no exception of redis-py leaves the
+`coordination.redis_*` modules.
+
+INVARIANT: `TargetTimeout` is raised only where a write was sent and its outcome is unknown.
+INVARIANT: every lookup of ours that the server counts as keyspace hit or miss is in the ledger. The one exception is a
+connection lost in the middle of a batch: nobody can tell how many of its lookups the server still counted, so those
+without a reply are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as ConnectionLost
+
+from cachewarden.errors import (
+    InvariantViolation,
+    OperatingError,
+    StaleFencingToken,
+    TargetRefused,
+    TargetTimeout,
+    TargetUnavailable,
+)
+from cachewarden.messages import Lease
+
+__all__ = [
+    "BATCH_COMMANDS",
+    "CLIENT_NAME",
+    "Command",
+    "Ledger",
+    "RedisWire",
+    "Refusal",
+    "Session",
+    "command_name",
+    "fence_number",
+    "lookups_of",
+    "require",
+]
+
+CLIENT_NAME: Final = "cachewarden"
+BATCH_COMMANDS: Final = 100
+"""Commands per pipeline: about 0.2 ms of the server's event loop, so that no client of the application waits for
+longer.
+"""
+
+Command = tuple[Any, ...]
+
+_MINUS_TWO_IS_MISSING = frozenset({"PTTL", "PEXPIRETIME"})
+_NIL_IS_MISSING = frozenset({"GET", "OBJECT"})
+_COUNTS_KEYS = frozenset({"EXISTS", "TOUCH"})
+# Measured on Redis 7.0.15 and Valkey 9.1.2: none of these moves keyspace_hits or keyspace_misses.
+_NO_LOOKUP = frozenset(
+    {"ACL", "CLIENT", "COMMAND", "CONFIG", "DBSIZE", "EVAL", "EXEC", "INFO", "LATENCY", "MEMORY", "MULTI", "PEXPIREAT"}
+    | {"DISCARD", "PING", "RANDOMKEY", "SCAN", "TIME", "UNWATCH", "WATCH"}
+)
+# Not lookups themselves, but they carry or report some, so they take the ledger's lock.
+_BATCHES = frozenset({"EVAL", "EXEC", "INFO"})
+_CONTAINERS = frozenset({"ACL", "CLIENT", "COMMAND", "CONFIG", "LATENCY", "MEMORY", "OBJECT"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error reply, in the server's own words."""
+
+    command: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What we have cost the server since the adapter was made.
+
+    `lock` keeps a batch of lookups and the reading of INFO apart: while it is held, hits and misses agree with the
+    server's counters.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    commands: Counter[str] = field(default_factory=Counter)
+    """Calls by name as in `commandstats`, e.g. `object|idletime`."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def book(self, command: Command, reply: Any) -> None:
+        """Enter one command with its reply."""
+        self.commands[command_name(command)] += 1
+        hits, misses = lookups_of(command, reply)
+        self.hits += hits
+        self.misses += misses
+
+
+def command_name(command: Command) -> str:
+    """Return the name under which `commandstats` counts a command."""
+    name = str(command[0])
+    return f"{name}|{command[1]}".lower() if name in _CONTAINERS else name.lower()
+
+
+def lookups_of(command: Command, reply: Any) -> tuple[int, int]:
+    """Return (hits, misses) that the server counts for one command of ours with this reply.
+
+    A script is booked by its caller, who alone knows what it looked up. Raises InvariantViolation for a command that
+    was never measured.
+    """
+    name = str(command[0])
+    if name in _NO_LOOKUP:
+        return 0, 0
+    if isinstance(reply, Refusal):
+        # OBJECT IDLETIME under LFU (FREQ otherwise) and GET of another type fail only after the key was found and
+        # counted.
+        found = (name == "OBJECT" and "policy" in reply.reason) or "wrong kind of value" in reply.reason
+        return (1, 0) if found else (0, 0)
+    if name in _NIL_IS_MISSING:
+        return (0, 1) if reply is None else (1, 0)
+    if name in _MINUS_TWO_IS_MISSING:
+        return (0, 1) if reply == -2 else (1, 0)
+    if name in _COUNTS_KEYS:
+        return int(reply), len(command) - 1 - int(reply)
+    raise InvariantViolation(f"nobody has measured whether `{name}` counts as a lookup, so it may not be sent")
+
+
+def _text(error: BaseException) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+class RedisWire:
+    """A few connections to one server; see the module. `close` must be awaited in the event loop that used it."""
+
+    def __init__(
+        self,
+        service: str,
+        url: str,
+        *,
+        username: str | None,
+        password: str | None,
+        timeout_s: float,
+        max_connections: int = 3,
+    ) -> None:
+        self.service = service
+        self.ledger = Ledger()
+        self.addresses: set[str] = set()
+        """Our own addresses as the server sees them (`host:port`)."""
+        given = {key: value for key, value in (("username", username), ("password", password)) if value is not None}
+        self._pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=max_connections,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            protocol=2,
+            driver_info=None,
+            client_name=CLIENT_NAME,
+            redis_connect_func=self._greet,
+            **given,
+        )
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        await connection.on_connect()
+        # A courtesy: probes must not refresh what they look at. Servers before Redis 7.2 do not know the command, and
+        # do not need it for OBJECT, PTTL and MEMORY USAGE, which leave the idle time alone.
+        for command in (("CLIENT", "NO-TOUCH", "ON"), ("CLIENT", "INFO")):
+            await connection.send_command(*command, check_health=False)
+            self.ledger.commands[command_name(command)] += 1
+            try:
+                reply = await connection.read_response()
+            except ResponseError:
+                continue
+            if command[1] == "INFO":
+                fields = dict(part.split("=", 1) for part in reply.decode("utf-8", "replace").split() if "=" in part)
+                self.addresses.add(fields.get("addr", ""))
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """Lend one connection that has just answered; what it was doing is cut off if the body fails."""
+        try:
+            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            raise self.trouble(error, "connect") from None
+        try:
+            await self._revive(connection)
+            yield Session(self, connection)
+        except BaseException:
+            # The connection may be inside MULTI or hold unread replies.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    async def _revive(self, connection: AbstractConnection) -> None:
+        """Make sure that a pooled connection has not died while it lay idle, e.g. by a restart of the server.
+
+        Without this the first write after a restart would be in doubt although nothing was ever sent.
+        """
+        try:
+            try:
+                await self._ping(connection)
+            except ConnectionLost:
+                await connection.disconnect(nowait=True)
+                await connection.connect()  # type: ignore[no-untyped-call]
+                await self._ping(connection)
+        except ResponseError:
+            # A user who may not PING may still do everything else; the answer came, which is all that was asked.
+            return
+        except (RedisError, OSError) as error:
+            raise self.trouble(error, "PING") from None
+
+    async def _ping(self, connection: AbstractConnection) -> None:
+        self.ledger.commands["ping"] += 1
+        await connection.send_packed_command(connection.pack_command("PING"))
+        await connection.read_response()
+
+    async def call(self, *command: Any) -> Any:
+        """Send one command that changes nothing and return its reply; raises TargetRefused for an error reply."""
+        (reply,) = await self.ask([command])
+        return require(self.service, reply)
+
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands that change nothing, pipelined in batches; error replies come back as `Refusal`."""
+        replies: list[Any] = []
+        async with self.session() as session:
+            for start in range(0, len(commands), BATCH_COMMANDS):
+                replies += await session.exchange(commands[start : start + BATCH_COMMANDS])
+        return replies
+
+    def trouble(self, error: BaseException, command: str, *, in_doubt: bool = False) -> OperatingError:
+        """Return our error for one of redis-py; `in_doubt` where a write was under way."""
+        if isinstance(error, (BusyLoadingError, AuthenticationError, ResponseError)):
+            return TargetRefused(self.service, command, _text(error))
+        if in_doubt:
+            return TargetTimeout(self.service, command)
+        return TargetUnavailable(self.service, _text(error))
+
+    async def close(self) -> None:
+        """Close all connections; a later command opens new ones."""
+        await self._pool.disconnect(inuse_connections=True)
+
+
+class Session:
+    """One connection for a while: WATCH, MULTI and reading back need the same one."""
+
+    def __init__(self, wire: RedisWire, connection: AbstractConnection) -> None:
+        self._wire = wire
+        self._connection = connection
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands that change nothing in one go and return their replies, errors as `Refusal`."""
+        return await self._exchange(commands, in_doubt=False)
+
+    async def _exchange(
+        self, commands: Sequence[Command], *, in_doubt: bool, label: str | None = None, in_transaction: bool = False
+    ) -> list[Any]:
+        ledger = self._wire.ledger
+        counted = any(command[0] not in _NO_LOOKUP or command[0] in _BATCHES for command in commands)
+        replies: list[Any] = []
+        try:
+            async with ledger.lock if counted else nullcontext():
+                await self._connection.send_packed_command(self._connection.pack_commands(commands))
+                for command in commands:
+                    replies.append(await self._reply(command))
+                if in_transaction:
+                    # The other replies are `QUEUED`; what was looked up is known from the reply of EXEC only.
+                    executed = replies[-1] if isinstance(replies[-1], list) else ()
+                    for command, reply in zip(commands[:-1], executed, strict=False):
+                        ledger.book(command, reply)
+        except (RedisError, OSError) as error:
+            at = commands[min(len(replies), len(commands) - 1)]
+            name = label or command_name(at).replace("|", " ").upper()
+            raise self._wire.trouble(error, name, in_doubt=in_doubt) from None
+        finally:
+            if not in_transaction:
+                for command, reply in zip(commands, replies, strict=False):
+                    ledger.book(command, reply)
+        return replies
+
+    async def _reply(self, command: Command) -> Any:
+        name = command_name(command).replace("|", " ").upper()
+        try:
+            reply = await self._connection.read_response()
+        except ResponseError as error:
+            return Refusal(name, _text(error))
+        if isinstance(reply, list):
+            return [Refusal(name, _text(item)) if isinstance(item, RedisError) else item for item in reply]
+        return reply
+
+    async def write(self, command: Command) -> Any:
+        """Send one command that writes; raises TargetRefused, or TargetTimeout where nobody knows whether it was
+        carried out.
+        """
+        (reply,) = await self._exchange([command], in_doubt=True)
+        return require(self._wire.service, reply)
+
+    async def write_fenced(self, fence_key: str, lease: Lease, commands: Sequence[Command]) -> list[Any]:
+        """Carry out `commands` as one transaction if the fence is exactly the lease's epoch, then and during the whole
+        of it.
+
+        Raises StaleFencingToken (nothing was done) where the fence is another one or gone; TargetRefused for the first
+        error reply, which for a transaction of one command means that nothing was done; TargetTimeout once EXEC may
+        have reached the server.
+        """
+        service = self._wire.service
+        # MULTI must have been accepted before the first write is sent: refused, the write would be carried out at once.
+        watched, token, opened = await self.exchange([("WATCH", fence_key), ("GET", fence_key), ("MULTI",)])
+        for reply in (watched, token, opened):
+            require(service, reply)
+        await self._check_fence(token, lease)
+        label = command_name(commands[0]).replace("|", " ").upper()
+        *queued, outcome = await self._exchange([*commands, ("EXEC",)], in_doubt=True, label=label, in_transaction=True)
+        for reply in queued:
+            require(service, reply)
+        if require(service, outcome) is None:
+            (token,) = await self.exchange([("GET", fence_key)])
+            raise StaleFencingToken(service, lease.epoch, fence_number(token))
+        return [require(service, reply, label) for reply in outcome]
+
+    async def _check_fence(self, token: Any, lease: Lease) -> None:
+        found = fence_number(token)
+        if found != lease.epoch:
+            await self.exchange([("DISCARD",)])
+            raise StaleFencingToken(self._wire.service, lease.epoch, found)
+
+
+def require(service: str, reply: Any, command: str | None = None) -> Any:
+    """Return the reply; raises TargetRefused if it is an error (of `command` if that says it better)."""
+    if isinstance(reply, Refusal):
+        raise TargetRefused(service, command or reply.command, reply.reason)
+    return reply
+
+
+def fence_number(token: Any) -> int | None:
+    """Return the epoch that a fence holds; None where it is gone or is no number, which no lease can match."""
+    text = token.decode("ascii", "replace") if isinstance(token, bytes) else ""
+    return int(text) if text.isdecimal() else None

@@ -1,0 +1,137 @@
+"""The HTTP application: routes, errors and OpenAPI put together around one backend.
+
+It knows nothing of Ray: `serve/deployments.py` runs it in Serve's replicas, tests run it in process. INVARIANT: whatever goes wrong is
+answered in the one shape of `serve.errors`, with every prescribed header.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from cachewarden import __version__
+from cachewarden.errors import OperatingError, RequestError
+from cachewarden.messages import CONSTITUTIONAL_HASH
+from cachewarden.models import CacheOptimizationRequest
+from serve import control_routes, optimize_routes, read_routes, warm_routes
+from serve.backend import Backend
+from serve.context import Context
+from serve.decision import Grounds
+from serve.envelope import Envelope
+from serve.errors import ApiError, api_error_of, clip, error_response, validation_problems
+from serve.gate import Gate, GovernedRoute, needs
+from serve.schemas import ControlRequest, WarmRequest
+from serve.security import TokenStore
+from serve.telemetry import Telemetry
+
+__all__ = ["create_app"]
+
+_FIELDS: Final = {
+    "/api/v1/cache/optimize": frozenset(CacheOptimizationRequest.model_fields),
+    "/api/v1/cache/warm": frozenset(WarmRequest.model_fields),
+}
+_CONTROL_FIELDS: Final = frozenset(ControlRequest.model_fields)
+_WARM_BODY_BYTES: Final = 512 * 1024
+"""A thousand keys of usual length do not fit into the bound of the other bodies."""
+
+log = structlog.get_logger("serve.api")
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(request, error)
+
+
+async def _on_known_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, (RequestError, OperatingError))
+    if isinstance(error, OperatingError):
+        log.warning("a request was answered with 503", path=clip(request.url.path), kind=type(error).__name__, reason=str(error))
+    return error_response(request, api_error_of(error))
+
+
+async def _on_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    known = _FIELDS.get(request.url.path, _CONTROL_FIELDS)
+    message, problems = validation_problems(error.errors(), known)
+    return error_response(request, ApiError(422, message, details={"validation_errors": problems}))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        message = f"no such route `{clip(request.url.path)}`, /openapi.json lists them all"
+    elif error.status_code == 405:
+        message = f"`{clip(request.method, 20)}` is not allowed here, allowed: {headers.get('Allow', 'see /openapi.json')}"
+    else:
+        message = "the request cannot be answered"
+    return error_response(request, ApiError(error.status_code, message, headers=headers))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    # The framework raises the exception again after this answer, so the server's log has the trace; the caller gets none of it.
+    log.error("an answer failed", path=clip(request.url.path), kind=type(error).__name__)
+    return error_response(request, ApiError(500, "something went wrong on our side, the log has it under the error id"))
+
+
+def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: float = 5.0) -> FastAPI:
+    """Return the application; `tokens` default to those in the state directory of the backend's settings.
+
+    `wait_s` bounds how long an optimisation request waits for the cache's confirmation or a forced cycle.
+    """
+    telemetry = Telemetry()
+    store = tokens if tokens is not None else TokenStore(backend.settings.state_dir)
+    app = FastAPI(
+        title="cachewarden", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
+        description=f"A governed autopilot for fleets of Redis and Valkey caches. Constitutional hash: `{CONSTITUTIONAL_HASH}`.",
+    )
+    app.state.context = Context(
+        backend=backend,
+        grounds=Grounds(
+            fleet=backend.fleet, constitution=backend.constitution, settings=backend.settings, budget_bytes=backend.budget_bytes
+        ),
+        telemetry=telemetry,
+        started_s=time.perf_counter(),
+        wait_s=wait_s,
+    )
+    app.state.gate = Gate(backend, store, telemetry)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RequestError, _on_known_error)
+    app.add_exception_handler(OperatingError, _on_known_error)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    for router in (optimize_routes.router, warm_routes.router, read_routes.router, control_routes.router):
+        app.include_router(router)
+    _publish_openapi(app)
+    app.add_middleware(Envelope, telemetry=telemetry, limits={"/api/v1/cache/warm": _WARM_BODY_BYTES})
+    return app
+
+
+def _publish_openapi(app: FastAPI) -> None:
+    """Serve the OpenAPI document, with the token scheme, under the same gate as everything else."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            schema.setdefault("components", {})["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "a token of this deployment; docs/API.md"}
+            }
+            schema["x-constitutional-hash"] = CONSTITUTIONAL_HASH
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    async def openapi() -> dict[str, Any]:
+        return document()
+
+    app.openapi = document  # type: ignore[method-assign]
+    app.router.add_api_route(
+        "/openapi.json", openapi, methods=["GET"], include_in_schema=False, route_class_override=GovernedRoute,
+        openapi_extra=needs("read"),
+    )

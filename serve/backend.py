@@ -1,0 +1,79 @@
+"""Everything that the HTTP API needs from outside, as one narrow protocol.
+
+`serve/deployments.py` implements it on Ray actors, the tests on plain data. The API never reaches around it: no socket, no clock, no
+actor handle. INVARIANT: whatever changes a cache is recorded through `record` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from cachewarden.chain import ChainReport
+from cachewarden.fleet import Fleet
+from cachewarden.messages import AuditRecord, Execution
+from cachewarden.policy.constitution import Constitution
+from cachewarden.ports import RecordDraft
+from cachewarden.protocol import Execute, FleetState, RunCycle, SetPaused
+from cachewarden.settings import CacheOptimizerSettings
+from coordination.warm_rules import WarmReport
+
+__all__ = ["Backend"]
+
+
+class Backend(Protocol):
+    """All methods raise an OperatingError where the part behind them does not answer; the API maps it to 503."""
+
+    fleet: Fleet
+    constitution: Constitution
+    settings: CacheOptimizerSettings
+    budget_bytes: int | None
+    """Sum of maxmemory as found at first; counts where the fleet file gives no total."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        ...
+
+    def key_hash(self, key: str) -> str:
+        """Return the keyed hash of a cache key as hexadecimal text; names of keys never reach the journal."""
+        ...
+
+    async def state(self) -> FleetState | None:
+        """Return the newest pushed state without asking an actor; None before the first one."""
+        ...
+
+    async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
+        """Append to the journal; returns once durable. Raises JournalUnavailable."""
+        ...
+
+    async def execute(self, command: Execute) -> None:
+        """Hand a decision to the actuator; a proposal that is known there already is not carried out twice."""
+        ...
+
+    async def execution(self, proposal_id: str) -> Execution | None:
+        """Return the newest report on a proposal's execution; None if there is none."""
+        ...
+
+    async def set_paused(self, command: SetPaused) -> None:
+        """Pause or resume all changes; returns once the coordinator has taken it."""
+        ...
+
+    async def run_cycle(self, command: RunCycle) -> None:
+        """Start a cycle; returns at once, its results arrive as a newer state."""
+        ...
+
+    async def audit_page(self, after_seq: int, limit: int) -> list[AuditRecord]:
+        """Return up to `limit` records with seq > `after_seq`, oldest first."""
+        ...
+
+    async def audit_verify(self) -> ChainReport:
+        """Verify the whole chain now."""
+        ...
+
+    async def warm(self, service: str, keys: Sequence[str]) -> WarmReport:
+        """Load keys from the service's origin; one outcome per key, in the order of `keys`."""
+        ...
+
+    async def components(self) -> Mapping[str, str]:
+        """Return each part behind the API that is not an agent (`journal`, `blackboard`, ...) with `healthy` or what is wrong."""
+        ...

@@ -1,0 +1,106 @@
+"""What surrounds every answer: request id, the prescribed headers, the bound on the body, and the count.
+
+A plain ASGI wrapper, so that it costs little and misses nothing, the framework's own answers included. It reads the body of a request
+up to the bound before anything else sees it, whatever Content-Length says. INVARIANT: no more than the bound is ever held in memory.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Final
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cachewarden.messages import CONSTITUTIONAL_HASH
+from serve.errors import SECURITY_HEADERS, ApiError, error_response
+from serve.telemetry import Telemetry
+
+__all__ = ["MAX_BODY_BYTES", "Envelope"]
+
+MAX_BODY_BYTES: Final = 64 * 1024
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class Envelope:
+    """Wraps the application; `limits` gives single paths another bound than MAX_BODY_BYTES."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, limits: Mapping[str, int]) -> None:
+        self._app = app
+        self._telemetry = telemetry
+        self._limits = dict(limits)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid4())
+        scope.setdefault("state", {})["request_id"] = request_id
+        status_code = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status_code
+            if message["type"] == "http.response.start":
+                status_code = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                headers["X-Constitutional-Hash"] = CONSTITUTIONAL_HASH
+                headers["X-Request-ID"] = request_id
+                if status_code < 400:
+                    headers["X-Constitutional-Compliance"] = "verified"
+                headers["X-Processing-Time-Ms"] = f"{(time.perf_counter() - started_s) * 1000:.3f}"
+            await send(message)
+
+        try:
+            replay = await self._buffered(scope, receive)
+            await self._app(scope, replay, send_with_headers)
+        except _TooLarge:
+            limit = self._limit(scope)
+            error = ApiError(413, f"the body may have at most {limit} bytes", details={"limit_bytes": limit}, headers={"Connection": "close"})
+            await error_response(Request(scope), error)(scope, receive, send_with_headers)
+        finally:
+            route = scope.get("route")
+            endpoint = getattr(route, "path", "unmatched")
+            method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS") else "other"
+            self._telemetry.request(method, endpoint, status_code, time.perf_counter() - started_s)
+
+    def _limit(self, scope: Scope) -> int:
+        return self._limits.get(scope["path"], MAX_BODY_BYTES)
+
+    async def _buffered(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the body up to the bound and return a `receive` that gives it again; a GET has none that anybody reads."""
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return receive
+        limit = self._limit(scope)
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 12 or int(declared) > limit):
+            raise _TooLarge
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return _replaying([message], receive)
+            body += message.get("body", b"")
+            if len(body) > limit:
+                raise _TooLarge
+            more = message.get("more_body", False)
+        return _replaying([{"type": "http.request", "body": bytes(body), "more_body": False}], receive)
+
+
+def _replaying(first: list[Message], receive: Receive) -> Receive:
+    async def replay() -> Message:
+        return first.pop(0) if first else await receive()
+
+    return replay

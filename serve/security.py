@@ -1,0 +1,205 @@
+"""Bearer tokens: who a caller is and what he may do.
+
+Tokens are 256 random bits, so a plain SHA-256 of each is stored; comparing is constant-time over all tokens, so that neither a hash nor
+a name can be guessed from the time it takes. It never stores, logs or shows a token after it was made. INVARIANT: a caller without a
+valid token has no scopes, and a token file that cannot be read admits nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cachewarden.errors import ConfigurationError
+
+__all__ = [
+    "SCOPES",
+    "Caller",
+    "Scope",
+    "TokenEntry",
+    "TokenStore",
+    "create_token",
+    "ensure_first_token",
+    "list_tokens",
+    "revoke_token",
+]
+
+Scope = Literal["read", "operate", "approve", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+
+TOKENS_FILE: Final = "tokens.json"
+FIRST_TOKEN_FILE: Final = "admin-token"
+_PREFIX: Final = "cw_"
+_MAX_TOKEN_CHARS: Final = 200
+
+
+class TokenEntry(BaseModel):
+    """One token as it is stored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_.-]{0,62}$", description="stands in the audit trail as the caller")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    created_at: str
+
+
+class _TokenFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: tuple[TokenEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the name of the token and what it permits."""
+
+    name: str
+    scopes: frozenset[str]
+
+    def may(self, scope: Scope) -> bool:
+        """`admin` may everything; every token may read."""
+        return scope == "read" or scope in self.scopes or "admin" in self.scopes
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read(path: Path) -> tuple[TokenEntry, ...]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"tokens cannot be read: {error}", path=str(path)) from None
+    try:
+        entries = _TokenFile.model_validate(json.loads(text)).tokens
+    except json.JSONDecodeError as error:
+        message = f"tokens are not readable as JSON: {error.msg}, put the file back or remove it to have a first token made anew"
+        raise ConfigurationError(message, path=str(path), line=error.lineno) from None
+    except ValidationError as problems:
+        first = problems.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise ConfigurationError(f"tokens cannot be used, `{where}`: {first['msg'].lower()}", path=str(path)) from None
+    names = [entry.name for entry in entries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigurationError(f"tokens need names of their own, twice: {', '.join(twice)}", path=str(path))
+    return entries
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write whole or not at all, readable by the owner only from the first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, entries: tuple[TokenEntry, ...]) -> None:
+    document: dict[str, Any] = {"tokens": [entry.model_dump(mode="json") for entry in entries]}
+    _write_private(path, json.dumps(document, indent=2) + "\n")
+
+
+def list_tokens(state_dir: Path) -> tuple[TokenEntry, ...]:
+    """Return all tokens as stored (hashes only); raises ConfigurationError for a file that cannot be used."""
+    return _read(state_dir / TOKENS_FILE)
+
+
+def create_token(state_dir: Path, name: str, scopes: tuple[Scope, ...]) -> str:
+    """Make a token and return it, the only time that it is shown; raises ConfigurationError for a bad or used name or scope."""
+    path = state_dir / TOKENS_FILE
+    entries = _read(path)
+    if any(entry.name == name for entry in entries):
+        raise ConfigurationError(f"there is a token named `{name}` already, revoke it first or choose another name", path=str(path))
+    token = _PREFIX + secrets.token_urlsafe(32)
+    try:
+        entry = TokenEntry(
+            name=name, sha256=_hash(token), scopes=tuple(sorted(set(scopes))),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+    except ValidationError:
+        raise ConfigurationError(
+            f"a token needs a name of small letters, digits, `_`, `.`, `-` and scopes out of {', '.join(SCOPES)}, "
+            f"got `{name[:80]}` with `{', '.join(str(s)[:20] for s in scopes)}`"
+        ) from None
+    _write(path, (*entries, entry))
+    return token
+
+
+def revoke_token(state_dir: Path, name: str) -> bool:
+    """Remove a token at once for every process that reads the file; returns whether there was one."""
+    path = state_dir / TOKENS_FILE
+    entries = _read(path)
+    kept = tuple(entry for entry in entries if entry.name != name)
+    if len(kept) == len(entries):
+        return False
+    _write(path, kept)
+    return True
+
+
+def ensure_first_token(state_dir: Path) -> tuple[bool, Path]:
+    """Make the first token, `admin`, if there is none at all; returns (made now, file that holds it in plain, mode 0600).
+
+    The file is for the operator to read once and delete; only the hash counts from then on.
+    """
+    plain = state_dir / FIRST_TOKEN_FILE
+    if list_tokens(state_dir):
+        return False, plain
+    _write_private(plain, create_token(state_dir, "admin", ("admin",)) + "\n")
+    return True, plain
+
+
+class TokenStore:
+    """The tokens in force; the file is read again when it changes, so that a revocation needs no restart."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / TOKENS_FILE
+        self._stamp: tuple[int, int, int] | None = None
+        self._entries: tuple[TokenEntry, ...] = ()
+
+    def _current(self) -> tuple[TokenEntry, ...]:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            self._stamp, self._entries = None, ()
+            return ()
+        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if stamp != self._stamp:
+            self._entries = ()
+            self._entries = _read(self._path)
+            self._stamp = stamp
+        return self._entries
+
+    def authenticate(self, authorization: str | None) -> Caller | None:
+        """Return the caller of an `Authorization: Bearer ...` header, or None.
+
+        Raises ConfigurationError where the token file cannot be used; then nobody is admitted.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token or len(token) > _MAX_TOKEN_CHARS:
+            return None
+        given = _hash(token)
+        found: Caller | None = None
+        for entry in self._current():
+            if hmac.compare_digest(entry.sha256, given):
+                found = Caller(entry.name, frozenset(entry.scopes))
+        return found

@@ -1,0 +1,250 @@
+"""A blackboard in memory: the Blackboard port for tests and for the simulator, with ACGS's records and rules.
+
+It keeps texts, as Redis does, so that a peer's garbage can be put in and what we write is checked as text. Whoever
+drives it sets `available` and `clock_ms`. It passes the suite of the Redis one (`tests/contract/test_blackboard.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
+
+from cachewarden.errors import BlackboardUnavailable, InvariantViolation
+from coordination import blackboard_records as records
+from coordination.blackboard_records import BadRecord
+
+__all__ = ["FakeBlackboard"]
+
+_EVENTS_MAX: Final = 10_000
+_DEFAULT_TTL_MS: Final = 24 * 3_600_000
+
+
+class FakeBlackboard:
+    """The Blackboard port on dictionaries of text. A listing is in the order of (priority, id), as a sorted set is."""
+
+    def __init__(self) -> None:
+        self.available = True
+        self.clock_ms = 0
+        """The server's clock; items expire by it."""
+        self.bad_records = 0
+        self.agents: dict[str, str] = {}
+        self.active: set[str] = set()
+        self.knowledge: dict[tuple[str, str], str] = {}
+        self.tasks: dict[str, str] = {}
+        self.conflicts: dict[str, str] = {}
+        self._streams: list[_EventStream] = []
+
+    # --- Agents -----------------------------------------------------------------------------------------------------
+
+    async def register_agent(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None:
+        """Write the agent anew and make it active."""
+        self._require_available()
+        self.agents[agent_id] = json.dumps(records.agent_record(agent_id, agent_type, capabilities, at_ms))
+        self.active.add(agent_id)
+
+    async def heartbeat(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None:
+        """Say that the agent lives; registers it again where its record is gone or was spoilt."""
+        self._require_available()
+        record = self._readable(records.parse_agent, self.agents.get(agent_id))
+        if record is None:
+            await self.register_agent(agent_id, agent_type, capabilities, at_ms)
+            return
+        record["last_heartbeat"] = records.iso_utc(at_ms)
+        self.agents[agent_id] = json.dumps(record)
+        self.active.add(agent_id)
+
+    async def deregister_agent(self, agent_id: str) -> None:
+        """Take the agent out of the active ones; its record stays."""
+        self._require_available()
+        self.active.discard(agent_id)
+
+    async def active_agents(self, limit: int = 1_000) -> list[dict[str, Any]]:
+        """Return the active agents by id."""
+        self._require_available()
+        found = [self._readable(records.parse_agent, self.agents.get(i)) for i in sorted(self.active)[:limit]]
+        return [record for record in found if record is not None]
+
+    # --- Knowledge --------------------------------------------------------------------------------------------------
+
+    async def add_knowledge(self, item: Mapping[str, Any]) -> str:
+        """Write an item of ours; it always expires, after a day if it does not say when. Returns its id."""
+        self._require_available()
+        record = _own(records.parse_knowledge, item)
+        written_ms = records.time_ms(record["timestamp"]) or 0
+        expires_ms = records.time_ms(record["expires_at"])
+        ttl_ms = _DEFAULT_TTL_MS if expires_ms is None else max(2_000, expires_ms - written_ms)
+        record["expires_at"] = records.iso_utc(written_ms + ttl_ms)
+        self.knowledge[record["space"], record["id"]] = json.dumps(record)
+        shown = {"knowledge_id": record["id"]} | {k: record[k] for k in ("space", "agent_id", "knowledge_type")}
+        self._publish("knowledge_added", written_ms, shown)
+        return str(record["id"])
+
+    async def query_knowledge(
+        self, space: str, knowledge_type: str | None = None, tags: Sequence[str] = (), limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Return up to `limit` live items of a space, most urgent first, that have the type and any of the tags."""
+        self._require_available()
+        if space not in records.SPACES:
+            raise InvariantViolation(f"`{space}` is no space of the blackboard, there are: {', '.join(records.SPACES)}")
+        texts = [text for (its_space, _), text in sorted(self.knowledge.items()) if its_space == space]
+        items = [item for item in (self._readable(records.parse_knowledge, t) for t in texts) if item is not None]
+        found = [
+            item
+            for item in sorted(items, key=lambda i: (i["priority"], i["id"]))
+            if knowledge_type in (None, item["knowledge_type"])
+            and (not tags or set(tags) & set(item["tags"]))
+            and not self._expired(item)
+        ]
+        return found[: max(0, limit)]
+
+    def _expired(self, item: Mapping[str, Any]) -> bool:
+        expires_ms = records.time_ms(item["expires_at"])
+        return expires_ms is not None and expires_ms <= self.clock_ms
+
+    # --- Tasks ------------------------------------------------------------------------------------------------------
+
+    async def create_task(self, task: Mapping[str, Any]) -> str:
+        """Write a pending task. One of that id that is there already stays as it is. Returns the id."""
+        self._require_available()
+        record = _own(records.parse_task, task)
+        if record["id"] not in self.tasks:
+            self.tasks[record["id"]] = json.dumps(record)
+            shown = {"task_id": record["id"], "task_type": record["task_type"], "priority": record["priority"]}
+            self._publish("task_created", records.time_ms(record["created_at"]) or 0, shown)
+        return str(record["id"])
+
+    async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool:
+        """Claim a pending task; of several claimers exactly one is told True."""
+        task = await self.task(task_id)
+        if task is None or task["status"] != "pending":
+            return False
+        task.update(status="claimed", agent_id=agent_id, claimed_at=records.iso_utc(at_ms))
+        self.tasks[task_id] = json.dumps(task)
+        shown = {"task_id": task_id, "agent_id": agent_id, "task_type": task["task_type"]}
+        self._publish("task_claimed", at_ms, shown)
+        return True
+
+    async def finish_task(
+        self,
+        task_id: str,
+        agent_id: str,
+        at_ms: int,
+        *,
+        output: Mapping[str, Any] | None,
+        error: Mapping[str, Any] | None,
+    ) -> bool:
+        """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`."""
+        task = await self.task(task_id)
+        if task is None or task["status"] not in ("claimed", "in_progress") or task["agent_id"] != agent_id:
+            return False
+        result = dict(output or {}) if error is None else {"error": dict(error), **(output or {})}
+        task.update(output_data=result, completed_at=records.iso_utc(at_ms))
+        task.update(status="completed" if error is None else "failed")
+        if error is not None:
+            task.update(error_details=dict(error))
+        self.tasks[task_id] = json.dumps(task)
+        if error is None:
+            shown = {"task_id": task_id, "agent_id": agent_id, "task_type": task["task_type"], "output_data": result}
+            self._publish("task_completed", at_ms, shown)
+        return True
+
+    async def pending_tasks(self, task_type: str, limit: int = 50) -> list[dict[str, Any]]:
+        """Return up to `limit` pending tasks of a type, most urgent first."""
+        self._require_available()
+        tasks = [t for t in (self._readable(records.parse_task, x) for _, x in sorted(self.tasks.items())) if t]
+        pending = [t for t in tasks if t["status"] == "pending" and t["task_type"] == task_type]
+        return sorted(pending, key=lambda t: (t["priority"], t["id"]))[: max(0, limit)]
+
+    async def task(self, task_id: str) -> dict[str, Any] | None:
+        """Return one task, None where it is gone or cannot be read."""
+        self._require_available()
+        return self._readable(records.parse_task, self.tasks.get(task_id))
+
+    # --- Conflicts --------------------------------------------------------------------------------------------------
+
+    async def report_conflict(self, conflict: Mapping[str, Any]) -> str:
+        """Write an open conflict. One of that id that is there already stays as it is. Returns the id."""
+        self._require_available()
+        record = _own(records.parse_conflict, conflict)
+        if record["id"] not in self.conflicts:
+            self.conflicts[record["id"]] = json.dumps(record)
+            names = ("conflict_type", "severity", "involved_agents")
+            shown = {"conflict_id": record["id"]} | {k: record[k] for k in names}
+            self._publish("conflict_detected", records.time_ms(record["created_at"]) or 0, shown)
+        return str(record["id"])
+
+    async def resolve_conflict(self, conflict_id: str, strategy: str, data: Mapping[str, Any], at_ms: int) -> bool:
+        """Settle a conflict; False where there is none of that id or it is settled already."""
+        conflict = await self.conflict(conflict_id)
+        if conflict is None or conflict["status"] not in records.OPEN_CONFLICT_STATES:
+            return False
+        conflict.update(status="resolved", resolution_strategy=strategy, resolution_data=dict(data))
+        conflict.update(resolved_at=records.iso_utc(at_ms))
+        self.conflicts[conflict_id] = json.dumps(conflict)
+        return True
+
+    async def conflict(self, conflict_id: str) -> dict[str, Any] | None:
+        """Return one conflict, None where it is gone or cannot be read."""
+        self._require_available()
+        return self._readable(records.parse_conflict, self.conflicts.get(conflict_id))
+
+    # --- Events -----------------------------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Subscribe and return the stream of events; it pauses (`StopAsyncIteration`) where there is none yet."""
+        self._require_available()
+        stream = _EventStream()
+        self._streams.append(stream)
+        return stream
+
+    def publish_text(self, channel: str, text: str) -> None:
+        """Publish as a peer does, whatever it is; a subscriber that does not listen loses events, as with Redis."""
+        event = records.parse_event(channel, text)
+        if isinstance(event, BadRecord):
+            self.bad_records += 1
+            return
+        for stream in self._streams:
+            stream.waiting.append(event)
+
+    def _publish(self, event_type: str, at_ms: int, data: Mapping[str, Any]) -> None:
+        self.publish_text(f"events:{event_type}", records.event_message(event_type, at_ms, data))
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    def _readable(self, parse: Any, text: str | None) -> dict[str, Any] | None:
+        if text is None:
+            return None
+        record: dict[str, Any] | BadRecord = parse(text)
+        if isinstance(record, BadRecord):
+            self.bad_records += 1
+            return None
+        return record
+
+    def _require_available(self) -> None:
+        if not self.available:
+            raise BlackboardUnavailable("the server does not answer")
+
+
+class _EventStream:
+    """What was published since the subscription, oldest first."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[dict[str, Any]] = deque(maxlen=_EVENTS_MAX)
+
+    def __aiter__(self) -> _EventStream:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        if not self.waiting:
+            raise StopAsyncIteration
+        return self.waiting.popleft()
+
+
+def _own(parse: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    checked: dict[str, Any] | BadRecord = parse(json.dumps(dict(record)))
+    if isinstance(checked, BadRecord):
+        raise InvariantViolation(f"a record of ours does not fit the blackboard: {checked.reason}")
+    return checked

@@ -1,0 +1,63 @@
+"""A journal in memory: the Journal port for tests and for the simulator, with the real hash chain.
+
+Several writers may share one `FakeJournal`. `available` and `lose_answer` are the faults that a server can have: gone,
+and gone after it has written. It passes the same suite as the Redis journal (`tests/contract/test_journal.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cachewarden import chain
+from cachewarden.errors import JournalUnavailable
+from cachewarden.messages import AuditRecord
+from cachewarden.ports import RecordDraft
+
+__all__ = ["FakeJournal"]
+
+
+class FakeJournal:
+    """The Journal port on a list. `records` may be looked at, and tampered with, by tests."""
+
+    def __init__(self) -> None:
+        self.records: list[AuditRecord] = []
+        self.available = True
+        self.lose_answer = False
+        """The next append is written but not confirmed."""
+
+    async def append(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
+        """Append all of `drafts`; raises JournalUnavailable while not `available`."""
+        self._require_available()
+        seq, head_hash = self._head()
+        sealed = chain.seal_all(drafts, seq + 1, head_hash)
+        self.records.extend(sealed)
+        if self.lose_answer:
+            self.lose_answer = False
+            raise JournalUnavailable("the connection was lost before the answer came")
+        return sealed
+
+    async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
+        """Return up to `limit` records with seq > `after_seq`, in the order in which they stand."""
+        self._require_available()
+        return [r for r in self.records if r.seq > after_seq][:limit]
+
+    async def read_back(self, kinds: Sequence[str] = (), limit: int = 100_000) -> list[AuditRecord]:
+        """Return the records of the given kinds (all if empty) among the newest `limit`, oldest first."""
+        self._require_available()
+        newest = self.records[-limit:] if limit > 0 else []
+        return [r for r in newest if not kinds or r.kind in kinds]
+
+    async def head(self) -> tuple[int, str]:
+        """Return (seq, hash) of the newest record, (0, genesis hash) when there is none."""
+        self._require_available()
+        return self._head()
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    def _head(self) -> tuple[int, str]:
+        return (self.records[-1].seq, self.records[-1].hash) if self.records else (0, chain.GENESIS_HASH)
+
+    def _require_available(self) -> None:
+        if not self.available:
+            raise JournalUnavailable("the server does not answer")
