@@ -1,11 +1,14 @@
-"""The Actuator: carries out judged and agreed changes safely, checks that they helped, and takes them back if they did not.
+"""The Actuator: carries out judged and agreed changes safely, checks that they helped, and takes them back if they
+did not.
 
-It decides how to change a cache, and when to keep or take back; never whether a change is a good idea. It acts only on a verdict that allows
-exactly this proposal, a resolution to go, a lease with a fencing token, and a durable record of the intention. Several services may be
-changed at once, each by one change at a time; a kept TTL rule goes on beside later changes.
+It decides how to change a cache, and when to keep or take back; never whether a change is a good idea. It acts only
+on a verdict that allows exactly this proposal, a resolution to go, a lease with a fencing token, and a durable record
+of the intention. Several services may be changed at once, each by one change at a time; a kept TTL rule goes on
+beside later changes.
 
-After a crash a new instance is told by the journal what was under way, and finishes it or takes it back before anything else happens to that
-cache. `holder` must be unique per life, so that the lease of a life that still lingers cannot be mistaken for ours.
+After a crash a new instance is told by the journal what was under way, and finishes it or takes it back before
+anything else happens to that cache. `holder` must be unique per life, so that the lease of a life that still lingers
+cannot be mistaken for ours.
 
 INVARIANT: at most one change per service is between its lease and its end.
 """
@@ -36,6 +39,7 @@ from cachewarden.settings import CacheOptimizerSettings
 __all__ = ["Actuator"]
 
 _FINISHED_KEPT = 500
+_TELL_AGAIN_MS = 60_000
 
 
 class Actuator:
@@ -43,9 +47,7 @@ class Actuator:
 
     replay_kinds = REPLAY_KINDS
 
-    def __init__(
-        self, name: str = "actuator", *, holder: str, settings: CacheOptimizerSettings, fleet: Fleet
-    ) -> None:
+    def __init__(self, name: str = "actuator", *, holder: str, settings: CacheOptimizerSettings, fleet: Fleet) -> None:
         self.name = name
         self.holder = holder
         self._settings = settings
@@ -70,27 +72,36 @@ class Actuator:
         """Return what is in flight or stands, as others have to respect it."""
         found: list[Intent] = []
         for run in self._runs.values():
-            until_ms = now_ms + self._settings.observation_window_ms * self._settings.observation_windows_max
-            common = {"holder": self.holder, "service": run.service, "until_ms": until_ms}
-            if not run.governed:
-                for change in run.proposal.knob_changes:
-                    numeric = change.before.isdigit() and change.after.isdigit()
-                    amount = int(change.after) - int(change.before) if numeric else 0
-                    direction = (amount > 0) - (amount < 0)
-                    found.append(Intent(resource=change.knob, direction=direction, amount=abs(amount), **common))
-                    if change.knob == "maxmemory" and amount > 0:
-                        found.append(Intent(resource="budget", direction=1, amount=amount, **common))
-            found += [Intent(resource=f"ttl:{rule.pattern}", direction=1, **common) for rule in run.proposal.ttl_rules]
+            for change in () if run.governed else run.proposal.knob_changes:
+                numeric = change.before.isdigit() and change.after.isdigit()
+                amount = int(change.after) - int(change.before) if numeric else 0
+                found.append(self._intent(run, change.knob, amount, now_ms))
+                if change.knob == "maxmemory" and amount > 0:
+                    found.append(self._intent(run, "budget", amount, now_ms))
+            found += [self._intent(run, f"ttl:{rule.pattern}", 1, now_ms, amount=0) for rule in run.proposal.ttl_rules]
         return tuple(found)
+
+    def _intent(self, run: Run, resource: str, signed: int, now_ms: int, amount: int | None = None) -> Intent:
+        return Intent(
+            holder=self.holder,
+            service=run.service,
+            resource=resource,
+            direction=(signed > 0) - (signed < 0),
+            amount=abs(signed) if amount is None else amount,
+            until_ms=now_ms + self._settings.observation_window_ms * self._settings.observation_windows_max,
+        )
 
     # --- Life -------------------------------------------------------------------------------------------------------
 
     def _on_started(self, event: Started, now_ms: int) -> tuple[Effect, ...]:
         found = read_journal(event.records)
         self._paused = found.paused
+        effects: list[Effect] = []
         for change in found.finished:
             self._remember(change.execution)
-        effects: list[Effect] = []
+            if now_ms - change.updated_ms < _TELL_AGAIN_MS:
+                # The ending is in the journal, but the life that wrote it may not have lived to tell it.
+                effects.append(Send(to="coordinator", message=ExecutionReport(execution=change.execution)))
         for change in (*found.unfinished, *found.standing):
             run, first = execution.resume(change, self._settings, now_ms)
             self._runs[run.key] = run
@@ -99,7 +110,9 @@ class Actuator:
             service, why = found.unreadable[key]
             reason = f"its intention cannot be read by this version ({why}), look at the cache before changing it again"
             payload = {"execution_id": key, "reason": reason}
-            effects.append(Record(kind=RecordKind.ROLLBACK_FAILED.value, service=service, subject_id=key, payload=payload))
+            effects.append(
+                Record(kind=RecordKind.ROLLBACK_FAILED.value, service=service, subject_id=key, payload=payload)
+            )
         return tuple(effects)
 
     def _on_message(self, message: Any, now_ms: int) -> tuple[Effect, ...]:
@@ -156,10 +169,13 @@ class Actuator:
         return effects
 
     def _holds(self, service: str) -> bool:
-        return any(r.service == service and r.lease is not None for r in self._runs.values())
+        return any(
+            r.service == service and (r.lease is not None or r.phase is Phase.LEASING) for r in self._runs.values()
+        )
 
     def _displace(self, newer: Run) -> None:
-        """A newly kept rule takes the place of an older one for the same pattern, as `recovery` reads it from the journal too."""
+        """A newly kept rule takes the place of an older one for the same pattern, as `recovery` reads it from the
+        journal too."""
         patterns = {r.rule.pattern for r in newer.rules}
         for run in list(self._runs.values()):
             if run is newer or not run.governed or run.service != newer.service or run.started_ms > newer.started_ms:
@@ -176,7 +192,8 @@ class Actuator:
         return self._finished.get(proposal_id)
 
     def _remember(self, done: Execution) -> None:
-        # A refusal changed nothing and may be asked for again under another circumstance, e.g. once the service is free.
+        # A refusal changed nothing and may be asked for again under another circumstance, e.g. once the service is
+        # free.
         if done.state is ExecutionState.ABANDONED and done.steps == 0:
             return
         self._finished.pop(done.proposal.proposal_id, None)

@@ -1,9 +1,10 @@
 """Whether an order to change a cache may be begun at all.
 
-It is checked again here, right before acting, what others have checked before: the hash, the verdict and that it is about exactly this
-proposal, the resolution, the time, the knob table. It never looks at a cache.
+It is checked again here, right before acting, what others have checked before: the hash, the verdict and that it is
+about exactly this proposal, the resolution, the time, the knob table. It never looks at a cache.
 
-INVARIANT: an order that is admitted names only knobs of the table, with values that can be set and with old values that can be set back.
+INVARIANT: an order that is admitted names only knobs of the table, with values that can be set and with old values
+that can be set back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from cachewarden.codec import digest
 from cachewarden.errors import SettingsError
 from cachewarden.fleet import Fleet
 from cachewarden.knobs import KNOBS, action_class_of_change, check_value
-from cachewarden.messages import CONSTITUTIONAL_HASH, ActionClass, Decision, KnobChange, Mode, Proposal, ResolutionOutcome
+from cachewarden.messages import (
+    CONSTITUTIONAL_HASH,
+    ActionClass,
+    Decision,
+    KnobChange,
+    Mode,
+    Proposal,
+    ResolutionOutcome,
+)
 from cachewarden.protocol import Execute
 
 __all__ = ["refusal_of"]
@@ -66,5 +75,6 @@ def _refusal_of_change(change: KnobChange, declared: ActionClass) -> str | None:
         return f"`{change.knob}` cannot be changed while the server runs"
     actual = action_class_of_change(change.knob, change.before, change.after)
     if actual > declared:
-        return f"changing `{change.knob}` is of class `{actual.name.lower()}`, the proposal claims `{declared.name.lower()}`"
+        classes = f"`{actual.name.lower()}`, the proposal claims `{declared.name.lower()}`"
+        return f"changing `{change.knob}` is of class {classes}"
     return None

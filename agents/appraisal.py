@@ -15,7 +15,7 @@ import numpy as np
 
 from agents.choice import Choice
 from agents.evidence import evidence_of
-from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Evidence, Insufficient, evaluate
+from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Evidence, Inquiry, Insufficient
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Service
 from cachewarden.messages import TtlRule
@@ -27,6 +27,8 @@ __all__ = ["Appraisal", "appraise"]
 _SEED = 1
 _SWITCH_GAIN = 0.003
 """Keep the eviction policy unless another is predicted to give more than this (`cachemodel`: policies are told apart to 0.2 points)."""
+_LFU_GAIN = 0.01
+"""LFU must beat LRU by more than this: it adapts slowly when the hot set moves, which a capture of a minute does not show."""
 _TTL_GAIN_SHARE = 0.95
 """Of the gain of the longest permitted TTL; the shortest TTL that reaches it is taken."""
 _CURVE_POINTS = 12
@@ -60,16 +62,23 @@ class Appraisal:
     rules: tuple[TtlRule, ...]
 
     @cached_property
+    def _inquiry(self) -> Inquiry:
+        return Inquiry(self.evidence, _SEED)
+
+    @cached_property
     def chosen(self) -> CacheConfiguration | str:
         """The best eviction policy and TTL at the present size, or why nothing can be said."""
         current = self.evidence.current
         candidates = [current, *self._policies()]
-        answers = evaluate(self.evidence, candidates, _SEED)
+        answers = self._inquiry.ask(candidates)
         sound = [a for a in answers if isinstance(a, Answer)]
         if not sound:
             return "; ".join(sorted({a.reason for a in answers if isinstance(a, Insufficient)}))
         stay = answers[0].hit_ratio.value if isinstance(answers[0], Answer) else self.evidence.hit_ratio
         best = max(sound, key=lambda a: (a.hit_ratio.value, a.candidate == current, a.candidate.eviction_policy))
+        plain = next((a for a in sound if a.candidate.eviction_policy == "allkeys-lru"), None)
+        if plain is not None and best.candidate.family == "lfu" and best.hit_ratio.value - plain.hit_ratio.value <= _LFU_GAIN:
+            best = plain
         switch = best.hit_ratio.value - stay > _SWITCH_GAIN and best.hit_ratio.value > self.evidence.hit_ratio
         policy = best.candidate if switch else current
         ttl_ms = self._ttl_ms(policy)
@@ -93,7 +102,7 @@ class Appraisal:
         wanted = replace(chosen, maxmemory_bytes=maxmemory_bytes)
         if wanted == self.evidence.current:
             return self._unchanged("nothing is to be gained by another configuration")
-        answer = evaluate(self.evidence, [wanted], _SEED)[0]
+        answer = self._inquiry.ask([wanted])[0]
         if isinstance(answer, Insufficient):
             return self._unchanged(answer.reason)
         rules = self._rules_for(wanted.ttl_ms)
@@ -131,15 +140,25 @@ class Appraisal:
         low = max(self.service.minimum_memory_bytes, self.evidence.fixed_overhead_bytes + 1024 * 1024)
         grid = {int(x) for x in np.geomspace(min(low, now), now * _CURVE_TIMES, _CURVE_POINTS)} | {now}
         sizes = sorted(grid)
-        answers = evaluate(self.evidence, [replace(chosen, maxmemory_bytes=s) for s in sizes], _SEED)
+        # Replaying another family of eviction at every size would cost more than it tells: the shape is LRU's, the level is ours.
+        shape = replace(chosen, eviction_policy="allkeys-lru") if chosen.family == "lfu" else chosen
+        lift = self._lift(chosen, shape)
+        answers = self._inquiry.ask([replace(shape, maxmemory_bytes=s) for s in sizes])
         points = []
         for size, answer in zip(sizes, answers, strict=True):
             if isinstance(answer, Answer):
                 ratio = self._covered(answer.hit_ratio).value if self._rules_for(chosen.ttl_ms) else answer.hit_ratio.value
-                points.append((size, ratio))
+                points.append((size, ratio + lift * (1.0 - ratio)))
             elif size == now:
                 points.append((size, self.evidence.hit_ratio))
         return tuple(points) if len(points) > 1 else ()
+
+    def _lift(self, chosen: CacheConfiguration, shape: CacheConfiguration) -> float:
+        """Return which share of the misses of `shape` the chosen configuration avoids at the present size."""
+        ours, theirs = self._inquiry.ask([chosen, shape])
+        if not isinstance(ours, Answer) or not isinstance(theirs, Answer) or theirs.hit_ratio.value >= 1.0:
+            return 0.0
+        return (ours.hit_ratio.value - theirs.hit_ratio.value) / (1.0 - theirs.hit_ratio.value)
 
     def _policies(self) -> list[CacheConfiguration]:
         """Return the eviction policies worth asking about; none where memory does not bind, since none would act."""
@@ -159,7 +178,7 @@ class Appraisal:
             return None
         longest = min(r.max_staleness_ms for r in self.rules)
         ladder = [policy.ttl_ms * 2**i for i in range(1, 12) if policy.ttl_ms * 2**i < longest] + [longest]
-        answers = evaluate(self.evidence, [replace(policy, ttl_ms=t) for t in ladder], _SEED)
+        answers = self._inquiry.ask([replace(policy, ttl_ms=t) for t in ladder])
         gains = [
             (t, a.hit_ratio.value - self.evidence.hit_ratio) for t, a in zip(ladder, answers, strict=True) if isinstance(a, Answer)
         ]

@@ -21,7 +21,7 @@ from agents.obstacles import Obstacle, Situation, find_obstacle
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, Received, Send
 from cachewarden.messages import ExecutionState, Intent, Mode, Proposal, Resolution, ResolutionOutcome, Verdict
-from cachewarden.policy.surroundings import memory_change
+from cachewarden.policy.surroundings import budgeted_services, memory_change
 from cachewarden.protocol import ExecutionReport, History, Settle, Settled
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -243,7 +243,7 @@ class _Round:
     ) -> Obstacle | None:
         service, growth_bytes = proposal.service, _growth_bytes(proposal)
         if growth_bytes > 0:
-            unknown = sorted(set(self._situation.modes) - set(self._situation.memory_bytes))
+            unknown = sorted(self._situation.budgeted - self._situation.memory_bytes.keys())
             if unknown:
                 return Obstacle(
                     outcome=ResolutionOutcome.WAIT,
@@ -352,6 +352,7 @@ class Consensus:
             memory_bytes={name: size for name, size in question.memory_bytes.items() if name in self._modes},
             intents=question.intents,
             budget_bytes=sum(self._found_bytes.values()) if total_bytes is None else total_bytes,
+            budgeted=budgeted_services(self._fleet),
             force=frozenset(question.force),
             kept=frozenset(self._kept),
             rollback_counts=self._count_rollbacks(question.history),

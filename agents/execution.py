@@ -1,7 +1,9 @@
-"""One execution: the order of its parts, its lease, its TTL rules at the side, and the table that every event has to pass.
+"""One execution: the order of its parts, its lease, its TTL rules at the side, and the table that every event has to
+pass.
 
-leasing -> checking -> stepping -> observing -> kept | rolling back -> rolled back; abandoned where nothing was done or the cache is somebody
-else's now, failed where a value could not be put back. The parts are in `execution_stepping`, `execution_observing`, `execution_rollback`.
+leasing -> checking -> stepping -> observing -> kept | rolling back -> rolled back; abandoned where nothing was done
+or the cache is somebody else's now, failed where a value could not be put back. The parts are in
+`execution_stepping`, `execution_observing`, `execution_rollback`.
 
 INVARIANT: an illegal event raises InvariantViolation and changes nothing; a late one is ignored.
 """
@@ -12,11 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from agents.execution_checking import on_intending, on_reading_counters, on_reading_knobs
 from agents.execution_observing import begin_observing, on_observing, on_window_recording
 from agents.execution_rollback import (
     abandon,
     begin_rollback,
-    end,
     on_ending,
     on_revoking,
     on_undo,
@@ -26,7 +28,6 @@ from agents.execution_rollback import (
 from agents.execution_run import Halt, Run, backoff_ms, fence_found_higher, fence_missing
 from agents.execution_stepping import (
     give_up,
-    next_step,
     on_fencing,
     on_reading_back,
     on_settling,
@@ -36,30 +37,25 @@ from agents.execution_stepping import (
 )
 from agents.execution_table import Phase, check_arrival, check_event
 from agents.guardrails import promise_of
-from agents.info_facts import InfoFacts, facts_of_info
-from agents.playbooks import headroom_bytes, steps_of
 from agents.recovery import NextMove, Unfinished, decide
 from agents.ttl_governor import RuleRounds
-from cachewarden.codec import digest, to_jsonable
+from cachewarden.codec import digest
 from cachewarden.errors import InvariantViolation
 from cachewarden.machine import (
     Effect,
     EffectFailed,
     ExtendTtls,
     HotKeysCollected,
-    KnobsRead,
     KnobsWritten,
     LeaseDenied,
     LeaseGranted,
-    Observed,
     ReadCounters,
     ReadKnobs,
-    Recorded,
     SetTimer,
     TimerFired,
     TtlsExtended,
 )
-from cachewarden.messages import ExecutionState, RecordKind
+from cachewarden.messages import ExecutionState
 from cachewarden.protocol import Execute
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -67,12 +63,19 @@ __all__ = ["begin", "cancel", "resume", "step"]
 
 Effects = tuple[Effect, ...]
 
-_HOST_MEMORY_SHARE = 0.8
 _FIRST_PASS_MS = 250
-_UNDOING = frozenset({
-    Phase.REVOKING, Phase.UNDO_WRITING, Phase.UNDO_SETTLING, Phase.UNDO_EXTENDING, Phase.UNDO_REFENCING, Phase.UNDO_VERIFYING,
-})
+_UNDOING = frozenset(
+    {
+        Phase.REVOKING,
+        Phase.UNDO_WRITING,
+        Phase.UNDO_SETTLING,
+        Phase.UNDO_EXTENDING,
+        Phase.UNDO_REFENCING,
+        Phase.UNDO_VERIFYING,
+    }
+)
 _GOVERNED = frozenset({Phase.OBSERVING, Phase.WINDOW_RECORDING, Phase.GOVERNING})
+_WRITING = frozenset({Phase.WRITING, Phase.TOUCHING, Phase.EXTENDING})
 _RECOVERING = frozenset({Phase.LEASING, Phase.RECOVERING})
 
 
@@ -115,7 +118,7 @@ def resume(found: Unfinished, settings: CacheOptimizerSettings, now_ms: int) -> 
     return run, (ask, *run.report(now_ms))
 
 
-# --- Leasing and checking --------------------------------------------------------------------------------------------
+# --- Leasing and recovering --------------------------------------------------------------------------------------------
 
 
 def _on_leasing(run: Run, event: Any, now_ms: int) -> Effects:
@@ -169,80 +172,6 @@ def _recover(run: Run, values: dict[str, str], now_ms: int) -> Effects:
     return begin_observing(run, now_ms)
 
 
-def _on_reading_knobs(run: Run, event: Any, _now_ms: int) -> Effects:
-    if isinstance(event, EffectFailed):
-        return abandon(run, f"the knobs cannot be read: {event.reason}; nothing had been applied")
-    found = {knob: event.values.get(knob) for knob in run.before}
-    missing = [k for k in sorted(found) if found[k] is None]
-    if missing:
-        return abandon(run, f"the server does not know `{'`, `'.join(missing)}`; nothing had been applied")
-    if found == run.after and not run.proposal.ttl_rules:
-        return end(run, ExecutionState.KEPT, RecordKind.CHANGE_KEPT, "already so, nothing had to be written", {"knobs": run.after})
-    wrong = [k for k in sorted(found) if found[k] != run.before[k]]
-    if wrong:
-        told = ", ".join(f"`{k}` is `{found[k]}`, the proposal was made for `{run.before[k]}`" for k in wrong)
-        return abandon(run, f"precondition changed: {told}; nothing had been applied", {"found": found})
-    run.current = dict(run.before)
-    return (run.ask(ReadCounters(service=run.service), Phase.READING_COUNTERS),)
-
-
-def _on_reading_counters(run: Run, event: Any, now_ms: int) -> Effects:
-    if isinstance(event, EffectFailed):
-        return abandon(run, f"the counters cannot be read: {event.reason}; nothing had been applied")
-    facts = facts_of_info(event.observation.info)
-    why = _unfit(run, facts)
-    try:
-        run.steps = steps_of(run.proposal, facts, run.settings.memory_step_share)
-    except ValueError as error:
-        why = why or str(error)
-    if why is not None:
-        return abandon(run, f"{why}; nothing had been applied")
-    run.seen = facts
-    run.promise = replace(run.promise, refused_per_s_before=_refused_before(run, facts))
-    run.intended = True
-    payload = {
-        "proposal": to_jsonable(run.proposal),
-        **run.judged_by,
-        "backup": run.before,
-        "plan": to_jsonable(run.steps),
-        "baseline": {
-            "hit_ratio": run.promise.hit_ratio_before,
-            "latency_us_p99": run.promise.latency_us_p99_before,
-            "refused_per_s": run.promise.refused_per_s_before,
-            "run_id": facts.run_id,
-            "used_memory_bytes": facts.used_memory_bytes,
-            "at_ms": now_ms,
-        },
-    }
-    return (run.ask(run.record(RecordKind.CHANGE_INTENDED, payload), Phase.INTENDING),)
-
-
-def _unfit(run: Run, facts: InfoFacts) -> str | None:
-    """Return why this server may not be changed now, None if it may."""
-    if facts.loading:
-        return "the server is loading its data"
-    if facts.role is not None and facts.role != "master":
-        return f"the server's role is `{facts.role}`, only a primary is changed"
-    wanted = int(run.after.get("maxmemory", "0")) + headroom_bytes(run.proposal)
-    if run.proposal.memory_delta_bytes > 0 and facts.host_memory_bytes and wanted > _HOST_MEMORY_SHARE * facts.host_memory_bytes:
-        return f"maxmemory `{wanted}` is more than {_HOST_MEMORY_SHARE:.0%} of the host's `{facts.host_memory_bytes}` bytes"
-    return None
-
-
-def _refused_before(run: Run, facts: InfoFacts) -> float | None:
-    """Return refused writes per second before the change: 0 if there never was one, else as the planner measured it, if it did."""
-    if facts.refused == 0:
-        return 0.0
-    measured = next((e.value for e in run.proposal.evidence if e.name == "refused_per_s"), None)
-    return float(measured) if isinstance(measured, (int, float)) else None
-
-
-def _on_intending(run: Run, event: Any, now_ms: int) -> Effects:
-    if isinstance(event, EffectFailed):
-        return abandon(run, f"the journal does not take the intention, nothing was touched: {event.reason}")
-    return next_step(run, now_ms)
-
-
 # --- Being stopped ---------------------------------------------------------------------------------------------------
 
 
@@ -277,7 +206,11 @@ def _absorb(run: Run, event: Any) -> None:
         run.current.update({k: v for k, v in event.values.items() if k in run.before})
     elif isinstance(event, TtlsExtended) or (isinstance(event, HotKeysCollected) and run.phase is Phase.TOUCHING):
         run.dirty = True
-    elif isinstance(event, EffectFailed) and event.outcome_unknown and run.phase in (Phase.WRITING, Phase.TOUCHING, Phase.EXTENDING):
+    elif (
+        isinstance(event, EffectFailed)
+        and event.outcome_unknown
+        and run.phase in (Phase.WRITING, Phase.TOUCHING, Phase.EXTENDING)
+    ):
         run.dirty = True
         run.distrust_lease()
     elif isinstance(event, EffectFailed) and fence_found_higher(event.kind, event.details):
@@ -289,9 +222,9 @@ def _absorb(run: Run, event: Any) -> None:
 _HANDLERS: Mapping[Phase, Callable[[Run, Any, int], Effects]] = {
     Phase.LEASING: _on_leasing,
     Phase.RECOVERING: _on_recovering,
-    Phase.READING_KNOBS: _on_reading_knobs,
-    Phase.READING_COUNTERS: _on_reading_counters,
-    Phase.INTENDING: _on_intending,
+    Phase.READING_KNOBS: on_reading_knobs,
+    Phase.READING_COUNTERS: on_reading_counters,
+    Phase.INTENDING: on_intending,
     Phase.STEP_INTENDING: on_step_intending,
     Phase.WRITING: on_work,
     Phase.COLLECTING: on_work,
@@ -398,7 +331,12 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
         rounds.in_flight = True
         return (
             ExtendTtls(
-                ref=timer, service=run.service, lease=run.lease, rule=rounds.rule, cursor=rounds.cursor, max_keys=rounds.pass_keys
+                ref=timer,
+                service=run.service,
+                lease=run.lease,
+                rule=rounds.rule,
+                cursor=rounds.cursor,
+                max_keys=rounds.pass_keys,
             ),
         )
     if not rounds.in_flight:
@@ -420,5 +358,3 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
     if run.phase is Phase.REVOKING and run.awaiting is None:
         return (*effects, *rules_resting(run, now_ms), *run.report(now_ms))
     return effects
-
-

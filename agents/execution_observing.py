@@ -1,10 +1,11 @@
 """Watching a change: window after window beside what was predicted, until it is kept or taken back.
 
-Looks come four times per window, so that a guardrail does not wait for the window's end. A look that shows another process, another role or
-values that are not ours ends the comparison: a server that restarted with its old settings is reported as such, and a value that somebody
-else set is left alone.
+Looks come four times per window, so that a guardrail does not wait for the window's end. A look that shows another
+process, another role or values that are not ours ends the comparison: a server that restarted with its old settings
+is reported as such, and a value that somebody else set is left alone.
 
-INVARIANT: predicted and measured stand side by side in the journal for every window, before the change is kept or taken back for it.
+INVARIANT: predicted and measured stand side by side in the journal for every window, before the change is kept or
+taken back for it.
 """
 
 from __future__ import annotations
@@ -69,9 +70,11 @@ def on_observing(run: Run, event: Any, now_ms: int) -> Effects:
         return _window_done(run, window, now_ms)
     trouble = alarm(piece, run.promise, run.settings) or alarm(window, run.promise, run.settings)
     if trouble is not None:
+        # A guardrail does not wait for a record of its own: what was seen goes into the one that announces the
+        # rollback.
         run.windows.append(window)
         run.hit_ratio_after = window.hit_ratio
-        return begin_rollback(run, trouble)
+        return begin_rollback(run, trouble, observed=_seen_in(run, window, now_ms))
     if window.window_ms < run.settings.observation_window_ms:
         return _next_look(run, now_ms)
     run.window_first = seen
@@ -86,7 +89,11 @@ def _somebody_else(run: Run, seen: Observation) -> Effects | None:
     found = {k: seen.knobs[k] for k in sorted(run.current) if k in seen.knobs and seen.knobs[k] != run.current[k]}
     told = ", ".join(f"`{k}` is `{v}`" for k, v in found.items())
     if facts.role is not None and facts.role != "master":
-        return abandon(run, f"the server's role is `{facts.role}` now, its values are left as they are", {"knobs": dict(run.current)})
+        return abandon(
+            run,
+            f"the server's role is `{facts.role}` now, its values are left as they are",
+            {"knobs": dict(run.current)},
+        )
     if not found:
         return None
     if restarted and all(seen.knobs.get(k) == v for k, v in run.before.items()):
@@ -103,8 +110,13 @@ def _window_done(run: Run, window: Window, now_ms: int) -> Effects:
     run.tries = run.missed_looks = 0
     if window.hit_ratio is not None:
         run.hit_ratio_after = window.hit_ratio
+    return (run.ask(run.record(RecordKind.OBSERVED, _seen_in(run, window, now_ms)), Phase.WINDOW_RECORDING),)
+
+
+def _seen_in(run: Run, window: Window, now_ms: int) -> dict[str, Any]:
+    """Return predicted and measured side by side."""
     prediction = run.proposal.prediction
-    payload = {
+    return {
         "window": len(run.windows),
         "window_ms": window.window_ms,
         "lookups": window.lookups,
@@ -119,11 +131,11 @@ def _window_done(run: Run, window: Window, now_ms: int) -> Effects:
         "clock_note": window.clock_note,
         "traffic_shifted": window.problem is None and traffic_shifted(window, run.promise),
         "ttl_rounds": [
-            {"pattern": r.rule.pattern, "rounds": r.rounds, "extended": r.extended, "keeps_up": r.keeps_up} for r in run.rules
+            {"pattern": r.rule.pattern, "rounds": r.rounds, "extended": r.extended, "keeps_up": r.keeps_up}
+            for r in run.rules
         ],
         "observed_ms": now_ms - run.observing_since_ms,
     }
-    return (run.ask(run.record(RecordKind.OBSERVED, payload), Phase.WINDOW_RECORDING),)
 
 
 def on_window_recording(run: Run, event: Any, now_ms: int) -> Effects:

@@ -1,11 +1,13 @@
 """The two ways out of a change: taking it back, and ending it.
 
-Taking back is a state with a plan of its own (`playbooks.steps_back`), not an error handler: it is written into the journal before anything
-is written to the cache, every value is read back, and what cannot be put back ends as FAILED with knob, wanted and observed value, which
-pages a person. Nothing is ever taken back without a lease: whoever has it owns the cache, and their values are not ours to undo.
+Taking back is a state with a plan of its own (`playbooks.steps_back`), not an error handler: it is written into the
+journal before anything is written to the cache, every value is read back, and what cannot be put back ends as FAILED
+with knob, wanted and observed value, which pages a person. Nothing is ever taken back without a lease: whoever has it
+owns the cache, and their values are not ours to undo.
 
-What cannot be undone is said in the last record: keys that were evicted, and counters that were learnt anew. Memory that a receiver has got
-is taken back without asking: receivers are only started once the donor's change was kept, so the budget for it cannot have been given away.
+What cannot be undone is said in the last record: keys that were evicted, and counters that were learnt anew. Memory
+that a receiver has got is taken back without asking: receivers are only started once the donor's change was kept, so
+the budget for it cannot have been given away.
 
 While the journal cannot be written a rollback waits too, since write-ahead holds for it as for every other write.
 INVARIANT: an ending that is shown to anybody is in the journal, unless the change never got as far as an intention.
@@ -19,7 +21,7 @@ from typing import Any
 from agents.execution_run import RECORD_TRIES_NOTED, Ending, Run, fence_found_higher, fence_missing
 from agents.execution_table import Phase
 from agents.info_facts import InfoFacts, facts_of_info
-from agents.playbooks import Step, StepKind, steps_back
+from agents.playbooks import Step, steps_back
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import InvariantViolation
 from cachewarden.machine import (
@@ -69,13 +71,21 @@ Effects = tuple[Effect, ...]
 # --- Ending ----------------------------------------------------------------------------------------------------------
 
 
-def end(run: Run, state: ExecutionState, kind: RecordKind, reason: str, payload: Mapping[str, Any] | None = None) -> Effects:
+def end(
+    run: Run, state: ExecutionState, kind: RecordKind, reason: str, payload: Mapping[str, Any] | None = None
+) -> Effects:
     """Write the last record; the state changes once it is durable."""
     run.reason = reason
     run.tries = 0
-    own = {"reason": reason, "hit_ratio_before": run.promise.hit_ratio_before, "hit_ratio_after": run.hit_ratio_after}
-    run.ending = Ending(state, kind, {**own, "step": run.step, "steps": len(run.steps), **(payload or {})})
-    return (run.ask(run.record(kind, run.ending.payload), Phase.ENDING),)
+    run.ending = Ending(state, reason)
+    own = {
+        "reason": reason,
+        "hit_ratio_before": run.promise.hit_ratio_before,
+        "hit_ratio_after": run.hit_ratio_after,
+        "step": run.step,
+        "steps": len(run.steps),
+    }
+    return (run.ask(run.record(kind, {**own, **(payload or {})}), Phase.ENDING),)
 
 
 def abandon(run: Run, reason: str, payload: Mapping[str, Any] | None = None) -> Effects:
@@ -92,7 +102,9 @@ def on_ending(run: Run, event: Any, now_ms: int) -> Effects:
     if isinstance(event, EffectFailed):
         if run.intended:
             return (_wait_for_journal(run, event, now_ms),)
-        run.reason = f"{run.reason} (not in the journal: {event.reason})"
+        run.reason = f"{run.ending.reason} (not in the journal: {event.reason})"
+    else:
+        run.reason = run.ending.reason
     run.state = run.ending.state
     run.stop_waiting()
     if run.state is ExecutionState.KEPT and run.rules:
@@ -111,10 +123,13 @@ def _wait_for_journal(run: Run, event: EffectFailed, now_ms: int) -> Effect:
 # --- Taking back -----------------------------------------------------------------------------------------------------
 
 
-def begin_rollback(run: Run, reason: str, *, rules_only: bool = False) -> Effects:
+def begin_rollback(
+    run: Run, reason: str, *, rules_only: bool = False, observed: Mapping[str, Any] | None = None
+) -> Effects:
     """Write down that and how the change is taken back; nothing is written to the cache before that is durable.
 
-    `rules_only`: revoke the standing TTL rules of a change that was kept; its knobs may have been changed again since and stay.
+    `rules_only`: revoke the standing TTL rules of a change that was kept; its knobs may have been changed again since
+    and stay. `observed`: the window, or the piece of one, that crossed a guardrail.
     """
     run.undo_rules_only = rules_only
     run.undo_reason = reason
@@ -122,13 +137,23 @@ def begin_rollback(run: Run, reason: str, *, rules_only: bool = False) -> Effect
     run.halt = None
     run.tries = run.writes_tried = run.refences = 0
     run.undo_step = 0
+    # Values are read before they are overwritten: one that is not of our making is never taken back.
+    run.values_unsure = True
     run.undo = steps_back(
-        run.proposal, run.current, (r.rule for r in run.rules), run.seen or _NO_FACTS, run.settings.memory_step_share,
+        run.proposal,
+        run.current,
+        (r.rule for r in run.rules if not r.retired),
+        run.seen or _NO_FACTS,
+        run.settings.memory_step_share,
         rules_only=rules_only,
     )
     payload = {
-        "reason": reason, "steps": to_jsonable(run.undo), "wanted": {} if rules_only else run.before,
-        "current": dict(run.current), "rules_only": rules_only,
+        "reason": reason,
+        "steps": to_jsonable(run.undo),
+        "wanted": {} if rules_only else run.before,
+        "current": dict(run.current),
+        "rules_only": rules_only,
+        "observed": dict(observed or {}),
     }
     return (run.ask(run.record(RecordKind.ROLLBACK_INTENDED, payload), Phase.REVOKING),)
 
@@ -145,7 +170,8 @@ def on_revoking(run: Run, event: Any, now_ms: int) -> Effects:
 
 
 def rules_resting(run: Run, now_ms: int) -> Effects:
-    """Go on with a rollback that waited for the last pass of a TTL rule, which may not run beside the pass that restores."""
+    """Go on with a rollback that waited for the last pass of a TTL rule, which may not run beside the pass that
+    restores."""
     return _next_undo(run, now_ms)
 
 
@@ -160,8 +186,15 @@ def _next_undo(run: Run, now_ms: int) -> Effects:
         return _undo_write(run, _undo_effect(run, run.undo[run.undo_step], 0), now_ms)
     if run.undo_failures:
         worst = run.undo_failures[0]
-        reason = f"`{worst['knob']}` of `{run.service}` should be `{worst['wanted']}` again but is `{worst['observed']}`: {worst['reason']}"
-        return end(run, ExecutionState.FAILED, RecordKind.ROLLBACK_FAILED, reason, {"failures": run.undo_failures, **_left(run)})
+        wanted = f"should be `{worst['wanted']}` again but is `{worst['observed']}`"
+        reason = f"`{worst['knob']}` of `{run.service}` {wanted}: {worst['reason']}"
+        return end(
+            run,
+            ExecutionState.FAILED,
+            RecordKind.ROLLBACK_FAILED,
+            reason,
+            {"failures": run.undo_failures, **_left(run)},
+        )
     return end(run, ExecutionState.ROLLED_BACK, RecordKind.CHANGE_ROLLED_BACK, run.undo_reason, _left(run))
 
 
@@ -175,7 +208,9 @@ def _undo_effect(run: Run, step: Step, cursor: int) -> Effect:
         raise InvariantViolation("a rollback needs a lease")
     if step.rule is not None:
         keys = next((r.pass_keys for r in run.rules if r.rule == step.rule), 1)
-        return ExtendTtls(service=run.service, lease=run.lease, rule=step.rule, cursor=cursor, max_keys=keys, restore=True)
+        return ExtendTtls(
+            service=run.service, lease=run.lease, rule=step.rule, cursor=cursor, max_keys=keys, restore=True
+        )
     return WriteKnobs(service=run.service, lease=run.lease, changes=step.changes)
 
 
@@ -202,9 +237,10 @@ def on_undo(run: Run, event: Any, now_ms: int) -> Effects:
         return _undo_values(run, dict(event.values), now_ms)
     if isinstance(event, TtlsExtended):
         if event.cursor:
-            step = run.undo[run.undo_step]
+            # The pass that restores has the same budget as the one that extended.
             run.tries = 0
-            return _undo_write(run, _undo_effect(run, step, event.cursor), now_ms)
+            run.deferred = _undo_effect(run, run.undo[run.undo_step], event.cursor)
+            return (run.pause(now_ms, 1 + event.examined * 1000 // run.settings.ttl_keys_per_s),)
         return _undo_done(run, now_ms)
     return _undo_failed(run, event, now_ms)
 
@@ -222,7 +258,12 @@ def _with_lease(run: Run, effect: Effect) -> Effect:
         return WriteKnobs(service=effect.service, lease=run.lease, changes=effect.changes)
     if isinstance(effect, ExtendTtls) and run.lease is not None:
         return ExtendTtls(
-            service=effect.service, lease=run.lease, rule=effect.rule, cursor=effect.cursor, max_keys=effect.max_keys, restore=True
+            service=effect.service,
+            lease=run.lease,
+            rule=effect.rule,
+            cursor=effect.cursor,
+            max_keys=effect.max_keys,
+            restore=True,
         )
     return effect
 
@@ -234,7 +275,9 @@ def _undo_values(run: Run, values: dict[str, str], now_ms: int) -> Effects:
     if not wrong:
         return _undo_done(run, now_ms)
     first = wrong[0]
-    return _undo_retry(run, first.knob, first.after, values.get(first.knob), "the server has another value after the write", now_ms)
+    return _undo_retry(
+        run, first.knob, first.after, values.get(first.knob), "the server has another value after the write", now_ms
+    )
 
 
 def _undo_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
@@ -242,10 +285,10 @@ def _undo_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
         return _undo_settled(run, None, now_ms)
     if fence_found_higher(event.kind, event.details):
         return abandon(run, f"superseded while it was being taken back: {event.reason}", _left(run))
+    run.values_unsure = True
     step = run.undo[run.undo_step]
     if fence_missing(event.kind, event.details) or event.outcome_unknown:
         # Writing the fence again makes a write that is still on its way fail, so what is written next is the last word.
-        run.values_unsure = run.values_unsure or event.outcome_unknown
         run.tries += 1
         if run.tries <= UNDO_TRIES_MAX:
             return (run.ask(run.acquire(now_ms), Phase.UNDO_REFENCING),)
@@ -276,12 +319,14 @@ def _undo_done(run: Run, now_ms: int, *, settle: bool = True) -> Effects:
 
 
 def has_settled(facts: InfoFacts, target_bytes: int) -> bool:
-    """Say whether memory in use is down to a maxmemory, with 1 % for what is being freed. A server that does not say is never settled."""
+    """Say whether memory in use is down to a maxmemory, with 1 % for what is being freed. A server that does not say
+    is never settled."""
     return facts.used_memory_bytes is not None and facts.used_memory_bytes <= target_bytes * _SETTLED_SHARE
 
 
 def _undo_settled(run: Run, facts: InfoFacts | None, now_ms: int) -> Effects:
-    """Go on when memory has come down, or after ten seconds anyway: a rollback does not stop half-way for slow eviction."""
+    """Go on when memory has come down, or after ten seconds anyway: a rollback does not stop half-way for slow
+    eviction."""
     run.tries += 1
     settled = facts is not None and has_settled(facts, run.undo[run.undo_step].settle_to_bytes)
     if settled or run.tries >= _UNDO_SETTLE_LOOKS:
@@ -312,16 +357,20 @@ def on_undo_fencing(run: Run, event: Any, now_ms: int) -> Effects:
             return abandon(run, f"superseded while the lease had lapsed: {foreign}", _left(run))
         run.current.update({k: v for k, v in event.values.items() if k in run.before})
         run.values_unsure = False
+        if isinstance(run.deferred, WriteKnobs) and all(
+            run.current.get(c.knob) == c.after for c in run.deferred.changes
+        ):
+            return _undo_done(run, now_ms)
         return _undo_write(run, _with_lease(run, run.deferred), now_ms)
     raise InvariantViolation(f"`{type(event).__name__}` is no answer to a question about the lease")
 
 
 def foreign_values(run: Run, values: Mapping[str, str]) -> str:
-    """Name the knobs whose value is neither the one before nor any that this change has set or will set; empty if there is none."""
+    """Name the knobs whose value is neither the one before nor any that this change has set or will set; empty if
+    there is none."""
     known: dict[str, set[str]] = {c.knob: {c.before, c.after} for c in run.proposal.knob_changes}
     for step in (*run.steps, *run.undo):
         for change in step.changes:
             known.setdefault(change.knob, set()).update((change.before, change.after))
     strange = [k for k in sorted(known) if k in values and values[k] not in known[k]]
     return ", ".join(f"`{k}` is `{values[k]}`, which is not of our making" for k in strange)
-

@@ -1,7 +1,8 @@
 """The memory of one execution, and the few things that every part of it does: ask, wait, record, report.
 
-It decides nothing. The parts that do (`execution.py`, `execution_stepping.py`, `execution_observing.py`, `execution_rollback.py`) are
-functions over a `Run`. A run asks for one thing at a time on its main line; keeping the lease and governing TTL rules go on at the side.
+It decides nothing. The parts that do (`execution.py`, `execution_stepping.py`, `execution_observing.py`,
+`execution_rollback.py`) are functions over a `Run`. A run asks for one thing at a time on its main line; keeping the
+lease and governing TTL rules go on at the side.
 
 INVARIANT: at most one answer is awaited on the main line, and an answer that nobody waits for any more changes nothing.
 """
@@ -9,7 +10,7 @@ INVARIANT: at most one answer is awaited on the main line, and an answer that no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agents.execution_table import STATE_OF, Phase
@@ -35,25 +36,21 @@ _BACKOFF_MIN_MS = 250
 _BACKOFF_MAX_MS = 30_000
 
 
+@dataclass(frozen=True, slots=True)
 class Halt:
-    """Why the main line has to stop at the next safe point. `superseded`: a newer writer owns the cache, so nothing more is written."""
+    """Why the main line has to stop at the next safe point. `superseded`: a newer writer owns the cache, nothing more
+    is written."""
 
-    __slots__ = ("reason", "superseded")
-
-    def __init__(self, reason: str, *, superseded: bool) -> None:
-        self.reason = reason
-        self.superseded = superseded
+    reason: str
+    superseded: bool
 
 
+@dataclass(frozen=True, slots=True)
 class Ending:
-    """What the last record will say."""
+    """What the last record says."""
 
-    __slots__ = ("kind", "payload", "state")
-
-    def __init__(self, state: ExecutionState, kind: RecordKind, payload: Mapping[str, Any]) -> None:
-        self.state = state
-        self.kind = kind
-        self.payload = dict(payload)
+    state: ExecutionState
+    reason: str
 
 
 def backoff_ms(tries: int) -> int:
@@ -62,7 +59,8 @@ def backoff_ms(tries: int) -> int:
 
 
 def fence_missing(kind: str, details: Mapping[str, Any]) -> bool:
-    """Say whether a write failed because eviction took the fence away: no newer writer, the lease only has to be written again."""
+    """Say whether a write failed because eviction took the fence away: no newer writer, the lease only has to be
+    written again."""
     return kind == "StaleFencingToken" and details.get("found") is None
 
 
@@ -208,14 +206,16 @@ class Run:
         return AcquireLease(service=self.service, ttl_ms=self.settings.lease_ttl_ms)
 
     def note_lease(self, lease: Lease, asked_ms: int) -> None:
-        """Take a granted lease over. Its end is counted from when it was asked for, so it is never believed longer than it is."""
+        """Take a granted lease over. Its end is counted from when it was asked for, so it is never believed longer
+        than it is."""
         if self.lease is not None and lease.epoch != self.lease.epoch:
             self.values_unsure = True
         self.lease = lease
         self.lease_until_ms = asked_ms + self.settings.lease_ttl_ms
 
     def distrust_lease(self) -> None:
-        """Demand that the fence is written again before the next write, so that a command that is still on its way fails."""
+        """Demand that the fence is written again before the next write, so that a command that is still on its way
+        fails."""
         self.lease_until_ms = 0
 
     def keep_lease(self, now_ms: int) -> Effect:
@@ -249,7 +249,13 @@ class Run:
         )
 
     def report(self, now_ms: int) -> tuple[Effect, ...]:
-        """Tell the coordinator if there is something new to tell."""
+        """Tell the coordinator if there is something new to tell.
+
+        Nothing is told before the intention is in the journal or the order is refused: a crash until then leaves
+        nothing to be remembered by, and whoever waits must not have been told of a change that nobody will ever end.
+        """
+        if self.state in (ExecutionState.LEASING, ExecutionState.CHECKING) and self.resumed is None:
+            return ()
         news = (self.state, self.step, self.reason, self.hit_ratio_after)
         if news == self._reported:
             return ()

@@ -1,10 +1,12 @@
-"""The way forward of a change: step after step, each written into the journal, done, read back, and written into the journal again.
+"""The way forward of a change: step after step, each written into the journal, done, read back, and written into the
+journal again.
 
-A write whose outcome is unknown is never repeated blindly: first the fence is written again, which makes a command that is still on its way
-fail, then the values are read. Equal to what was wanted: done. Equal to what they were: one more try. Anything else is somebody else's
-value, which is left alone.
+A write whose outcome is unknown is never repeated blindly: first the fence is written again, which makes a command
+that is still on its way fail, then the values are read. Equal to what was wanted: done. Equal to what they were: one
+more try. Anything else is somebody else's value, which is left alone.
 
-INVARIANT: no write leaves without a durable `step_intended` record of exactly this step, and none while the lease is not believed to be good.
+INVARIANT: no write leaves without a durable `step_intended` record of exactly this step, and none while the lease is
+not believed to be good.
 """
 
 from __future__ import annotations
@@ -43,7 +45,16 @@ from cachewarden.machine import (
 )
 from cachewarden.messages import RecordKind
 
-__all__ = ["give_up", "next_step", "on_fencing", "on_reading_back", "on_settling", "on_step_intending", "on_step_recording", "on_work"]
+__all__ = [
+    "give_up",
+    "next_step",
+    "on_fencing",
+    "on_reading_back",
+    "on_settling",
+    "on_step_intending",
+    "on_step_recording",
+    "on_work",
+]
 
 Effects = tuple[Effect, ...]
 
@@ -109,7 +120,8 @@ def _effect_of(run: Run, step: Step) -> Effect:
 
 
 def _do(run: Run, effect: Effect, now_ms: int, phase: Phase | None = None) -> Effects:
-    """Let an effect go under a lease that is believed to be good and over values that are ours; otherwise see to that first."""
+    """Let an effect go under a lease that is believed to be good and over values that are ours; otherwise see to that
+    first."""
     phase = phase or _PHASE_OF[run.steps[run.step].kind]
     run.deferred, run.deferred_phase = effect, phase
     if isinstance(effect, WRITES):
@@ -121,7 +133,9 @@ def _do(run: Run, effect: Effect, now_ms: int, phase: Phase | None = None) -> Ef
             raise InvariantViolation("a write needs a lease")
         effect = replace(effect, lease=run.lease)
         if isinstance(effect, ExtendTtls) and all(r.rule != effect.rule for r in run.rules):
-            run.rules.append(RuleRounds(rule=effect.rule, keys_per_s=run.settings.ttl_keys_per_s, round_started_ms=now_ms))
+            run.rules.append(
+                RuleRounds(rule=effect.rule, keys_per_s=run.settings.ttl_keys_per_s, round_started_ms=now_ms)
+            )
     return (run.ask(effect, phase),)
 
 
@@ -174,14 +188,20 @@ def _work_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
         run.dirty = True
         run.distrust_lease()
         if step.kind is not StepKind.WRITE_KNOBS:
-            return begin_rollback(run, f"step {run.step + 1} of {len(run.steps)} has an unknown outcome: {event.reason}")
+            return begin_rollback(
+                run, f"step {run.step + 1} of {len(run.steps)} has an unknown outcome: {event.reason}"
+            )
         knobs = tuple(sorted(c.knob for c in step.changes))
         run.deferred, run.deferred_phase = ReadKnobs(service=run.service, knobs=knobs), Phase.READING_BACK
         return (run.ask(run.acquire(now_ms), Phase.REFENCING),)
     run.writes_tried += 1
     # A pass over many keys may have changed some before the connection broke; one CONFIG SET has not.
     run.dirty = run.dirty or (event.kind == "TargetUnavailable" and step.kind is not StepKind.WRITE_KNOBS)
-    if event.kind == "TargetUnavailable" and step.kind is not StepKind.TOUCH_HOT_KEYS and run.writes_tried < _WRITES_MAX:
+    if (
+        event.kind == "TargetUnavailable"
+        and step.kind is not StepKind.TOUCH_HOT_KEYS
+        and run.writes_tried < _WRITES_MAX
+    ):
         return (run.back_off(now_ms),)
     return give_up(run, f"step {run.step + 1} of {len(run.steps)} failed: {event.reason}")
 
@@ -205,7 +225,11 @@ def on_reading_back(run: Run, event: Any, now_ms: int) -> Effects:
             return _do(run, _effect_of(run, run.steps[run.step]), now_ms)
         return give_up(run, "a write has twice not arrived")
     told = ", ".join(f"`{c.knob}` is `{found[c.knob]}`" for c in changes)
-    return abandon(run, f"somebody else has changed the cache, it is left alone: {told}", {"found": found, "knobs": dict(run.current)})
+    return abandon(
+        run,
+        f"somebody else has changed the cache, it is left alone: {told}",
+        {"found": found, "knobs": dict(run.current)},
+    )
 
 
 def on_fencing(run: Run, event: Any, now_ms: int) -> Effects:
@@ -228,7 +252,9 @@ def on_fencing(run: Run, event: Any, now_ms: int) -> Effects:
         foreign = {k: v for k, v in event.values.items() if run.current.get(k, v) != v}
         if foreign:
             told = foreign_values(run, foreign) or ", ".join(f"`{k}` is `{v}`" for k, v in sorted(foreign.items()))
-            return abandon(run, f"superseded while the lease had lapsed: {told}", {"found": foreign, "knobs": dict(run.current)})
+            return abandon(
+                run, f"superseded while the lease had lapsed: {told}", {"found": foreign, "knobs": dict(run.current)}
+            )
         run.values_unsure = False
         return _do(run, run.deferred, now_ms, run.deferred_phase)
     raise InvariantViolation(f"`{type(event).__name__}` is no answer to a question about the lease")
@@ -263,5 +289,7 @@ def on_settling(run: Run, event: Any, now_ms: int) -> Effects:
         if has_settled(facts, run.steps[run.step - 1].settle_to_bytes):
             return next_step(run, now_ms)
     if run.tries >= _SETTLE_LOOKS_MAX:
-        return begin_rollback(run, f"memory is not coming down: {_SETTLE_LOOKS_MAX} looks in a row it was above the new maxmemory")
+        return begin_rollback(
+            run, f"memory is not coming down: {_SETTLE_LOOKS_MAX} looks in a row it was above the new maxmemory"
+        )
     return (run.pause(now_ms, _SETTLE_POLL_MS),)

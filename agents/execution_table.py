@@ -1,10 +1,10 @@
 """The table of one execution: in which phase which event is legal, and where it may lead.
 
-It decides nothing; `agents/execution.py` asks it before an event is handled and checks the outcome against it afterwards. What is not in the
-table raises InvariantViolation before anything has changed.
+It decides nothing; `agents/execution.py` asks it before an event is handled and checks the outcome against it
+afterwards. What is not in the table raises InvariantViolation before anything has changed.
 
-A phase is finer than an `ExecutionState`: it says which one answer is being waited for. In every phase that asks for something over again
-after a failure, `TimerFired` is the end of the pause before the next try.
+A phase is finer than an `ExecutionState`: it says which one answer is being waited for. In every phase that asks for
+something over again after a failure, `TimerFired` is the end of the pause before the next try.
 
 INVARIANT: no phase before `STEP_INTENDING` and none after `ENDING` but `GOVERNING` writes to a cache.
 """
@@ -68,35 +68,37 @@ class Phase(StrEnum):
 _P = Phase
 _S = ExecutionState
 
-STATE_OF: Mapping[Phase, ExecutionState | None] = MappingProxyType({
-    _P.LEASING: _S.LEASING,
-    _P.READING_KNOBS: _S.CHECKING,
-    _P.READING_COUNTERS: _S.CHECKING,
-    _P.INTENDING: _S.CHECKING,
-    _P.RECOVERING: _S.CHECKING,
-    _P.STEP_INTENDING: _S.STEPPING,
-    _P.WRITING: _S.STEPPING,
-    _P.READING_BACK: _S.STEPPING,
-    _P.COLLECTING: _S.STEPPING,
-    _P.TOUCHING: _S.STEPPING,
-    _P.EXTENDING: _S.STEPPING,
-    _P.STEP_RECORDING: _S.STEPPING,
-    _P.SETTLING: _S.STEPPING,
-    _P.REFENCING: _S.STEPPING,
-    _P.VERIFYING: _S.STEPPING,
-    _P.OBSERVING: _S.OBSERVING,
-    _P.WINDOW_RECORDING: _S.OBSERVING,
-    _P.REVOKING: _S.ROLLING_BACK,
-    _P.UNDO_WRITING: _S.ROLLING_BACK,
-    _P.UNDO_SETTLING: _S.ROLLING_BACK,
-    _P.UNDO_EXTENDING: _S.ROLLING_BACK,
-    _P.UNDO_REFENCING: _S.ROLLING_BACK,
-    _P.UNDO_VERIFYING: _S.ROLLING_BACK,
-    # The outcome counts once it is in the journal; until then the state is what it was.
-    _P.ENDING: None,
-    _P.GOVERNING: None,
-    _P.DONE: None,
-})
+STATE_OF: Mapping[Phase, ExecutionState | None] = MappingProxyType(
+    {
+        _P.LEASING: _S.LEASING,
+        _P.READING_KNOBS: _S.CHECKING,
+        _P.READING_COUNTERS: _S.CHECKING,
+        _P.INTENDING: _S.CHECKING,
+        _P.RECOVERING: _S.CHECKING,
+        _P.STEP_INTENDING: _S.STEPPING,
+        _P.WRITING: _S.STEPPING,
+        _P.READING_BACK: _S.STEPPING,
+        _P.COLLECTING: _S.STEPPING,
+        _P.TOUCHING: _S.STEPPING,
+        _P.EXTENDING: _S.STEPPING,
+        _P.STEP_RECORDING: _S.STEPPING,
+        _P.SETTLING: _S.STEPPING,
+        _P.REFENCING: _S.STEPPING,
+        _P.VERIFYING: _S.STEPPING,
+        _P.OBSERVING: _S.OBSERVING,
+        _P.WINDOW_RECORDING: _S.OBSERVING,
+        _P.REVOKING: _S.ROLLING_BACK,
+        _P.UNDO_WRITING: _S.ROLLING_BACK,
+        _P.UNDO_SETTLING: _S.ROLLING_BACK,
+        _P.UNDO_EXTENDING: _S.ROLLING_BACK,
+        _P.UNDO_REFENCING: _S.ROLLING_BACK,
+        _P.UNDO_VERIFYING: _S.ROLLING_BACK,
+        # The outcome counts once it is in the journal; until then the state is what it was.
+        _P.ENDING: None,
+        _P.GOVERNING: None,
+        _P.DONE: None,
+    }
+)
 """State that others are told; None leaves it as it is."""
 
 Row = Mapping[type, frozenset[Phase]]
@@ -110,7 +112,13 @@ _STOP = (_P.REVOKING, _P.ENDING)
 """Every phase after the first write may end in a rollback or, where a newer writer owns the cache, at once."""
 _NEXT_STEP = (_P.STEP_INTENDING, _P.OBSERVING)
 _UNDO_NEXT = (
-    _P.UNDO_WRITING, _P.UNDO_EXTENDING, _P.UNDO_REFENCING, _P.UNDO_VERIFYING, _P.UNDO_SETTLING, _P.REVOKING, _P.ENDING,
+    _P.UNDO_WRITING,
+    _P.UNDO_EXTENDING,
+    _P.UNDO_REFENCING,
+    _P.UNDO_VERIFYING,
+    _P.UNDO_SETTLING,
+    _P.REVOKING,
+    _P.ENDING,
 )
 _WORK = (_P.WRITING, _P.TOUCHING, _P.EXTENDING, _P.COLLECTING)
 _FENCED = (*_WORK, _P.REFENCING, _P.VERIFYING, _P.READING_BACK)
@@ -125,78 +133,92 @@ def _fencing(work: tuple[Phase, ...], again: Phase, verify: Phase, stop: tuple[P
     )
 
 
-TABLE: Mapping[Phase, Row] = MappingProxyType({
-    _P.LEASING: _row(
-        (LeaseGranted, (_P.READING_KNOBS, _P.READING_COUNTERS, _P.RECOVERING, _P.GOVERNING, _P.ENDING)),
-        (LeaseDenied, (_P.ENDING, _P.LEASING)),
-        (EffectFailed, (_P.ENDING, _P.LEASING)),
-        (TimerFired, (_P.LEASING, _P.ENDING)),
-    ),
-    _P.READING_KNOBS: _row((KnobsRead, (_P.READING_COUNTERS, _P.ENDING)), (EffectFailed, (_P.ENDING,))),
-    _P.READING_COUNTERS: _row((Observed, (_P.INTENDING, _P.ENDING)), (EffectFailed, (_P.ENDING,))),
-    _P.INTENDING: _row((Recorded, (_P.STEP_INTENDING, _P.ENDING)), (EffectFailed, (_P.ENDING,))),
-    _P.STEP_INTENDING: _row(
-        (Recorded, (*_FENCED, *_STOP)), (EffectFailed, (_P.STEP_INTENDING, *_STOP)), (TimerFired, (_P.STEP_INTENDING, *_STOP)),
-    ),
-    _P.WRITING: _row(
-        (KnobsWritten, (_P.STEP_RECORDING, *_STOP)),
-        (EffectFailed, (_P.WRITING, _P.REFENCING, *_STOP)),
-        (TimerFired, (*_FENCED, *_STOP)),
-    ),
-    _P.READING_BACK: _row(
-        (KnobsRead, (_P.STEP_RECORDING, *_FENCED, *_STOP)),
-        (EffectFailed, (_P.READING_BACK, *_STOP)),
-        (TimerFired, (_P.READING_BACK, *_STOP)),
-    ),
-    _P.COLLECTING: _row((HotKeysCollected, (_P.STEP_RECORDING, *_STOP)), (EffectFailed, _STOP)),
-    _P.TOUCHING: _row((HotKeysCollected, (_P.STEP_RECORDING, *_STOP)), (EffectFailed, (_P.REFENCING, *_STOP))),
-    _P.EXTENDING: _row(
-        (TtlsExtended, (_P.STEP_RECORDING, *_STOP)),
-        (EffectFailed, (_P.EXTENDING, _P.REFENCING, *_STOP)),
-        (TimerFired, (*_FENCED, *_STOP)),
-    ),
-    _P.STEP_RECORDING: _row(
-        (Recorded, (_P.SETTLING, *_NEXT_STEP, *_STOP)),
-        (EffectFailed, (_P.STEP_RECORDING, *_STOP)),
-        (TimerFired, (_P.STEP_RECORDING, *_STOP)),
-    ),
-    _P.SETTLING: _row(
-        (Observed, (_P.SETTLING, *_NEXT_STEP, *_STOP)),
-        (EffectFailed, (_P.SETTLING, *_STOP)),
-        (TimerFired, (_P.SETTLING, *_STOP)),
-    ),
-    _P.REFENCING: _fencing((*_WORK, _P.READING_BACK), _P.REFENCING, _P.VERIFYING, _STOP),
-    _P.VERIFYING: _row(
-        (KnobsRead, (*_FENCED, *_STOP)), (EffectFailed, (_P.VERIFYING, *_STOP)), (TimerFired, (_P.VERIFYING, *_STOP)),
-    ),
-    _P.RECOVERING: _row(
-        (KnobsRead, (_P.OBSERVING, *_STOP)), (EffectFailed, (_P.RECOVERING, _P.ENDING)), (TimerFired, (_P.RECOVERING, _P.ENDING)),
-    ),
-    _P.OBSERVING: _row(
-        (Observed, (_P.OBSERVING, _P.WINDOW_RECORDING, *_STOP)),
-        (EffectFailed, (_P.OBSERVING, _P.WINDOW_RECORDING, *_STOP)),
-        (TimerFired, (_P.OBSERVING, *_STOP)),
-    ),
-    _P.WINDOW_RECORDING: _row(
-        (Recorded, (_P.OBSERVING, *_STOP)),
-        (EffectFailed, (_P.WINDOW_RECORDING, *_STOP)),
-        (TimerFired, (_P.WINDOW_RECORDING, *_STOP)),
-    ),
-    _P.REVOKING: _row((Recorded, _UNDO_NEXT), (EffectFailed, (_P.REVOKING, _P.ENDING)), (TimerFired, (_P.REVOKING, _P.ENDING))),
-    _P.UNDO_WRITING: _row((KnobsWritten, _UNDO_NEXT), (EffectFailed, _UNDO_NEXT), (TimerFired, _UNDO_NEXT)),
-    _P.UNDO_SETTLING: _row((Observed, _UNDO_NEXT), (EffectFailed, _UNDO_NEXT), (TimerFired, _UNDO_NEXT)),
-    _P.UNDO_EXTENDING: _row((TtlsExtended, _UNDO_NEXT), (EffectFailed, _UNDO_NEXT), (TimerFired, _UNDO_NEXT)),
-    _P.UNDO_REFENCING: _fencing(_UNDO_NEXT, _P.UNDO_REFENCING, _P.UNDO_VERIFYING, _UNDO_NEXT),
-    _P.UNDO_VERIFYING: _row(
-        (KnobsRead, _UNDO_NEXT), (EffectFailed, _UNDO_NEXT), (TimerFired, (_P.UNDO_VERIFYING, _P.ENDING)),
-    ),
-    _P.ENDING: _row(
-        (Recorded, (_P.DONE, _P.GOVERNING)), (EffectFailed, (_P.ENDING, _P.DONE)), (TimerFired, (_P.ENDING,)),
-    ),
-    # A kept TTL rule is governed on the side; only somebody's wish to take it back moves it on.
-    _P.GOVERNING: _row(),
-    _P.DONE: _row(),
-})
+TABLE: Mapping[Phase, Row] = MappingProxyType(
+    {
+        _P.LEASING: _row(
+            (LeaseGranted, (_P.READING_KNOBS, _P.READING_COUNTERS, _P.RECOVERING, _P.GOVERNING, _P.OBSERVING, *_STOP)),
+            (LeaseDenied, (_P.ENDING, _P.LEASING)),
+            (EffectFailed, (_P.ENDING, _P.LEASING)),
+            (TimerFired, (_P.LEASING, _P.ENDING)),
+        ),
+        _P.READING_KNOBS: _row((KnobsRead, (_P.READING_COUNTERS, _P.ENDING)), (EffectFailed, (_P.ENDING,))),
+        _P.READING_COUNTERS: _row((Observed, (_P.INTENDING, _P.ENDING)), (EffectFailed, (_P.ENDING,))),
+        _P.INTENDING: _row((Recorded, (_P.STEP_INTENDING, _P.ENDING)), (EffectFailed, (_P.ENDING,))),
+        _P.STEP_INTENDING: _row(
+            (Recorded, (*_FENCED, *_STOP)),
+            (EffectFailed, (_P.STEP_INTENDING, *_STOP)),
+            (TimerFired, (_P.STEP_INTENDING, *_STOP)),
+        ),
+        _P.WRITING: _row(
+            (KnobsWritten, (_P.STEP_RECORDING, *_STOP)),
+            (EffectFailed, (_P.WRITING, _P.REFENCING, *_STOP)),
+            (TimerFired, (*_FENCED, *_STOP)),
+        ),
+        _P.READING_BACK: _row(
+            (KnobsRead, (_P.STEP_RECORDING, *_FENCED, *_STOP)),
+            (EffectFailed, (_P.READING_BACK, *_STOP)),
+            (TimerFired, (_P.READING_BACK, *_STOP)),
+        ),
+        _P.COLLECTING: _row((HotKeysCollected, (_P.STEP_RECORDING, *_STOP)), (EffectFailed, _STOP)),
+        _P.TOUCHING: _row((HotKeysCollected, (_P.STEP_RECORDING, *_STOP)), (EffectFailed, (_P.REFENCING, *_STOP))),
+        _P.EXTENDING: _row(
+            (TtlsExtended, (_P.STEP_RECORDING, *_STOP)),
+            (EffectFailed, (_P.EXTENDING, _P.REFENCING, *_STOP)),
+            (TimerFired, (*_FENCED, *_STOP)),
+        ),
+        _P.STEP_RECORDING: _row(
+            (Recorded, (_P.SETTLING, *_NEXT_STEP, *_STOP)),
+            (EffectFailed, (_P.STEP_RECORDING, *_STOP)),
+            (TimerFired, (_P.STEP_RECORDING, *_STOP)),
+        ),
+        _P.SETTLING: _row(
+            (Observed, (_P.SETTLING, *_NEXT_STEP, *_STOP)),
+            (EffectFailed, (_P.SETTLING, *_STOP)),
+            (TimerFired, (_P.SETTLING, *_STOP)),
+        ),
+        _P.REFENCING: _fencing((*_WORK, _P.READING_BACK), _P.REFENCING, _P.VERIFYING, _STOP),
+        _P.VERIFYING: _row(
+            (KnobsRead, (*_FENCED, *_STOP)),
+            (EffectFailed, (_P.VERIFYING, *_STOP)),
+            (TimerFired, (_P.VERIFYING, *_STOP)),
+        ),
+        _P.RECOVERING: _row(
+            (KnobsRead, (_P.OBSERVING, *_STOP)),
+            (EffectFailed, (_P.RECOVERING, _P.ENDING)),
+            (TimerFired, (_P.RECOVERING, _P.ENDING)),
+        ),
+        _P.OBSERVING: _row(
+            (Observed, (_P.OBSERVING, _P.WINDOW_RECORDING, *_STOP)),
+            (EffectFailed, (_P.OBSERVING, _P.WINDOW_RECORDING, *_STOP)),
+            (TimerFired, (_P.OBSERVING, *_STOP)),
+        ),
+        _P.WINDOW_RECORDING: _row(
+            (Recorded, (_P.OBSERVING, *_STOP)),
+            (EffectFailed, (_P.WINDOW_RECORDING, *_STOP)),
+            (TimerFired, (_P.WINDOW_RECORDING, *_STOP)),
+        ),
+        _P.REVOKING: _row(
+            (Recorded, _UNDO_NEXT), (EffectFailed, (_P.REVOKING, _P.ENDING)), (TimerFired, (_P.REVOKING, _P.ENDING))
+        ),
+        _P.UNDO_WRITING: _row((KnobsWritten, _UNDO_NEXT), (EffectFailed, _UNDO_NEXT), (TimerFired, _UNDO_NEXT)),
+        _P.UNDO_SETTLING: _row((Observed, _UNDO_NEXT), (EffectFailed, _UNDO_NEXT), (TimerFired, _UNDO_NEXT)),
+        _P.UNDO_EXTENDING: _row((TtlsExtended, _UNDO_NEXT), (EffectFailed, _UNDO_NEXT), (TimerFired, _UNDO_NEXT)),
+        _P.UNDO_REFENCING: _fencing(_UNDO_NEXT, _P.UNDO_REFENCING, _P.UNDO_VERIFYING, _UNDO_NEXT),
+        _P.UNDO_VERIFYING: _row(
+            (KnobsRead, _UNDO_NEXT),
+            (EffectFailed, _UNDO_NEXT),
+            (TimerFired, (_P.UNDO_VERIFYING, _P.ENDING)),
+        ),
+        _P.ENDING: _row(
+            (Recorded, (_P.DONE, _P.GOVERNING)),
+            (EffectFailed, (_P.ENDING, _P.DONE)),
+            (TimerFired, (_P.ENDING,)),
+        ),
+        # A kept TTL rule is governed on the side; only somebody's wish to take it back moves it on.
+        _P.GOVERNING: _row(),
+        _P.DONE: _row(),
+    }
+)
 
 
 def check_event(phase: Phase, event: Any) -> None:

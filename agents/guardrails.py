@@ -1,14 +1,15 @@
 """Whether a change that is being observed is kept, taken back, or watched a little longer.
 
-Two questions, two pure functions: `alarm` is asked several times within a window and only ever says "take it back now"; `judge` is asked
-at the end of each window. Neither reads a clock or a cache. What they decide by is in `Promise`, what they see is a `Window`.
+Two questions, two pure functions: `alarm` is asked several times within a window and only ever says "take it back
+now"; `judge` is asked at the end of each window. Neither reads a clock or a cache. What they decide by is in
+`Promise`, what they see is a `Window`.
 
-Without lookups nothing can be measured. A change that promised hits and can be taken back is then taken back, since an unproven gain is
-none; one that promised none (a donor of memory that nobody reads, an observation knob) or that cannot be taken back is kept, and its
-reason says `unverified`.
+Without lookups nothing can be measured. A change that promised hits and can be taken back is then taken back, since
+an unproven gain is none; one that promised none (a donor of memory that nobody reads, an observation knob) or that
+cannot be taken back is kept, and its reason says `unverified`.
 
-INVARIANT: a change is only kept as verified if the hit ratio measured in its last window is at least the low end of what was predicted less
-the operator's margin.
+INVARIANT: a change is only kept as verified if the hit ratio measured in its last window is at least the low end of
+what was predicted less the operator's margin.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ LOOKUPS_MIN = 100
 
 _IMPROVING_BY = 0.005
 _SHIFT_FACTOR = 2.0
+_REFUSED_FACTOR = 2.0
 
 
 class Ruling(StrEnum):
@@ -61,7 +63,10 @@ class Promise:
 
 
 def promise_of(
-    proposal: Proposal, hit_ratio_before: float | None, latency_us_p99_before: float | None, settings: CacheOptimizerSettings
+    proposal: Proposal,
+    hit_ratio_before: float | None,
+    latency_us_p99_before: float | None,
+    settings: CacheOptimizerSettings,
 ) -> Promise:
     """Return what a proposal is held to; a baseline that was not measured stays None."""
     prediction = proposal.prediction
@@ -80,7 +85,8 @@ def promise_of(
 def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings) -> str | None:
     """Return why the change must be taken back at once, None if nothing is wrong.
 
-    The fall of the hit ratio has to exceed the guardrail by two standard errors, since this is asked of short pieces of a window too.
+    The fall of the hit ratio has to exceed the guardrail by two standard errors, since this is asked of short pieces
+    of a window too.
     """
     if window.hit_ratio is not None and window.lookups >= LOOKUPS_MIN:
         level = promise.hit_ratio_low
@@ -88,19 +94,18 @@ def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings) ->
             level = min(level, promise.hit_ratio_before)
         noise = 2.0 * math.sqrt(max(window.hit_ratio * (1.0 - window.hit_ratio), 0.0) / window.lookups)
         if window.hit_ratio + noise < level - settings.guardrail_hit_ratio_drop:
-            return f"the hit ratio fell to {window.hit_ratio:.3f}, more than {settings.guardrail_hit_ratio_drop:.3f} below {level:.3f}"
-    before_us = promise.latency_us_p99_before
-    if window.latency is not None and before_us is not None and window.latency.commands >= LOOKUPS_MIN:
+            drop = settings.guardrail_hit_ratio_drop
+            return f"the hit ratio fell to {window.hit_ratio:.3f}, more than {drop:.3f} below {level:.3f}"
+    latency, before_us = window.latency, promise.latency_us_p99_before
+    if latency is not None and before_us is not None and latency.commands >= LOOKUPS_MIN:
+        allowed_us = max(before_us * settings.guardrail_latency_factor, promise.latency_us_target)
         # The lower edge of the histogram bucket: a quantile may not raise an alarm for where it lies inside its bucket.
-        if window.latency.low_us > max(before_us * settings.guardrail_latency_factor, promise.latency_us_target):
-            return (
-                f"P99 rose from {before_us:.0f} to {window.latency.value_us:.0f} microseconds, "
-                f"more than {settings.guardrail_latency_factor:g} times and above the target"
-            )
+        if latency.low_us > allowed_us:
+            return f"P99 rose from {before_us:.0f} to {latency.value_us:.0f} microseconds, allowed are {allowed_us:.0f}"
     if window.refused and promise.refused_per_s_before is not None:
-        rate = window.per_s(window.refused)
-        if rate > 2.0 * promise.refused_per_s_before:
-            return f"{window.refused} writes were refused for lack of memory, {rate:.2f} per second instead of {promise.refused_per_s_before:.2f}"
+        rate, before = window.per_s(window.refused), promise.refused_per_s_before
+        if rate > _REFUSED_FACTOR * before:
+            return f"writes are refused for lack of memory, {rate:.2f} per second instead of {before:.2f}"
     return None
 
 
@@ -116,7 +121,9 @@ def judge(windows: Sequence[Window], promise: Promise, settings: CacheOptimizerS
     if last.hit_ratio >= promise.hit_ratio_low - settings.rollback_margin:
         return Judgement(Ruling.KEEP, f"measured {last.hit_ratio:.3f}, promised at least {promise.hit_ratio_low:.3f}")
     if more and observed_ms < promise.settle_ms:
-        return Judgement(Ruling.CONTINUE, f"{last.hit_ratio:.3f} so far, the effect needs {promise.settle_ms} ms to show")
+        return Judgement(
+            Ruling.CONTINUE, f"{last.hit_ratio:.3f} so far, the effect needs {promise.settle_ms} ms to show"
+        )
     if more and _improves(windows, promise):
         return Judgement(Ruling.CONTINUE, f"{last.hit_ratio:.3f} so far and improving")
     return Judgement(

@@ -11,8 +11,8 @@ the balance of the server's own counters for the rest:
    distribution of reuse times says which share of lookups goes to keys not read for ten capture lengths, or since
    the server started: these are cold. The others are shared out by what the server evicts, expires and refuses beyond
    the known ones.
-3. Misses that no load follows cannot be seen in a capture: a difference to the counted miss ratio of more than a
-   fifth is shared out by the same flows, and cold is what they do not explain.
+3. Misses that no load follows cannot be seen in a capture. Where they are more than a fifth of the counted ones, the
+   difference goes to keys that are new by the same distribution, then to what the flows explain, and cold is the rest.
 
 Without a capture only the flows speak: refused writes, evictions and expiries each explain at most as many misses,
 the rest is cold. This takes keys that are evicted and never wanted again for evicted ones, so `evicted` and `expired`
@@ -31,7 +31,6 @@ import numpy.typing as npt
 
 from agents.captured_reads import CapturedReads
 from agents.windows import Window
-from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.observation import MissSplit
 
 __all__ = ["CAPTURE_SOURCE", "FLOW_SOURCE", "Flows", "flows_of", "split_misses"]
@@ -107,13 +106,17 @@ def split_misses(
     """
     if flows is None:
         return None
-    known = None if reads is None else _from_capture(flows, reads, eviction_age_ms)
-    if known is None:
+    new = None if reads is None else _new_share(flows, reads)
+    known = None if reads is None or new is None else _from_capture(flows, reads, new, eviction_age_ms)
+    if known is None or new is None:
         return _message(_explained_by_flows(flows, _Parts(), flows.missed), FLOW_SOURCE)
     if known.total * _SCALE_UP_MAX >= flows.missed:
         return _message(known.scaled_to(flows.missed), CAPTURE_SOURCE)
-    seen = known.scaled_to(known.total * _SCALE_UP_MAX) if known.total > 0 else _Parts()
-    return _message(seen.plus(_explained_by_flows(flows, seen, flows.missed - seen.total)), CAPTURE_SOURCE)
+    shown = known.scaled_to(known.total * _SCALE_UP_MAX) if known.total > 0 else _Parts()
+    # Lookups of new keys miss, whether or not their loads show in the capture.
+    shown = shown.plus(_Parts(cold=max(0.0, min(new - shown.cold, flows.missed - shown.total))))
+    left = max(0.0, flows.missed - shown.total)
+    return _message(shown.plus(_explained_by_flows(flows, shown, left)).scaled_to(flows.missed), CAPTURE_SOURCE)
 
 
 def _message(parts: _Parts, source: str) -> MissSplit:
@@ -136,20 +139,20 @@ def _left(flows: Flows, known: _Parts) -> _Parts:
     )
 
 
-def _from_capture(flows: Flows, reads: CapturedReads, eviction_age_ms: int | None) -> _Parts | None:
-    """Return the shares that the capture shows; None where it shows too little."""
+def _from_capture(flows: Flows, reads: CapturedReads, new_share: float, eviction_age_ms: int | None) -> _Parts | None:
+    """Return the shares of the misses that the capture shows; None where it shows too little."""
     # Reads of the second half have at least half a capture of history, so that all of them are judged alike.
     horizon_ms = reads.duration_ms // 2
     judged = reads.at_ms >= horizon_ms
     count = int(np.count_nonzero(judged))
-    if count < _CAPTURED_READS_MIN or reads.reuse is None:
+    if count < _CAPTURED_READS_MIN:
         return None
     missed = judged & reads.missed
     known = _known_causes(flows, reads, missed & reads.seen, eviction_age_ms, count)
     unknown = float(np.count_nonzero(missed & ~reads.seen)) / count
     if unknown == 0.0:
         return known
-    new = min(unknown, _new_share(flows, reads.reuse, reads.duration_ms))
+    new = min(unknown, new_share)
     back = unknown - new
     left = _left(flows, known)
     if left.total == 0.0:
@@ -192,13 +195,15 @@ def _known_causes(
     )
 
 
-def _new_share(flows: Flows, reuse: PopularityMixture, duration_ms: int) -> float:
+def _new_share(flows: Flows, reads: CapturedReads) -> float | None:
     """Return which share of lookups goes to keys that were not read within the horizon, or never before.
 
-    The reuse times of a stationary stream look the same backwards, so the chance of no read before equals that of
-    none after.
+    The reuse times of a stationary stream look the same backwards, so the chance of no read before equals that of none
+    after. None where the capture is too short for a fit.
     """
-    horizon_ms = _HORIZON_CAPTURES * duration_ms
+    if reads.reuse is None:
+        return None
+    horizon_ms = _HORIZON_CAPTURES * reads.duration_ms
     if flows.uptime_ms is not None:
         horizon_ms = min(horizon_ms, flows.uptime_ms)
-    return float(reuse.survival(horizon_ms)[0])
+    return float(reads.reuse.survival(horizon_ms)[0])

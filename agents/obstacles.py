@@ -64,6 +64,8 @@ class Situation:
     memory_bytes: Mapping[str, int]
     intents: tuple[Intent, ...]
     budget_bytes: int
+    budgeted: frozenset[str]
+    """Services whose maxmemory must be known before anybody may grow."""
     force: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
     """Proposals that are known to have been kept."""

@@ -1,10 +1,11 @@
 """Step plans: how a judged change is carried out so that its known hazard does not happen.
 
-A plan is a tuple of steps, worked out from the proposal and one look at the cache, before anything is written. It never writes, never
-waits and never adds a knob that the proposal does not name; it only puts the proposal's changes into a safe order and bounded sizes.
+A plan is a tuple of steps, worked out from the proposal and one look at the cache, before anything is written. It
+never writes, never waits and never adds a knob that the proposal does not name; it only puts the proposal's changes
+into a safe order and bounded sizes.
 
-INVARIANT: after the last knob step of a plan every knob has the value that the proposal wants, and a plan of `steps_back` ends with every
-knob at the value that it had before.
+INVARIANT: after the last knob step of a plan every knob has the value that the proposal wants, and a plan of
+`steps_back` ends with every knob at the value that it had before.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ __all__ = ["PLAYBOOKS", "TOUCH_TIMES", "Step", "StepKind", "headroom_bytes", "la
 PLAYBOOKS = ("direct", "keep_hot_set", "shrink", "ttl_rule")
 
 TOUCH_TIMES = 14
-"""After a switch to LFU an old key counts 0 and a new one 5. With `lfu-log-factor` 10 a counter below 5 rises at every touch, so 5 touches
-draw level and 12 and more lift a key clearly above (measured: hot set lost 0.0 to 0.2 % instead of 30 to 52 %)."""
+"""After a switch to LFU an old key counts 0 and a new one 5. With `lfu-log-factor` 10 a counter below 5 rises at
+every touch, so 5 touches draw level and 12 and more lift a key clearly above (measured: hot set lost 0.0 to 0.2 %
+instead of 30 to 52 %)."""
 
 _HOT_KEYS_MAX = 20_000
 _TOUCH_KEYS_PER_S = 20_000
@@ -54,7 +56,8 @@ class Step:
 def ladder(start_bytes: int, target_bytes: int, step_share: float) -> tuple[int, ...]:
     """Return the values of maxmemory on the way down from `start_bytes` (excluded) to `target_bytes` (included).
 
-    Each step takes at most `step_share` (0..1) of the value before it. A target that is not below the start is one step.
+    Each step takes at most `step_share` (0..1) of the value before it. A target that is not below the start is one
+    step.
     """
     values: list[int] = []
     current = start_bytes
@@ -65,8 +68,8 @@ def ladder(start_bytes: int, target_bytes: int, step_share: float) -> tuple[int,
 
 
 def headroom_bytes(proposal: Proposal) -> int:
-    """Return by how much maxmemory may be above its final value while a hot set is being re-learnt: a tenth of the cache, and no more than
-    the proposal was permitted (`cost["headroom_bytes"]`, 0 if it names none)."""
+    """Return by how much maxmemory may be above its final value while a hot set is being re-learnt: a tenth of the
+    cache, and no more than the proposal was permitted (`cost["headroom_bytes"]`, 0 if it names none)."""
     memory = _memory_of(proposal.knob_changes)
     permitted = int(proposal.cost.get("headroom_bytes", 0))
     if memory is None or memory.before == "0" or memory.after == "0":
@@ -77,15 +80,16 @@ def headroom_bytes(proposal: Proposal) -> int:
 def steps_of(proposal: Proposal, seen: InfoFacts, step_share: float) -> tuple[Step, ...]:
     """Return the plan of a proposal for a cache as it was just seen.
 
-    Lowering maxmemory is always done in bounded steps, whatever the playbook is called, and the other knobs go with the first of them, so
-    that a cache which could not evict is able to before it has to. Raises ValueError for an unknown playbook or an empty plan.
+    Lowering maxmemory is always done in bounded steps, whatever the playbook is called, and the other knobs go with
+    the first of them, so that a cache which could not evict is able to before it has to. Raises ValueError for an
+    unknown playbook or an empty plan.
     """
     if proposal.playbook not in PLAYBOOKS:
         raise ValueError(f"unknown playbook `{proposal.playbook}`, known are: {', '.join(PLAYBOOKS)}")
     memory = _memory_of(proposal.knob_changes)
     others = tuple(c for c in proposal.knob_changes if c.knob != "maxmemory")
     steps: list[Step] = []
-    if proposal.playbook == "keep_hot_set" and _becomes_lfu(others):
+    if proposal.playbook != "direct" and _becomes_lfu(others):
         steps += _keep_hot_set(proposal, memory, others, seen, step_share)
     elif memory is not None and _falls(memory, seen):
         steps += _shrink(memory, others, seen, step_share)
@@ -106,10 +110,12 @@ def steps_back(
     *,
     rules_only: bool = False,
 ) -> tuple[Step, ...]:
-    """Return the plan that takes a proposal back from the values in `current`: TTL rules first, then memory, then everything else.
+    """Return the plan that takes a proposal back from the values in `current`: TTL rules first, then memory, then
+    everything else.
 
-    Memory that has to come down again does so in bounded steps while the new eviction policy still stands, since the old one may be unable
-    to evict. The last step writes all knobs in one command, so the end is the same wherever the way there was cut off.
+    Memory that has to come down again does so in bounded steps while the new eviction policy still stands, since the
+    old one may be unable to evict. The last step writes all knobs in one command, so the end is the same wherever the
+    way there was cut off.
     """
     steps = [Step(kind=StepKind.TTL_RULE, rule=rule) for rule in reversed(tuple(begun_rules))]
     if rules_only:
@@ -123,7 +129,8 @@ def steps_back(
                 start = value
     if proposal.knob_changes:
         changes = tuple(
-            KnobChange(knob=c.knob, before=current.get(c.knob, c.after), after=c.before) for c in reversed(proposal.knob_changes)
+            KnobChange(knob=c.knob, before=current.get(c.knob, c.after), after=c.before)
+            for c in reversed(proposal.knob_changes)
         )
         steps.append(Step(kind=StepKind.WRITE_KNOBS, changes=changes))
     return tuple(steps)
@@ -134,7 +141,9 @@ def _memory_of(changes: Iterable[KnobChange]) -> KnobChange | None:
 
 
 def _becomes_lfu(changes: Iterable[KnobChange]) -> bool:
-    return any(c.knob == "maxmemory-policy" and c.after.endswith("-lfu") and not c.before.endswith("-lfu") for c in changes)
+    return any(
+        c.knob == "maxmemory-policy" and c.after.endswith("-lfu") and not c.before.endswith("-lfu") for c in changes
+    )
 
 
 def _start_bytes(value: str, seen: InfoFacts) -> int:
@@ -163,8 +172,11 @@ def _shrink(memory: KnobChange, others: tuple[KnobChange, ...], seen: InfoFacts,
 def _keep_hot_set(
     proposal: Proposal, memory: KnobChange | None, others: tuple[KnobChange, ...], seen: InfoFacts, step_share: float
 ) -> list[Step]:
-    """Collect while idle times still exist, switch with room to spare, touch until the hot keys outrank new ones, take the room back."""
-    collect = Step(kind=StepKind.COLLECT_HOT_KEYS, limit=min(_HOT_KEYS_MAX, max(1, (seen.resident_keys or _HOT_KEYS_MAX) // 2)))
+    """Collect while idle times still exist, switch with room to spare, touch until the hot keys outrank new ones,
+    take the room back."""
+    collect = Step(
+        kind=StepKind.COLLECT_HOT_KEYS, limit=min(_HOT_KEYS_MAX, max(1, (seen.resident_keys or _HOT_KEYS_MAX) // 2))
+    )
     touch = Step(kind=StepKind.TOUCH_HOT_KEYS, times=TOUCH_TIMES, keys_per_s=_TOUCH_KEYS_PER_S)
     if memory is None:
         return [collect, Step(kind=StepKind.WRITE_KNOBS, changes=others), touch]

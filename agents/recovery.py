@@ -1,7 +1,8 @@
-"""What a new life of the actuator owes to the ones before: unfinished changes and standing TTL rules, read from the journal.
+"""What a new life of the actuator owes to the ones before: unfinished changes and standing TTL rules, read from the
+journal.
 
-`read_journal` rebuilds how far each change had come; `decide` says, once the real values are known, whether it is observed on, taken back or
-left alone. Neither does anything.
+`read_journal` rebuilds how far each change had come; `decide` says, once the real values are known, whether it is
+observed on, taken back or left alone. Neither does anything.
 
 INVARIANT: every `change_intended` without an ending is among the unfinished, and no ended change ever is.
 """
@@ -79,15 +80,23 @@ class Unfinished:
     def execution(self) -> Execution:
         """What others were told at the end."""
         return Execution(
-            execution_id=self.execution_id, proposal=self.proposal, state=self.outcome or ExecutionState.LEASING,
-            started_at_ms=self.started_ms, updated_at_ms=self.updated_ms, step=len(self.applied), steps=len(self.steps),
-            reason=self.reason, hit_ratio_before=self.hit_ratio_before, hit_ratio_after=self.hit_ratio_after,
+            execution_id=self.execution_id,
+            proposal=self.proposal,
+            state=self.outcome or ExecutionState.LEASING,
+            started_at_ms=self.started_ms,
+            updated_at_ms=self.updated_ms,
+            step=len(self.applied),
+            steps=len(self.steps),
+            reason=self.reason,
+            hit_ratio_before=self.hit_ratio_before,
+            hit_ratio_after=self.hit_ratio_after,
         )
 
 
 @dataclass(slots=True, kw_only=True)
 class Found:
-    """What the journal says. `unreadable` maps the proposal id of an open change that this version cannot read to (service, why)."""
+    """What the journal says. `unreadable` maps the proposal id of an open change that this version cannot read to
+    (service, why)."""
 
     unfinished: tuple[Unfinished, ...] = ()
     standing: tuple[Unfinished, ...] = ()
@@ -97,7 +106,8 @@ class Found:
 
 
 def read_journal(records: Iterable[AuditRecord]) -> Found:
-    """Rebuild all changes from the records of earlier lives; the records may hold doubles, since a record may be written twice."""
+    """Rebuild all changes from the records of earlier lives; the records may hold doubles, since a record may be
+    written twice."""
     changes: dict[str, Unfinished] = {}
     unreadable: dict[str, tuple[str | None, str]] = {}
     paused = False
@@ -185,8 +195,9 @@ class NextMove(StrEnum):
 def decide(change: Unfinished, values: Mapping[str, str]) -> tuple[NextMove, str]:
     """Say what to do with an unfinished change whose knobs have these values now, and why.
 
-    A value that is neither the one before nor any that a step was to set is somebody else's: the change is left alone. A change that is
-    complete and was being observed is observed afresh; everything else goes back to how it was, which is always safe.
+    A value that is neither the one before nor any that a step was to set is somebody else's: the change is left
+    alone. A change that is complete and was being observed is observed afresh; everything else goes back to how it
+    was, which is always safe.
     """
     before = {c.knob: c.before for c in change.proposal.knob_changes}
     after = {c.knob: c.after for c in change.proposal.knob_changes}
@@ -196,7 +207,9 @@ def decide(change: Unfinished, values: Mapping[str, str]) -> tuple[NextMove, str
             known[c.knob] |= {c.before, c.after}
     if change.rules_only:
         return NextMove.TAKE_BACK, change.rollback_reason or "revoked"
-    strange = [k for k in sorted(known) if values.get(k) not in known[k] and not _on_the_way_back(change, k, values.get(k))]
+    strange = [
+        k for k in sorted(known) if values.get(k) not in known[k] and not _on_the_way_back(change, k, values.get(k))
+    ]
     if strange:
         told = ", ".join(f"`{k}` is `{values.get(k)}`" for k in strange)
         return NextMove.ABANDON, f"somebody else has changed the cache while nobody watched, it is left alone: {told}"

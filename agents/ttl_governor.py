@@ -1,7 +1,8 @@
 """How fast a standing TTL rule goes round its keyspace.
 
-A rule stands as long as its change is kept: keys that the application writes anew must be found before the TTL that it gave them runs out.
-This decides only when the next pass is due and how many keys it may look at; it never sends a command.
+A rule stands as long as its change is kept: keys that the application writes anew must be found before the TTL that
+it gave them runs out. This decides only when the next pass is due and how many keys it may look at; it never sends a
+command.
 
 INVARIANT: over any stretch of time no more than `keys_per_s` keys per second are examined.
 """
@@ -21,7 +22,8 @@ _PAUSE_MAX_MS = 5_000
 
 @dataclass(slots=True, kw_only=True)
 class RuleRounds:
-    """Progress of one rule. `cursor` 0: a new round begins; `in_flight`: a pass was asked for and has not been answered."""
+    """Progress of one rule. `cursor` 0: a new round begins; `in_flight`: a pass was asked for and has not been
+    answered."""
 
     rule: TtlRule
     keys_per_s: int
@@ -42,14 +44,15 @@ class RuleRounds:
 
     @property
     def keeps_up(self) -> bool | None:
-        """Whether the last round was short enough to find a key before its written TTL ran out; None before the first round."""
+        """Whether the last round was short enough to find a key before its written TTL ran out; None before the first
+        round."""
         return None if self.round_ms is None else self.round_ms < self.rule.written_ttl_ms
 
     def note_pass(self, cursor: int, examined: int, extended: int, now_ms: int) -> int:
         """Take the result of one pass and return when the next one is due, in milliseconds since the epoch.
 
-        Within a round the pause is what the budget asks for. After a round it is half the written TTL less what the round took, so that a key
-        is visited at least twice in its written life, bounded to 0.25..5 s.
+        Within a round the pause is what the budget asks for. After a round it is half the written TTL less what the
+        round took, so that a key is visited at least twice in its written life, bounded to 0.25..5 s.
         """
         self.in_flight = False
         self.failures = 0
@@ -69,4 +72,4 @@ class RuleRounds:
         """Take a failed pass, whose outcome does not matter since a pass may be repeated; return when to try again."""
         self.in_flight = False
         self.failures += 1
-        return now_ms + min(30_000, _PAUSE_MIN_MS * 2 ** min(self.failures, 10))
+        return now_ms + int(min(30_000, _PAUSE_MIN_MS * 2 ** min(self.failures, 10)))

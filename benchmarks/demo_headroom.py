@@ -1,7 +1,9 @@
 """How much better can the demo fleet get? The control fleet beside the same fleet tuned by hand, on the same requests.
 
-Prints hit ratios per service over time, memory, keys and eviction ages. Run: `python benchmarks/demo_headroom.py --seed 1 --seconds 120`.
-`--after S` applies the tuning to a running fleet after S seconds instead of from the start (TTLs by EXPIRE over all keys then).
+Prints hit ratios per service (control/tuned) over time, then memory, keys, evictions and idle times of the caches.
+Run: `python benchmarks/demo_headroom.py --seed 1 --seconds 120`. With `--after S` the tuning is applied to the running
+fleet after S seconds, as an autopilot would, and TTLs are extended once a second from then on; without it the tuned
+fleet is born tuned. `--no-memory` keeps the equal split.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from cluster.demo.stats import DriverStats, read_last_stats
 MIB = 1024 * 1024
 TUNED_MIB = {
     "constitutional_ai": 15.5,
-    "integrity_service": 13.5,
+    "integrity_service": 14.0,
     "api_gateway": 17.0,
     "multi_agent_coordinator": 6.0,
-    "blackboard_service": 8.0,
+    "blackboard_service": 7.5,
 }
 TUNED_POLICY = dict.fromkeys(SERVICES, "allkeys-lru")
 TUNED_TTL_MS = 600_000
@@ -42,7 +44,7 @@ def tune(servers: DemoServers, *, memory: bool) -> None:
                 client.config_set("maxmemory", int(TUNED_MIB[name] * MIB))
 
 
-def extend_ttls(server, client) -> None:
+def extend_ttls(client: redis.Redis) -> None:
     pipe = client.pipeline(transaction=False)
     for key in client.scan_iter(count=1000):
         pipe.execute_command("EXPIRE", key, TUNED_TTL_MS // 1000 - 15, "GT")
@@ -52,19 +54,21 @@ def extend_ttls(server, client) -> None:
 def show(title: str, stats: DriverStats) -> None:
     cells = []
     for name in SERVICES:
-        pair = [stats.fleets[fleet][name].hit_ratio if fleet in stats.fleets else None for fleet in (CONTROL, MANAGED)]
+        pair = [stats.fleets[fleet][name].hit_ratio for fleet in (CONTROL, MANAGED)]
         cells.append(f"{name[:12]} " + "/".join("  -  " if r is None else f"{r:.3f}" for r in pair))
     total = [stats.fleet(fleet).hit_ratio for fleet in (CONTROL, MANAGED)]
     latency = stats.fleet(MANAGED).latency_us(0.99)
+    both = "/".join("  -  " if r is None else f"{r:.4f}" for r in total)
     print(
-        f"{title:>10} | " + " | ".join(cells) + " | ALL " + "/".join("  -  " if r is None else f"{r:.4f}" for r in total)
-        + f" | lag {stats.lag_ms:.0f} ms late {stats.late} cpu {stats.cpu_share:.2f} p99 {latency} us",
+        f"{title:>10} | {' | '.join(cells)} | ALL {both}"
+        f" | lag {stats.lag_ms:.0f} ms late {stats.late} cpu {stats.cpu_share:.2f} p99 {latency} us",
         flush=True,
     )
 
 
 def servers_table(servers: DemoServers) -> None:
-    print(f"{'cache':40} {'maxmem':>7} {'used':>7} {'keys':>7} {'evicted':>8} {'oldest idle s':>13} policy")
+    heads = f"{'maxmem':>7} {'used':>7} {'keys':>7} {'evicted':>8} {'cpu s':>6} {'idle s p50/p98/max':>20}"
+    print(f"{'cache (MiB)':40} {heads} policy")
     for fleet in (servers.control, servers.managed):
         for server in fleet.values():
             with redis.Redis.from_url(server.url) as client:
@@ -75,9 +79,10 @@ def servers_table(servers: DemoServers) -> None:
                     names = [client.randomkey() for _ in range(300)]
                     idle = sorted(client.object("idletime", n) or 0 for n in names if n is not None)
                     oldest = f"{idle[len(idle) // 2]}/{idle[int(len(idle) * 0.98)]}/{idle[-1]}" if idle else "-"
+                cpu_s = info["used_cpu_user"] + info["used_cpu_sys"]
                 print(
-                    f"{server.options.name:40} {info['maxmemory'] / MIB:7.1f} {info['used_memory'] / MIB:7.2f} {client.dbsize():7} "
-                    f"{info['evicted_keys']:8} {oldest:>13} {policy}"
+                    f"{server.options.name:40} {info['maxmemory'] / MIB:7.1f} {info['used_memory'] / MIB:7.2f} "
+                    f"{client.dbsize():7} {info['evicted_keys']:8} {cpu_s:6.1f} {oldest:>20} {policy}"
                 )
 
 
@@ -88,7 +93,6 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=15.0)
     parser.add_argument("--after", type=float, default=None)
     parser.add_argument("--no-memory", action="store_true", help="leave the equal split of memory")
-    parser.add_argument("--no-control", action="store_true")
     options = parser.parse_args()
     assert sum(TUNED_MIB.values()) * MIB <= CACHE_BYTES * len(SERVICES), "the tuned split must not need more memory"
     with ServerHome() as home:
@@ -104,7 +108,8 @@ def main() -> None:
                 if any(p.ttl_ms for p in spec.prefixes):
                     longer = replace(spec, prefixes=tuple(replace(p, ttl_ms=TUNED_TTL_MS) for p in spec.prefixes))
                     split.append(replace(service, urls={CONTROL: service.urls[CONTROL]}))
-                    split.append(replace(service, name=service.name + "+ttl", urls={MANAGED: service.urls[MANAGED]}, traffic=longer))
+                    managed = {MANAGED: service.urls[MANAGED]}
+                    split.append(replace(service, name=service.name + "+ttl", urls=managed, traffic=longer))
                 else:
                     split.append(service)
             plan = replace(plan, services=tuple(split))
@@ -119,7 +124,8 @@ def main() -> None:
                 continue
             stats = _merged(stats)
             if previous is None:
-                print(f"seed {options.seed}: prefill took {stats.prefill_ms} ms, load began {time.monotonic() - began:.1f} s after the start")
+                waited_s = time.monotonic() - began
+                print(f"seed {options.seed}: prefill took {stats.prefill_ms} ms, load began after {waited_s:.1f} s")
                 previous = stats
                 servers_table(servers)
             if not tuned and stats.elapsed_ms >= options.after * 1000:
@@ -128,7 +134,7 @@ def main() -> None:
             if tuned and options.after is not None:
                 server = servers.managed["multi_agent_coordinator"]
                 with redis.Redis.from_url(server.url) as client:
-                    extend_ttls(server, client)
+                    extend_ttls(client)
             if stats.elapsed_ms - previous.elapsed_ms >= options.every * 1000:
                 show(f"{stats.elapsed_ms / 1000:.0f} s", stats.since(previous))
                 previous = stats
@@ -141,7 +147,10 @@ def main() -> None:
 
 def _merged(stats: DriverStats) -> DriverStats:
     """Put the split service together again under its own name."""
-    fleets = {fleet: {name.removesuffix("+ttl"): c for name, c in services.items()} for fleet, services in stats.fleets.items()}
+    fleets = {
+        fleet: {name.removesuffix("+ttl"): counters for name, counters in services.items()}
+        for fleet, services in stats.fleets.items()
+    }
     return replace(stats, fleets=fleets)
 
 

@@ -137,7 +137,8 @@ def seal_all(drafts: Iterable[RecordDraft], seq: int, prev_hash: str) -> list[Au
 
 def damaged(seq: int, kind: ProblemKind, reason: str, raw: str = "") -> AuditRecord:
     """Return the stand-in for an entry that cannot be read: whoever reads the journal sees that something was there."""
-    payload = {"problem": kind.value, "reason": reason, "raw": raw[:_RAW_CHARS_MAX]}
+    shown = raw[:_RAW_CHARS_MAX].encode("utf-8", errors="replace").decode()
+    payload = {"problem": kind.value, "reason": reason, "raw": shown}
     return AuditRecord(seq=seq, at_ms=0, kind=DAMAGED, agent="journal", service=None, subject_id="", payload=payload)
 
 

@@ -12,21 +12,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from cachewarden.cachemodel.shards import hash_key
-from cachewarden.chain import ChainVerifier
+from cachewarden.chain import ChainReport
 from cachewarden.errors import JournalUnavailable, OperatingError
 from cachewarden.messages import AuditRecord, Execution
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState, RunCycle, SetPaused
+from cluster.audit import verify_journal
 from cluster.clock import SystemClock
-from cluster.wiring import Plan, make_journal
+from cluster.wiring import Plan, checkpoint_path, make_journal
 from coordination.warm_rules import WarmReport
 from coordination.warmer import Warmer
-from serve.backend import AuditVerification
 
 __all__ = ["AgentBackend", "Runtime"]
 
 _REFRESH_S = 0.5
-_PAGE = 1_000
 
 
 class Runtime(Protocol):
@@ -44,13 +43,14 @@ class AgentBackend:
         self.fleet = plan.fleet
         self.constitution = plan.constitution()
         self.settings = plan.settings
+        self.budget_bytes = plan.fleet.total_memory_bytes
         self._plan = plan
         self._runtime = runtime
         self._clock = SystemClock()
         self._journal = make_journal(plan)
         self._state: FleetState | None = None
         self._refresher: asyncio.Task[None] | None = None
-        self._warmer = Warmer(plan.fleet, clock=self._clock, hash_secret=plan.secret, timeout_s=plan.settings.redis_timeout)
+        self._warmer = Warmer(plan.fleet, reserved=(f"{plan.settings.key_prefix}:",))
 
     async def start(self) -> None:
         """Begin to keep the state fresh."""
@@ -98,17 +98,11 @@ class AgentBackend:
     async def audit_page(self, after_seq: int, limit: int) -> list[AuditRecord]:
         return await self._journal.read(after_seq, limit)
 
-    async def audit_verify(self) -> AuditVerification:
-        verifier = ChainVerifier()
-        after = 0
-        while page := await self._journal.read(after, _PAGE):
-            for record in page:
-                verifier.add(record)
-            after = page[-1].seq
-        report = verifier.report()
-        return AuditVerification(
-            ok=report.ok, height=report.height, head_hash=report.head_hash, problems=tuple(str(p) for p in report.problems)
-        )
+    async def audit_verify(self) -> ChainReport:
+        result = await verify_journal(self._journal, checkpoint_path(self.settings), clock=self._clock)
+        if result.report is None:
+            raise JournalUnavailable(result.reason)
+        return result.report
 
     async def warm(self, service: str, keys: Sequence[str]) -> WarmReport:
         return await self._warmer.warm(service, keys)

@@ -26,6 +26,7 @@ from cachewarden.fleet import Fleet, load_fleet
 from cachewarden.settings import CacheOptimizerSettings, load_settings
 from cluster.audit import verify_journal
 from cluster.backend import AgentBackend, Runtime
+from cluster.clock import SystemClock
 from cluster.demo import fleet as demo
 from cluster.demo.driver import start_driver
 from cluster.demo.servers import EmbeddedServer, ServerHome
@@ -33,7 +34,7 @@ from cluster.demo.stats import read_last_stats
 from cluster.live import LiveView, Place, scoreboard
 from cluster.local import LocalRuntime
 from cluster.runtime_env import ROOT
-from cluster.wiring import Plan, hash_secret, make_journal
+from cluster.wiring import Plan, checkpoint_path, hash_secret, make_journal
 from serve.api import create_app
 from serve.security import TokenStore, ensure_first_token
 
@@ -52,6 +53,7 @@ DEMO_SETTINGS: dict[str, Any] = {
 _LINE_EVERY_S = 10.0
 _VIEW_EVERY_S = 1.0
 _STOP_TIMEOUT_S = 10.0
+_PREFILL_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,20 @@ async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, co
     driver = start_driver(demo.driver_plan(servers.urls, options.seed, str(stats_path)), home)
     stack.callback(_end_process, driver)
     console.print(f"load with seed {options.seed} on both fleets: first the caches' past, then open-loop arrivals")
+    await _until_loaded(stats_path, driver)
     return _World(_plan(fleet, settings), stats_path, f"embedded, port {servers.blackboard.port}", home.directory)
+
+
+async def _until_loaded(stats_path: Path, driver: Any) -> None:
+    """Wait until the caches hold what they would hold in the middle of their lives."""
+    async with asyncio.timeout(_PREFILL_TIMEOUT_S):
+        while True:
+            stats = read_last_stats(stats_path)
+            if stats is not None and stats.phase == "load":
+                return
+            if driver.poll() is not None:
+                raise OperatingError(f"the load driver ended with code {driver.returncode}, see driver.log beside {stats_path}")
+            await asyncio.sleep(0.2)
 
 
 def _blackboard(
@@ -231,16 +246,10 @@ async def _refresh(view: LiveView, world: _World, runtime: Runtime) -> None:
     if world.stats_path is not None:
         view.note_stats(read_last_stats(world.stats_path))
     try:
-        view.note_state(await runtime.query("coordinator", "state", _now_ms()))
+        view.note_state(await runtime.query("coordinator", "state", SystemClock().now_ms()))
         view.trouble = ""
     except (OperatingError, RuntimeError) as error:
         view.trouble = f"the coordinator does not answer, it will be restarted: {error}"
-
-
-def _now_ms() -> int:
-    from cluster.clock import SystemClock
-
-    return SystemClock().now_ms()
 
 
 async def _farewell(view: LiveView, world: _World, console: Console) -> None:
@@ -249,8 +258,8 @@ async def _farewell(view: LiveView, world: _World, console: Console) -> None:
     console.print(view.line(), soft_wrap=True)
     journal = make_journal(world.plan)
     try:
-        outcome = await verify_journal(journal, world.plan.settings.state_dir / "checkpoint.json")
-        console.print(outcome.text)
+        outcome = await verify_journal(journal, checkpoint_path(world.plan.settings), clock=SystemClock())
+        console.print(outcome.text())
     except OperatingError as error:
         console.print(f"audit: {error}")
     finally:

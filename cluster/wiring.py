@@ -19,20 +19,21 @@ from agents.consensus import Consensus
 from agents.planner import Planner
 from agents.validator import Validator
 from cachewarden.errors import SettingsError
-from cachewarden.fleet import Fleet
+from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Agent
 from cachewarden.policy.constitution import Constitution, load_constitution
 from cachewarden.ports import Mailbox
 from cachewarden.settings import CacheOptimizerSettings
 from cachewarden.shell import AgentShell, Ports
+from cluster.audit import load_checkpoint
 from cluster.clock import SystemClock
 from coordination.cycle import Coordinator
 from coordination.redis_blackboard import RedisBlackboard
 from coordination.redis_journal import RedisJournal
 from coordination.redis_leases import RedisLeaseStore
-from coordination.redis_target import RedisTarget
+from coordination.redis_target import RedisTarget, TargetLimits
 
-__all__ = ["ALL_AGENTS", "Plan", "build_agent", "build_shell", "hash_secret", "make_journal"]
+__all__ = ["ALL_AGENTS", "Plan", "build_agent", "build_shell", "checkpoint_path", "hash_secret", "make_journal"]
 
 ALL_AGENTS = ("auditor", "coordinator", "collector", "planner", "validator", "consensus", "actuator")
 """In the order in which they are started: memory first, whoever writes to caches last."""
@@ -47,7 +48,6 @@ class Plan:
     secret: bytes = field(repr=False)
     holder: str = "cachewarden"
     """Name of this deployment in leases; another deployment needs another one."""
-    constitution_text: str | None = None
 
     @property
     def journal_url(self) -> str:
@@ -56,6 +56,11 @@ class Plan:
     def constitution(self) -> Constitution:
         """Load the constitution; raises ConstitutionError with file and line."""
         return load_constitution(self.settings.constitution_path)
+
+
+def checkpoint_path(settings: CacheOptimizerSettings) -> Path:
+    """Return where the newest proven point of the journal is kept, out of reach of whoever can write to the journal."""
+    return Path(settings.state_dir) / "checkpoint.json"
 
 
 def hash_secret(settings: CacheOptimizerSettings) -> bytes:
@@ -81,6 +86,18 @@ def make_journal(plan: Plan) -> RedisJournal:
     )
 
 
+def service_password(service: Service) -> str | None:
+    """Return the password that the fleet file names; raises SettingsError when the environment lacks it."""
+    if service.password_env is None:
+        return None
+    password = os.environ.get(service.password_env)
+    if password is None:
+        raise SettingsError(
+            f"service `{service.name}` takes its password from `{service.password_env}`, which is not set in the environment"
+        )
+    return password
+
+
 def make_targets(plan: Plan) -> dict[str, RedisTarget]:
     """Return an adapter for every service that is not switched off."""
     return {
@@ -88,7 +105,10 @@ def make_targets(plan: Plan) -> dict[str, RedisTarget]:
             service,
             hash_secret=plan.secret,
             clock=SystemClock(),
-            timeout_s=plan.settings.redis_timeout,
+            password=service_password(service),
+            limits=TargetLimits(
+                timeout_s=plan.settings.redis_timeout, probe_server_share=plan.settings.probe_server_share
+            ),
             fence_key=f"{plan.settings.key_prefix}:fence",
         )
         for service in plan.fleet.services
@@ -104,8 +124,8 @@ def build_agent(plan: Plan, name: str) -> Agent:
         "planner": lambda: Planner(fleet, settings),
         "validator": lambda: Validator(plan.constitution(), fleet, settings),
         "consensus": lambda: Consensus(fleet, settings),
-        "actuator": lambda: Actuator(plan.holder, fleet, settings),
-        "auditor": lambda: Auditor(),
+        "actuator": lambda: Actuator(holder=plan.holder, settings=settings, fleet=fleet),
+        "auditor": lambda: Auditor(checkpoint=load_checkpoint(checkpoint_path(settings))),
         "coordinator": lambda: Coordinator(fleet, settings),
     }
     return builders[name]()
@@ -119,7 +139,7 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
         "auditor",
     ) else None
     leases = (
-        RedisLeaseStore(plan.journal_url, prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout)
+        RedisLeaseStore(plan.journal_url, key_prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout)
         if name == "actuator"
         else None
     )

@@ -253,7 +253,8 @@ def _parse(text: Any, fields: Sequence[_Field]) -> dict[str, Any] | BadRecord:
             value = []
         if not field.check(value):
             return BadRecord(f"`{field.name}` must be {field.what}, not `{str(value)[:80]}`")
-        record[field.name] = list(value) if value == [] else value
+        # A default must not be shared between the records that lack the field.
+        record[field.name] = value.copy() if isinstance(value, (list, dict)) else value
     return record
 
 

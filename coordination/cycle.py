@@ -262,7 +262,7 @@ class Coordinator:
         execution: Execution = message.execution
         before = self._memory.execution(execution.proposal.proposal_id)
         self._memory.note_execution(execution, now_ms)
-        effects: list[Effect] = list(projection.execution_changed(before, execution, now_ms))
+        effects: list[Effect] = list(projection.execution_changed(before, execution, now_ms, self._memory.verdict(execution.proposal)))
         if execution.state.final:
             self._told.pop(execution.proposal.service, None)
             if self._stage == "idle" and execution.state is not ExecutionState.ABANDONED:
@@ -306,8 +306,9 @@ class Coordinator:
         return ()
 
     def _on_chain_checked(self, message: ChainChecked, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        told = projection.chain_checked(message, now_ms)
         if message.ok or self._memory.paused:
-            return ()
+            return told
         # A journal that does not verify cannot vouch for anything: stop acting until a person has looked.
         order = SetPaused(paused=True, by="auditor", reason="the audit chain does not verify", kill=False)
-        return self._on_set_paused(order, "auditor", now_ms)
+        return (*told, *self._on_set_paused(order, "auditor", now_ms))

@@ -174,6 +174,12 @@ class FleetMemory:
     def execution(self, proposal_id: str) -> Execution | None:
         return self._executions.get(proposal_id)
 
+    def verdict(self, proposal: Proposal) -> Verdict | None:
+        """Return the verdict under which a proposal was handed over, as far as it is still remembered."""
+        standing = self._standing.get(proposal.service)
+        verdict = None if standing is None else standing.verdict
+        return verdict if verdict is not None and verdict.proposal_id == proposal.proposal_id else None
+
     def in_flight(self, service: str, now_ms: int | None = None) -> str | None:
         """Return the proposal that is being carried out for a service, if any."""
         for execution in reversed(self._executions.values()):

@@ -4,7 +4,7 @@ Each function takes what is so now (and what was so before) and returns `Publish
 of the Blackboard port. The blackboard is a mirror: written after the fact, never read to decide, rebuilt at will from
 a `FleetState`. So each id is derived from what it stands for, and publishing a thing twice changes nothing.
 
-It decides nothing and tells nobody what to do. INVARIANT: every content carries the constitutional hash, and no key name.
+It decides nothing and tells nobody what to do. INVARIANT: every content carries the constitutional hash, none a key.
 """
 
 from __future__ import annotations

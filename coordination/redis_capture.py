@@ -17,18 +17,21 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis.asyncio.connection import parse_url
 
 from cachewarden.errors import TargetRefused, TargetUnavailable
 from cachewarden.observation import AccessSample
 from coordination.monitor_lines import MonitorParser
-from coordination.redis_wire import CLIENT_NAME, RedisWire, Refusal
+from coordination.redis_wire import CLIENT_NAME, RedisWire, Refusal, Session
 
 __all__ = ["CaptureLimits", "capture_accesses"]
 
-_CHUNK_BYTES: Final = 32 * 1024
+_BUFFER_BYTES: Final = 64 * 1024
+_CHUNK_BYTES: Final = 8 * 1024
+"""Parsed in one go: below a millisecond, so that our own parsing does not make the watchdog's pings look slow."""
+_GATHER_S: Final = 0.02
 _WATCH_EVERY_S: Final = 0.1
 _PINGS_AT_START: Final = 7
 _PINGS_COMPARED: Final = 5
@@ -52,9 +55,9 @@ class CaptureLimits:
 @asynccontextmanager
 async def _raw_connection(
     wire: RedisWire, url: str, username: str | None, password: str | None, timeout_s: float
-) -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
-    """Open a connection of its own, authenticate, start MONITOR; yields the reader and the client id that the server
-    gave.
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Transport, int]]:
+    """Open a connection of its own, authenticate, start MONITOR; yields reader, transport and
+    the client id that the server gave.
 
     Plain streams, since a client library parses every line into objects before the spatial filter can drop it.
     """
@@ -79,7 +82,8 @@ async def _raw_connection(
         client_id = int((await ask("CLIENT", "ID")).lstrip(b":"))
         await ask("MONITOR")
         wire.ledger.commands["monitor"] += 1
-        yield reader, client_id
+        # A connection's transport does both, though the writer's type only promises one half.
+        yield reader, cast("asyncio.Transport", writer.transport), client_id
     finally:
         writer.transport.abort()
 
@@ -87,7 +91,7 @@ async def _raw_connection(
 async def _open(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     given: dict[str, Any] = dict(parse_url(url))
     if "path" in given:
-        return await asyncio.open_unix_connection(given["path"], limit=_CHUNK_BYTES)
+        return await asyncio.open_unix_connection(given["path"], limit=_BUFFER_BYTES)
     context: ssl.SSLContext | None = None
     if url.startswith("rediss://"):
         context = ssl.create_default_context(cafile=given.get("ssl_ca_certs"))
@@ -98,7 +102,7 @@ async def _open(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if given.get("ssl_certfile"):
             context.load_cert_chain(given["ssl_certfile"], given.get("ssl_keyfile"))
     return await asyncio.open_connection(
-        given.get("host", "localhost"), given.get("port", 6379), limit=_CHUNK_BYTES, ssl=context
+        given.get("host", "localhost"), given.get("port", 6379), limit=_BUFFER_BYTES, ssl=context
     )
 
 
@@ -116,16 +120,11 @@ class _Watchdog:
 
     async def prepare(self) -> None:
         """Measure the round trip before the capture begins and how the server's clock stands to our own."""
-        trips = [await self._ping() for _ in range(_PINGS_AT_START)]
+        async with self._wire.session() as session:
+            trips = [await _ping_s(session) for _ in range(_PINGS_AT_START)]
         self._ping_bound_s = statistics.median(trips) * self._limits.ping_factor + self._limits.ping_margin_ms / 1000
         seconds, micros = await self._wire.call("TIME")
         self._clock_offset_us = int(seconds) * 1_000_000 + int(micros) - int(asyncio.get_running_loop().time() * 1e6)
-
-    async def _ping(self) -> float:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        await self._wire.call("PING")
-        return loop.time() - started
 
     def note(self, received: int) -> None:
         """Take note of a chunk that was just parsed."""
@@ -138,27 +137,35 @@ class _Watchdog:
         """Return the first reason to stop; never returns while all is well."""
         limits, loop = self._limits, asyncio.get_running_loop()
         trips: deque[float] = deque(maxlen=_PINGS_COMPARED)
-        at_s, lines, received = loop.time(), self._parser.lines_seen, self.received_bytes
+        # Counts of the last second: a pipeline of the application is a burst, which is not yet a rate.
+        counts: deque[tuple[float, int, int]] = deque([(loop.time(), self._parser.lines_seen, self.received_bytes)])
         while True:
             await asyncio.sleep(_WATCH_EVERY_S)
-            trips.append(await self._ping())
-            now_s = loop.time()
-            elapsed_s = now_s - at_s
-            line_rate = (self._parser.lines_seen - lines) / elapsed_s
-            byte_rate = (self.received_bytes - received) / elapsed_s
-            at_s, lines, received = now_s, self._parser.lines_seen, self.received_bytes
-            if line_rate > limits.lines_per_s:
-                return f"too many lines, {line_rate:.0f} per second"
-            if byte_rate > limits.bytes_per_s:
-                return f"too much data, {byte_rate / 1e6:.0f} MB per second"
+            async with self._wire.session() as session:
+                trips.append(await _ping_s(session))
+                (client,) = await session.exchange([("CLIENT", "LIST", "ID", client_id)])
+            counts.append((loop.time(), self._parser.lines_seen, self.received_bytes))
+            while len(counts) > 2 and counts[1][0] <= counts[-1][0] - 1.0:
+                counts.popleft()
+            lines, received = (counts[-1][part] - counts[0][part] for part in (1, 2))
+            if lines > limits.lines_per_s:
+                return f"too many lines, {lines} within a second"
+            if received > limits.bytes_per_s:
+                return f"too much data, {received / 1e6:.0f} MB within a second"
             if len(trips) == _PINGS_COMPARED and statistics.median(trips) > self._ping_bound_s:
                 return f"server slowed, round trip {statistics.median(trips) * 1000:.1f} ms"
             if self.lag_ms > limits.lag_ms:
                 return f"reader behind by {self.lag_ms:.0f} ms"
-            (client,) = await self._wire.ask([("CLIENT", "LIST", "ID", client_id)])
             waiting = 0 if isinstance(client, Refusal) else _output_bytes(client)
             if waiting > limits.output_buffer_bytes:
                 return f"reader behind, {waiting} bytes wait in the server"
+
+
+async def _ping_s(session: Session) -> float:
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
+    await session.exchange([("PING",)])
+    return loop.time() - started_s
 
 
 def _output_bytes(client: bytes) -> int:
@@ -194,7 +201,7 @@ async def capture_accesses(
     hash_secret: bytes,
     limits: CaptureLimits,
 ) -> AccessSample:
-    """Capture at most `capture_ms` and about `capture_lines` lines (one chunk of 32 KiB more); keys are kept with
+    """Capture at most `capture_ms` and about `capture_lines` lines (one chunk of 8 KiB more); keys are kept with
     probability `capture_rate`.
 
     Raises TargetRefused where MONITOR is denied, TargetUnavailable where the server goes away.
@@ -207,10 +214,10 @@ async def capture_accesses(
     watchdog = _Watchdog(wire, parser, limits)
     await watchdog.prepare()
     try:
-        async with _raw_connection(wire, url, username, password, timeout_s) as (reader, client_id):
+        async with _raw_connection(wire, url, username, password, timeout_s) as (reader, transport, client_id):
             watching = asyncio.create_task(watchdog.run(client_id))
             try:
-                aborted = await _read_lines(reader, parser, watchdog, watching, capture_ms, capture_lines)
+                aborted = await _read_lines(reader, transport, parser, watchdog, watching, capture_ms, capture_lines)
             finally:
                 await _end(watching)
     except (OSError, TimeoutError) as error:
@@ -221,6 +228,7 @@ async def capture_accesses(
 
 async def _read_lines(
     reader: asyncio.StreamReader,
+    transport: asyncio.Transport,
     parser: MonitorParser,
     watchdog: _Watchdog,
     watching: asyncio.Task[str],
@@ -245,6 +253,11 @@ async def _read_lines(
                 return "connection closed by the server"
             parser.feed(data)
             watchdog.note(len(data))
+            if len(data) < _CHUNK_BYTES // 2:
+                # Lines trickle in by the handful; a rest lets them gather, since waking up costs more than parsing.
+                transport.pause_reading()
+                await asyncio.sleep(_GATHER_S)
+                transport.resume_reading()
             if parser.lines_seen >= capture_lines:
                 return f"bound of {capture_lines} lines reached"
         return None

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -114,10 +114,13 @@ class RedisJournal:
         self._stream, self._head_key = f"{prefix}:journal", f"{prefix}:journal:head"
         self._barrier_key = f"{prefix}:journal:barrier"
         # A client that repeats by itself would hide that the outcome of the first try is unknown.
-        self._redis: Any = Redis.from_url(
-            url, decode_responses=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0), max_connections=max_connections, client_name="cachewarden-journal",
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=max_connections, timeout=timeout_s, decode_responses=True,
+            encoding_errors="surrogateescape", socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0), client_name="cachewarden-journal",
         )
+        # redis-py's types do not tell its asynchronous answers from its synchronous ones, hence Any.
+        self._redis: Any = Redis.from_pool(pool)
         self._durability, self._timeout_s = durability, timeout_s
         self._attempts_max, self._jitter_s = attempts_max, jitter_s
         self._server_approved = allow_unsafe_server

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
@@ -40,11 +40,13 @@ class RedisRecords:
     """One pool of connections. A command is sent once: whether it may be repeated is known only above."""
 
     def __init__(self, url: str, *, timeout_s: float, max_connections: int) -> None:
-        # redis-py's types do not tell its asynchronous answers from its synchronous ones, hence Any.
-        self.redis: Any = Redis.from_url(
-            url, decode_responses=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0), max_connections=max_connections, client_name="cachewarden-blackboard",
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=max_connections, timeout=timeout_s, decode_responses=True, encoding_errors="replace",
+            socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0),
+            client_name="cachewarden-blackboard",
         )
+        # redis-py's types do not tell its asynchronous answers from its synchronous ones, hence Any.
+        self.redis: Any = Redis.from_pool(pool)
         self.bad = 0
         """Records that could not be used, since the start."""
 
@@ -52,7 +54,7 @@ class RedisRecords:
         """Return what `work` gives; any trouble with the server becomes BlackboardUnavailable."""
         try:
             return await work
-        except (RedisError, OSError, TimeoutError, UnicodeDecodeError) as error:
+        except (RedisError, OSError, TimeoutError) as error:
             raise BlackboardUnavailable(str(error) or type(error).__name__) from error
 
     def readable(self, parse: Parser, text: Any) -> dict[str, Any] | None:

@@ -265,7 +265,8 @@ class Session:
             async with ledger.lock if counted else nullcontext():
                 await self._connection.send_packed_command(self._connection.pack_commands(commands))
                 for command in commands:
-                    replies.append(await self._reply(command))
+                    # One by one, so that what was answered before a connection is lost still gets booked.
+                    replies.append(await self._reply(command))  # noqa: PERF401
                 if in_transaction:
                     # The other replies are `QUEUED`; what was looked up is known from the reply of EXEC only.
                     executed = replies[-1] if isinstance(replies[-1], list) else ()

@@ -1,9 +1,9 @@
 """Who gets how much memory: the split of a budget over services that gains the most weighted hits.
 
-Curves are replaced by their concave hulls (Talus, Beckmann and Sanchez, HPCA'15), on which taking the steepest segment first is optimal.
-A real server cannot stand on a hull between its corners, so the result is judged on the curves themselves and dropped if it is not
-better than the current split. It never takes a service below its minimum, or below its floor if it holds it, and never takes memory
-from one that is already below its floor.
+Curves are replaced by their concave hulls (Talus, Beckmann and Sanchez, HPCA'15), on which taking the steepest segment
+first is optimal. A real server cannot stand on a hull between its corners, so the result is judged on the curves
+themselves and dropped if it is not better than the current split. It never takes a service below its minimum, or below
+its floor if it holds it, and never takes memory from one that is already below its floor.
 
 INVARIANT: bytes given out plus bytes left over equal the budget; the modelled weighted hits are never fewer than now.
 """
@@ -25,8 +25,8 @@ _MIB = 1 << 20
 class Curve:
     """Hit ratio of one service over memory, and what it may count on.
 
-    `bytes` rising, `hit_ratio` 0..1 and not falling; between points it is linear, beyond the ends flat. `weight` worth of one hit.
-    `floor_hit_ratio` 0 = none. Raises ValueError for columns that do not fit or values out of range.
+    `bytes` rising, `hit_ratio` 0..1 and not falling; between points it is linear, beyond the ends flat. `weight` worth
+    of one hit. `floor_hit_ratio` 0 = none. Raises ValueError for columns that do not fit or values out of range.
     """
 
     service: str
@@ -60,7 +60,9 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a service gets, and why: hit ratios now and then, and the hits per second that one more MiB would bring it at the end."""
+    """What a service gets, and why: hit ratios now and then, and the hits per second that one more MiB would bring it
+    at the end.
+    """
 
     service: str
     bytes: int
@@ -73,7 +75,9 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """The split, by service name; `hits_per_s` and its gain are weighted; `changed` is False if the current split stands."""
+    """The split, by service name; `hits_per_s` and its gain are weighted; `changed` is False if the current split
+    stands.
+    """
 
     shares: tuple[Share, ...]
     unassigned_bytes: int
@@ -111,7 +115,9 @@ class _Position:
 
 
 def jain_index(values: Sequence[float]) -> float:
-    """Return Jain's fairness index (1984) of non-negative values: 1 = all equal, 1/n = one has everything; 1 if all are 0."""
+    """Return Jain's fairness index (1984) of non-negative values: 1 = all equal, 1/n = one has everything; 1 if all
+    are 0.
+    """
     array = np.asarray(values, dtype=np.float64)
     if len(array) == 0 or np.any(array < 0):
         raise ValueError("fairness needs at least one value, and none below 0")
@@ -122,7 +128,8 @@ def jain_index(values: Sequence[float]) -> float:
 def allocate(
     curves: Sequence[Curve], total_bytes: int, step_bytes: int, max_step_share: float | None = None
 ) -> Allocation | Infeasible:
-    """Split `total_bytes` in steps of `step_bytes`; with `max_step_share` no service moves by more than that share of its memory.
+    """Split `total_bytes` in steps of `step_bytes`; with `max_step_share` no service moves by more than that share of
+    its memory.
 
     Ties go to the name that sorts first. Raises ValueError for duplicate names, no services or a step below 1.
     """
@@ -135,7 +142,8 @@ def allocate(
     needed = sum(position.lowest for position in positions)
     if needed > total_bytes:
         return Infeasible(
-            f"minimums and floors need {needed} bytes but the budget is {total_bytes}, raise the budget or lower a minimum", needed
+            f"minimums and floors need {needed} bytes but the budget is {total_bytes}, raise it or lower a minimum",
+            needed,
         )
     left = _hand_out(positions, total_bytes - needed, step_bytes)
     left = _give_back(positions, left)
@@ -208,12 +216,10 @@ def _hull(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> list[int]:
 
 def _hand_out(positions: list[_Position], left: int, step_bytes: int) -> int:
     """Give memory along the steepest hull segments in whole steps; return what is left."""
-    segments = []
+    segments: list[tuple[float, int, int]] = []
     for order, position in enumerate(positions):
         rise, run = np.diff(position.hull_hits), np.diff(position.hull_bytes)
-        for i in range(len(run)):
-            if rise[i] > 0:
-                segments.append((-rise[i] / run[i], order, i))
+        segments.extend((-rise[i] / run[i], order, i) for i in range(len(run)) if rise[i] > 0)
     segments.sort()
     for _, order, i in segments:
         position = positions[order]

@@ -1,7 +1,9 @@
-"""Which resource binds a cache: memory (evicted), TTLs (expired), a refusal to write, or nothing but first-time keys (cold).
+"""Which resource binds a cache: memory (evicted), TTLs (expired), a refusal to write, or nothing but first-time keys
+(cold).
 
-The first question of any what-if: at a short TTL more memory is worth nothing, and in a cold workload so is everything. It never invents
-a split: shares that were not measured are worked out from rates and the capture, and the reason says so.
+The first question of any what-if: at a short TTL more memory is worth nothing, and in a cold workload so is everything.
+It never invents a split: shares that were not measured are worked out from rates and the capture, and the reason says
+so.
 
 INVARIANT: `binding` is the largest share, and `none` only if practically nothing misses.
 """
@@ -39,7 +41,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         return Diagnosis("none", evidence.misses, f"only {miss_ratio:.4f} of the lookups miss")
     if evidence.misses is not None:
         binding = _largest(evidence.misses)
-        return Diagnosis(binding, evidence.misses, f"{getattr(evidence.misses, binding):.2f} of the misses, as measured")
+        return Diagnosis(
+            binding, evidence.misses, f"{getattr(evidence.misses, binding):.2f} of the misses, as measured"
+        )
     if evidence.refuses(evidence.current) is True and evidence.full and not evidence.refused_per_s:
         return Diagnosis(
             "refused", None, f"the cache is full and `{evidence.current.eviction_policy}` finds nothing to evict"

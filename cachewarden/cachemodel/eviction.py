@@ -1,7 +1,8 @@
 """Replays an access trace through a cache as Redis would run it: which reads hit, and why the others miss.
 
-It decides nothing about a live cache. Reads that miss load the value at once (cache-aside). All eight eviction policies are replayed with
-Redis's own approximations: sampling, the pool of 16, the LRU clock of one second, LFU's logarithmic counter and its decay by minutes.
+It decides nothing about a live cache. Reads that miss load the value at once (cache-aside). All eight eviction policies
+are replayed with Redis's own approximations: sampling, the pool of 16, the LRU clock of one second, LFU's logarithmic
+counter and its decay by minutes.
 
 INVARIANT: hits + misses = reads, misses = the sum of the misses by cause, and the same seed gives the same result.
 """
@@ -72,7 +73,8 @@ class EvictionConfig:
 
     def __post_init__(self) -> None:
         if self.eviction_policy not in EVICTION_POLICIES:
-            raise ValueError(f"unknown eviction policy `{self.eviction_policy}`, use one of {', '.join(EVICTION_POLICIES)}")
+            known = ", ".join(EVICTION_POLICIES)
+            raise ValueError(f"unknown eviction policy `{self.eviction_policy}`, use one of {known}")
         if self.capacity_bytes is not None and self.capacity_bytes < 0:
             raise ValueError(f"capacity of `{self.capacity_bytes}` bytes is negative, use None for no limit")
         if not 1 <= self.maxmemory_samples <= 64:
@@ -85,7 +87,8 @@ class EvictionConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResidentSet:
-    """Keys that are in the cache before the first row: hashes, entry bytes, idle time, LFU counter (0..255), remaining TTL (0 = none).
+    """Keys that are in the cache before the first row: hashes, entry bytes, idle time, LFU counter (0..255), remaining
+    TTL (0 = none).
 
     `frequency` None means the counter of a new key. Raises ValueError if the columns differ in length.
     """
@@ -107,8 +110,9 @@ class ResidentSet:
 class ReplayResult:
     """Counts over the measured part of the replay, and what is resident at its end.
 
-    `cold`, `expired_misses`, `evicted_misses`, `refused_misses` and `deleted_misses` say why the missed key was not there: never seen
-    before, or gone for that reason. `evicted`, `expired` and `refused` count keys and writes, missed or not.
+    `cold`, `expired_misses`, `evicted_misses`, `refused_misses` and `deleted_misses` say why the missed key was not
+    there: never seen before, or gone for that reason. `evicted`, `expired` and `refused` count keys and writes, missed
+    or not.
     """
 
     reads: int
@@ -244,6 +248,7 @@ def _prime(
         remaining = int(initial.remaining_ttl_ms[row])
         touched_ms = start_ms - int(initial.idle_ms[row])
         expires_ms = start_ms + remaining if remaining > 0 else 0
-        kernel.admit(table, expires, lists, register, c, int(number), int(initial.size_bytes[row]), expires_ms, touched_ms // kernel.tick_ms(c))
+        size, tick = int(initial.size_bytes[row]), touched_ms // kernel.tick_ms(c)
+        kernel.admit(table, expires, lists, register, int(number), size, expires_ms, tick)
     if initial.frequency is not None:
         table[kernel.COL.counter, indexed.initial_key] = initial.frequency

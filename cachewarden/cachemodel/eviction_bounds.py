@@ -21,11 +21,17 @@ _NEVER = np.iinfo(np.int64).max
 
 
 def belady(trace: AccessTrace, capacity_keys: int) -> int:
-    """Return the hits of the clairvoyant cache of `capacity_keys` >= 1 keys, which may also decline to keep a key (Belady 1966, MIN)."""
+    """Return the hits of the clairvoyant cache of `capacity_keys` >= 1 keys, which may also decline to keep a key
+    (Belady 1966, MIN).
+    """
     if capacity_keys < 1:
         raise ValueError(f"capacity of `{capacity_keys}` keys is too small, use at least 1")
     distinct, numbers = np.unique(trace.key, return_inverse=True)
-    return int(_belady(numbers.astype(np.int64), _next_uses(numbers.astype(np.int64), len(distinct)), len(distinct), capacity_keys))
+    return int(
+        _belady(
+            numbers.astype(np.int64), _next_uses(numbers.astype(np.int64), len(distinct)), len(distinct), capacity_keys
+        )
+    )
 
 
 def exact_lru(trace: AccessTrace, capacity_keys: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -39,7 +45,9 @@ def exact_lru(trace: AccessTrace, capacity_keys: npt.ArrayLike) -> npt.NDArray[n
 
 
 def stack_distances(trace: AccessTrace) -> npt.NDArray[np.int64]:
-    """Return for each access the number of distinct keys since the last access of its key, itself included; 0 = first access."""
+    """Return for each access the number of distinct keys since the last access of its key, itself included; 0 = first
+    access.
+    """
     distinct, numbers = np.unique(trace.key, return_inverse=True)
     return _stack_distances(numbers.astype(np.int64), len(distinct))
 

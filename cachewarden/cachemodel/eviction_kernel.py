@@ -1,7 +1,7 @@
 """The hot loop of the replay: Redis's eviction and expiry, one access at a time, on plain arrays.
 
-It follows `evict.c` and `expire.c` of Redis 7.0 (sampling into a pool of 16, stale scores, dead pool entries skipped, room made before
-the write so that the cache overshoots by one entry). It validates nothing: `eviction.replay` does.
+It follows `evict.c` and `expire.c` of Redis 7.0 (sampling into a pool of 16, stale scores, dead pool entries skipped,
+room made before the write so that the cache overshoots by one entry). It validates nothing: `eviction.replay` does.
 
 INVARIANT: the used bytes are the sum of the sizes of the resident keys, and memory is linear in distinct keys.
 """
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from cachewarden.cachemodel.jit import compiled_loop, inlined
 
 __all__ = [
+    "CFG",
+    "COL",
     "COLD",
     "DELETED",
     "EVICTED",
@@ -25,10 +27,8 @@ __all__ = [
     "NEVER",
     "RANDOM",
     "REFUSED",
-    "TTL",
-    "CFG",
-    "COL",
     "REG",
+    "TTL",
     "admit",
     "empty_state",
     "run",
@@ -85,7 +85,9 @@ REG = Register()
 
 
 class Setting(NamedTuple):
-    """Indices into the configuration, which is an array of integers because a compiled cache of a named class breaks on renaming."""
+    """Indices into the configuration, which is an array of integers because a compiled cache of a named class breaks
+    on renaming.
+    """
 
     capacity_bytes: int = 0
     family: int = 1
@@ -102,7 +104,9 @@ CFG = Setting()
 
 
 class Column(NamedTuple):
-    """Columns of the key table, each contiguous and of 32 bits, so that what a hit needs stays in the processor's cache."""
+    """Columns of the key table, each contiguous and of 32 bits, so that what a hit needs stays in the processor's
+    cache.
+    """
 
     slot: int = 0  # place in the list of residents, -1 = not resident
     ttl_slot: int = 1  # place in the list of keys with a TTL, -1 = none
@@ -119,7 +123,8 @@ COL = Column()
 def empty_state(keys: int, seed: int) -> tuple[IntList, IntArray, IntList, IntArray, Seed]:
     """Return table, expiry times, lists, register and generator of an empty cache for `keys` distinct keys.
 
-    Plain arrays and not one object: an attribute access would cost a reference count, which is ten times the access itself.
+    Plain arrays and not one object: an attribute access would cost a reference count, which is ten times the access
+    itself.
     """
     table = np.zeros((COL.size, keys), np.int32)
     table[[COL.slot, COL.ttl_slot]] = -1
@@ -178,7 +183,9 @@ def _touch(table: IntList, key: int, rng: Seed, c: IntArray, tick: int) -> None:
 
 
 @inlined
-def _set_expiry(table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int, expires_ms: int) -> None:
+def _set_expiry(
+    table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int, expires_ms: int
+) -> None:
     """Keep the list of keys with a TTL in step; 0 = none."""
     at = table[COL.ttl_slot, key]
     if expires_ms > 0 and at < 0:
@@ -214,7 +221,6 @@ def admit(
     expires: IntArray,
     lists: IntList,
     register: IntArray,
-    c: IntArray,
     key: int,
     size_bytes: int,
     expires_ms: int,
@@ -268,7 +274,9 @@ def _offer(register: IntArray, key: int, score: int) -> None:
 
 
 @inlined
-def _victim(table: IntList, expires: IntArray, lists: IntList, register: IntArray, rng: Seed, c: IntArray, tick: int) -> int:
+def _victim(
+    table: IntList, expires: IntArray, lists: IntList, register: IntArray, rng: Seed, c: IntArray, tick: int
+) -> int:
     """Return the key to evict, or -1 if no key may be evicted."""
     which, column = (_WITH_TTL, COL.ttl_slot) if c[CFG.only_volatile] else (_RESIDENT, COL.slot)
     count = register[REG.with_ttl] if c[CFG.only_volatile] else register[REG.resident]
@@ -316,7 +324,7 @@ def _store(
         _remove(table, expires, lists, register, victim, EVICTED)
         register[REG.evicted] += register[REG.measuring]
     if table[COL.slot, key] < 0:
-        admit(table, expires, lists, register, c, key, size_bytes, expires_ms, tick)
+        admit(table, expires, lists, register, key, size_bytes, expires_ms, tick)
         return
     register[REG.used_bytes] += size_bytes - table[COL.size_bytes, key]
     table[COL.size_bytes, key] = size_bytes
@@ -325,7 +333,9 @@ def _store(
 
 
 @inlined
-def _expire_if_due(table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int, now_ms: int) -> bool:
+def _expire_if_due(
+    table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int, now_ms: int
+) -> bool:
     expires_ms = expires[key]
     if expires_ms == 0 or now_ms <= expires_ms:
         return False

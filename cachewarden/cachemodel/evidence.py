@@ -1,4 +1,5 @@
-"""What is known of one live cache when a what-if is asked: counters, memory, configuration, and samples if there are any.
+"""What is known of one live cache when a what-if is asked: counters, memory, configuration, and samples if there are
+any.
 
 It decides nothing. A field that was not measured is None, never a guess.
 
@@ -20,7 +21,9 @@ __all__ = ["CacheConfiguration", "Evidence", "MissShares", "TtlStats"]
 
 @dataclass(frozen=True, slots=True)
 class CacheConfiguration:
-    """The knobs that decide which keys stay. `maxmemory_bytes` 0 = no limit; `ttl_ms` a fixed TTL given at every load, None = none known."""
+    """The knobs that decide which keys stay. `maxmemory_bytes` 0 = no limit; `ttl_ms` a fixed TTL given at every load,
+    None = none known.
+    """
 
     maxmemory_bytes: int
     eviction_policy: EvictionPolicy = "allkeys-lru"
@@ -33,7 +36,8 @@ class CacheConfiguration:
         if self.maxmemory_bytes < 0:
             raise ValueError(f"maxmemory `{self.maxmemory_bytes}` is negative, use 0 for no limit")
         if self.eviction_policy not in EVICTION_POLICIES:
-            raise ValueError(f"unknown eviction policy `{self.eviction_policy}`, use one of {', '.join(EVICTION_POLICIES)}")
+            known = ", ".join(EVICTION_POLICIES)
+            raise ValueError(f"unknown eviction policy `{self.eviction_policy}`, use one of {known}")
         if self.maxmemory_samples < 1 or self.lfu_log_factor < 0 or self.lfu_decay_time_min < 0:
             raise ValueError("maxmemory-samples must be at least 1, lfu-log-factor and lfu-decay-time at least 0")
         if self.ttl_ms is not None and self.ttl_ms <= 0:
@@ -52,7 +56,9 @@ class CacheConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class MissShares:
-    """Why lookups miss, as shares of all misses: never seen before, expired, evicted, or refused at the last load; they sum to 1."""
+    """Why lookups miss, as shares of all misses: never seen before, expired, evicted, or refused at the last load;
+    they sum to 1.
+    """
 
     cold: float
     expired: float
@@ -77,11 +83,12 @@ class TtlStats:
 class Evidence:
     """One cache over one observation window.
 
-    `hit_ratio` 0..1 over the window, own probes subtracted. `used_memory_bytes` as the server counts it against maxmemory;
-    `fixed_overhead_bytes` the part that is not entries. `mean_entry_bytes` memory per resident key. Samples: `idle_ms` of random
-    residents; `trace` the access sample, kept at spatial rate `sampling_rate` of `all_accesses` (None = not counted) and ended at
-    `capture_end_ms`; `residents` present when the capture began, kept by the same filter. Rates per second of evicted and expired keys and
-    refused writes, None = not measured. Raises ValueError when inconsistent.
+    `hit_ratio` 0..1 over the window, own probes subtracted. `used_memory_bytes` as the server counts it against
+    maxmemory; `fixed_overhead_bytes` the part that is not entries. `mean_entry_bytes` memory per resident key. Samples:
+    `idle_ms` of random residents; `trace` the access sample, kept at spatial rate `sampling_rate` of `all_accesses`
+    (None = not counted) and ended at `capture_end_ms`; `residents` present when the capture began, kept by the same
+    filter. Rates per second of evicted and expired keys and refused writes, None = not measured. Raises ValueError when
+    inconsistent.
     """
 
     lookups_per_s: float
@@ -110,7 +117,7 @@ class Evidence:
             raise ValueError(f"hit ratio `{self.hit_ratio}` is not within 0 to 1")
         if self.maxmemory_bytes != self.current.maxmemory_bytes:
             raise ValueError(
-                f"maxmemory is `{self.maxmemory_bytes}` as observed but `{self.current.maxmemory_bytes}` in the configuration"
+                f"maxmemory is observed as `{self.maxmemory_bytes}` but configured as `{self.current.maxmemory_bytes}`"
             )
         if min(self.lookups_per_s, self.used_memory_bytes, self.fixed_overhead_bytes, self.resident_keys) < 0:
             raise ValueError("lookups, memory and resident keys must not be negative")
@@ -129,7 +136,9 @@ class Evidence:
         return float(max(0, configuration.maxmemory_bytes - self.fixed_overhead_bytes))
 
     def refuses(self, configuration: CacheConfiguration) -> bool | None:
-        """Say whether a full cache would refuse writes for want of anything to evict; None if some keys have a TTL and some have not, or unknown."""
+        """Say whether a full cache would refuse writes for want of anything to evict; None if some keys have a TTL and
+        some have not, or unknown.
+        """
         if configuration.family == "noeviction":
             return True
         if not configuration.only_volatile or configuration.ttl_ms is not None:

@@ -1,7 +1,7 @@
 """The one place that knows how hot loops are compiled.
 
-A compiled function stays an ordinary typed function for readers and type checkers. It never takes the interpreter's lock while it
-runs, so several what-ifs may run side by side in threads.
+A compiled function stays an ordinary typed function for readers and type checkers. It never takes the interpreter's
+lock while it runs, so several what-ifs may run side by side in threads.
 
 INVARIANT: a compiled function gives the same integers as its Python source, which tests can reach as `.py_func`.
 """

@@ -1,7 +1,7 @@
 """What one entry costs in server memory, and how many entries fit.
 
-It models how Redis 7.0 stores a string: sds key, value object (embedded or not), dict entry, hash table slot, each rounded to
-jemalloc's size classes. It never measures; a mean from MEMORY USAGE or DBSIZE beats it where there is one.
+It models how Redis 7.0 stores a string: sds key, value object (embedded or not), dict entry, hash table slot, each
+rounded to jemalloc's size classes. It never measures; a mean from MEMORY USAGE or DBSIZE beats it where there is one.
 
 INVARIANT: an entry never costs less than its key and value.
 """
@@ -17,7 +17,8 @@ _ROBJ_BYTES = 16
 _DICT_ENTRY_BYTES = 24
 _POINTER_BYTES = 8
 _EMBSTR_MAX = 44  # OBJ_ENCODING_EMBSTR_SIZE_LIMIT in object.c
-# A power-of-two table that doubles when full has between one and two slots a key; the mean over the logarithm is 1/ln 2.
+# A power-of-two table that doubles when full has between one and two slots a key; the mean over the logarithm is 1/ln
+# 2.
 _SLOTS_PER_KEY = 1.0 / math.log(2.0)
 
 

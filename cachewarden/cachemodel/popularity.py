@@ -1,8 +1,9 @@
-"""What a workload is: how its lookups are spread over keys of different request rates, and what any cache would make of it.
+"""What a workload is: how its lookups are spread over keys of different request rates, and what any cache would make of
+it.
 
-A `PopularityMixture` is a request-weighted mixture over a log grid of per-key Poisson rates, with a mass of keys that never come again. It
-is fitted to a short capture or to idle times of residents, and answers in closed form. It assumes a steady workload; bursts and phases
-show up as a residual against the observed hit ratio, which `whatif` anchors on.
+A `PopularityMixture` is a request-weighted mixture over a log grid of per-key Poisson rates, with a mass of keys that
+never come again. It is fitted to a short capture or to idle times of residents, and answers in closed form. It assumes
+a steady workload; bursts and phases show up as a residual against the observed hit ratio, which `whatif` anchors on.
 
 INVARIANT: hit ratios lie in 0..1 - cold and never fall with more bytes or a longer TTL.
 """
@@ -31,7 +32,9 @@ _FASTEST_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """What a full LRU-like cache shows of ages beyond a capture: its residents, and the share of lookups it misses for lack of memory."""
+    """What a full LRU-like cache shows of ages beyond a capture: its residents, and the share of lookups it misses for
+    lack of memory.
+    """
 
     resident_keys: int
     miss_ratio: float
@@ -41,8 +44,9 @@ class Anchor:
 class PopularityMixture:
     """Lookups by request rate of the key they ask for.
 
-    `rates_per_s` rising, the first one 0 = never again; `weights` share of the lookups in each class, summing to 1; `entry_bytes` mean
-    memory of an entry of each class; `lookups_per_s` of the whole cache; `horizon_ms` the longest age that the evidence covers.
+    `rates_per_s` rising, the first one 0 = never again; `weights` share of the lookups in each class, summing to 1;
+    `entry_bytes` mean memory of an entry of each class; `lookups_per_s` of the whole cache; `horizon_ms` the longest
+    age that the evidence covers.
     """
 
     rates_per_s: Floats
@@ -94,9 +98,10 @@ class PopularityMixture:
     ) -> PopularityMixture:
         """Fit reuse times, right-censored at the end of the capture.
 
-        `expected_accesses` is what the filter should have kept of all accesses: the difference to what it kept goes to the hottest keys
-        (SHARDS-adj). `mean_entry_bytes` stands in for unknown sizes. `anchor` (and `idle`) carry ages beyond the capture, and are only used
-        if the cache holds keys longer than the capture lasted. `start` makes a refit of a resampled table fast.
+        `expected_accesses` is what the filter should have kept of all accesses: the difference to what it kept goes to
+        the hottest keys (SHARDS-adj). `mean_entry_bytes` stands in for unknown sizes. `anchor` (and `idle`) carry ages
+        beyond the capture, and are only used if the cache holds keys longer than the capture lasted. `start` makes a
+        refit of a resampled table fast.
         """
         rates = fit.log_rates(table.duration_s * _SLOWEST_HORIZONS, _FASTEST_S)
         rows = [fit.reuse_rows(table, rates)]
@@ -127,8 +132,9 @@ class PopularityMixture:
     ) -> PopularityMixture:
         """Fit idle times of random residents of a full cache under an LRU eviction policy, without any capture.
 
-        Residents of age a number lookups_per_s * P(reuse > a). Two facts pin the tail: P(reuse > eviction age) is the `miss_ratio`, and
-        the residents younger than the eviction age are all `resident_keys`. Raises ValueError below 50 idle times.
+        Residents of age a number lookups_per_s * P(reuse > a). Two facts pin the tail: P(reuse > eviction age) is the
+        `miss_ratio`, and the residents younger than the eviction age are all `resident_keys`. Raises ValueError below
+        50 idle times.
         """
         table = idle_ms if isinstance(idle_ms, IdleTable) else IdleTable.of(idle_ms)
         age_s = max(table.oldest_s, 1.0) if eviction_age_ms is None else eviction_age_ms / 1000.0
@@ -178,7 +184,9 @@ class PopularityMixture:
         return hits
 
     def lfu_hit_ratio(self, capacity_bytes: npt.ArrayLike) -> Floats:
-        """Return the hit ratio of an LFU that knows all rates and keeps the keys with the most requests per byte: an upper bound."""
+        """Return the hit ratio of an LFU that knows all rates and keeps the keys with the most requests per byte: an
+        upper bound.
+        """
         rates, keys_bytes, requests = self._classes()
         density = rates / self.entry_bytes
         order = np.argsort(-density[1:], kind="stable") + 1
@@ -187,7 +195,9 @@ class PopularityMixture:
         return hits
 
     def ttl_hit_ratio(self, ttl_ms: npt.ArrayLike, capacity_bytes: int | None = None) -> Floats:
-        """Return the hit ratio at each fixed TTL given at the load, with LRU eviction at `capacity_bytes` or without a limit."""
+        """Return the hit ratio at each fixed TTL given at the load, with LRU eviction at `capacity_bytes` or without a
+        limit.
+        """
         ttls_s = _atleast(ttl_ms) / 1000.0
         rates, keys_bytes, requests = self._classes()
         if capacity_bytes is None:
@@ -236,7 +246,9 @@ def _pinned(
     pin: float,
     age_s: float,
 ) -> tuple[Floats, float]:
-    """Fit with the tail pinned at the eviction age, which is itself the age where the fitted residents make up the cache."""
+    """Fit with the tail pinned at the eviction age, which is itself the age where the fitted residents make up the
+    cache.
+    """
     if start is not None:
         age_s = _age_of(rates, start, lookups_per_s, anchor.resident_keys)
     weights = start if start is not None else np.full(len(rates), 1.0 / len(rates))
@@ -255,7 +267,9 @@ def _age_of(rates: Floats, weights: Floats, lookups_per_s: float, resident_keys:
 
 
 def _adjusted(weights: Floats, seen: float, expected: float) -> Floats:
-    """Give the accesses that the spatial sample has too few of to the hottest class, or take what it has too many of."""
+    """Give the accesses that the spatial sample has too few of to the hottest class, or take what it has too many
+    of.
+    """
     scaled = weights * (seen / expected)
     missing = 1.0 - float(scaled.sum())
     if missing >= 0:

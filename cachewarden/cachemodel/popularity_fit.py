@@ -1,8 +1,9 @@
-"""From what was seen of a cache to the weights of a popularity mixture: tables of reuse and idle times, and one EM for both.
+"""From what was seen of a cache to the weights of a popularity mixture: tables of reuse and idle times, and one EM for
+both.
 
-It decides how evidence is counted and censored, never what it means for a cache (`popularity` does). All likelihoods are linear in the
-weights: reuse times are interval- or right-censored, idle times are a Poisson histogram, and what is known for sure (a miss ratio at
-the eviction age, a number of residents) enters as heavily counted pseudo-observations.
+It decides how evidence is counted and censored, never what it means for a cache (`popularity` does). All likelihoods
+are linear in the weights: reuse times are interval- or right-censored, idle times are a Poisson histogram, and what is
+known for sure (a miss ratio at the eviction age, a number of residents) enters as heavily counted pseudo-observations.
 
 INVARIANT: fitted weights are never negative and sum to 1.
 """
@@ -16,7 +17,18 @@ import numpy.typing as npt
 
 from cachewarden.cachemodel.trace import AccessTrace, Op
 
-__all__ = ["Floats", "IdleTable", "ReuseTable", "Rows", "fit_weights", "idle_rows", "kaplan_meier", "log_rates", "pinned_rows", "reuse_rows"]
+__all__ = [
+    "Floats",
+    "IdleTable",
+    "ReuseTable",
+    "Rows",
+    "fit_weights",
+    "idle_rows",
+    "kaplan_meier",
+    "log_rates",
+    "pinned_rows",
+    "reuse_rows",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,9 +46,9 @@ _IDLE_QUANTILE = 0.85
 class ReuseTable:
     """Reuse times of a capture, counted by bins and by groups of keys (the groups are what a bootstrap draws).
 
-    `edges_s` of the event bins, `events` [groups, bins] reuses inside the capture, `censor_s` mean remaining capture time of each censoring
-    bin, `censored` [groups, bins] accesses whose next use the capture did not see, `*_bytes` the known entry bytes summed likewise
-    with `*_sized` counts, `duration_s` of the capture.
+    `edges_s` of the event bins, `events` [groups, bins] reuses inside the capture, `censor_s` mean remaining capture
+    time of each censoring bin, `censored` [groups, bins] accesses whose next use the capture did not see, `*_bytes` the
+    known entry bytes summed likewise with `*_sized` counts, `duration_s` of the capture.
     """
 
     edges_s: Floats
@@ -58,8 +70,9 @@ class ReuseTable:
     def of(cls, trace: AccessTrace, end_ms: int | None = None) -> ReuseTable:
         """Count the reuse times of a capture that ended at `end_ms` (by default at its last row).
 
-        Every access inside the capture counts once, by its time to the next access of the same key, whether or not the key was seen
-        before: entry into the table depends on time alone, so nothing is left-truncated. Raises ValueError below 2 accesses.
+        Every access inside the capture counts once, by its time to the next access of the same key, whether or not the
+        key was seen before: entry into the table depends on time alone, so nothing is left-truncated. Raises ValueError
+        below 2 accesses.
         """
         key, time_ms, size = _touches(trace)
         if len(key) < 2 or time_ms.max() == time_ms.min():
@@ -116,7 +129,9 @@ class ReuseTable:
 
 
 def _touches(trace: AccessTrace) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], Floats]:
-    """Return key, time and size of the accesses by key and time, without deletes and without the loads after a missed read."""
+    """Return key, time and size of the accesses by key and time, without deletes and without the loads after a missed
+    read.
+    """
     order = np.argsort(trace.key, kind="stable")
     order = order[trace.op[order] != Op.DELETE]
     key, time_ms, op = trace.key[order], trace.time_ms[order], trace.op[order]
@@ -168,7 +183,9 @@ class IdleTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Observations that are linear in the weights: `counts` were seen where `design` @ weights was expected, up to `exposure`."""
+    """Observations that are linear in the weights: `counts` were seen where `design` @ weights was expected, up to
+    `exposure`.
+    """
 
     design: Floats
     counts: Floats
@@ -196,14 +213,18 @@ def reuse_rows(table: ReuseTable, rates: Floats) -> Rows:
 
 
 def idle_rows(table: IdleTable, rates: Floats, resident_keys: int, lookups_per_s: float) -> Rows:
-    """Return the rows of an idle histogram: residents of age a number lookups_per_s * P(reuse > a) per second of age."""
+    """Return the rows of an idle histogram: residents of age a number lookups_per_s * P(reuse > a) per second of
+    age.
+    """
     scale = table.sampled_keys / resident_keys * lookups_per_s
     area = np.array([survival_area(rates, edge) for edge in table.edges_s])
     design = scale * (area[1:] - area[:-1])
     return Rows(design, table.counts, design.sum(axis=0))
 
 
-def pinned_rows(rates: Floats, age_s: float, miss_ratio: float, resident_keys: int, lookups_per_s: float, weight: float) -> Rows:
+def pinned_rows(
+    rates: Floats, age_s: float, miss_ratio: float, resident_keys: int, lookups_per_s: float, weight: float
+) -> Rows:
     """Return rows that pin P(reuse > age) to the miss ratio and the residents younger than `age_s` to their number.
 
     `weight` is how many observations each pin is worth.
@@ -231,7 +252,9 @@ def fit_weights(rows: list[Rows], total_weight: float, start: Floats | None, ite
 
 
 def class_bytes(table: ReuseTable, rates: Floats, weights: Floats, fallback: float) -> Floats:
-    """Return the mean entry bytes of each class, from the classes' shares in each bin; `fallback` where no size was seen."""
+    """Return the mean entry bytes of each class, from the classes' shares in each bin; `fallback` where no size was
+    seen.
+    """
     design = reuse_rows(table, rates).design * weights
     share = design / np.maximum(design.sum(axis=1, keepdims=True), 1e-300)
     total = np.concatenate([table.event_bytes.sum(axis=0), table.censored_bytes.sum(axis=0)]) @ share
@@ -242,7 +265,9 @@ def class_bytes(table: ReuseTable, rates: Floats, weights: Floats, fallback: flo
 
 
 def kaplan_meier(time_s: npt.ArrayLike, seen: npt.ArrayLike, at_s: npt.ArrayLike) -> Floats:
-    """Return the survival at `at_s` of times of which some (`seen` false) are only known to be longer (Kaplan and Meier 1958)."""
+    """Return the survival at `at_s` of times of which some (`seen` false) are only known to be longer (Kaplan and
+    Meier 1958).
+    """
     time, event = np.asarray(time_s, np.float64), np.asarray(seen, bool)
     distinct, where = np.unique(time, return_inverse=True)
     events = np.bincount(where, event, minlength=len(distinct))

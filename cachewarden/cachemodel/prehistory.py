@@ -1,8 +1,10 @@
-"""What a short capture cannot show: the accesses before it, drawn so that a replay of the capture begins with a plausible cache.
+"""What a short capture cannot show: the accesses before it, drawn so that a replay of the capture begins with a
+plausible cache.
 
-A capture of a minute replayed from empty would count every first access as a miss. Here each captured key gets a rate drawn from the
-mixture given how often the capture saw it, the keys that the capture missed are drawn too, and all of them get Poisson accesses before the
-capture. It never changes the capture itself. The past is steady by construction, which flatters LFU: `whatif` widens for that.
+A capture of a minute replayed from empty would count every first access as a miss. Here each captured key gets a rate
+drawn from the mixture given how often the capture saw it, the keys that the capture missed are drawn too, and all of
+them get Poisson accesses before the capture. It never changes the capture itself. The past is steady by construction,
+which flatters LFU: `whatif` widens for that.
 
 INVARIANT: the same mixture, capture and seed give the same past.
 """
@@ -78,7 +80,9 @@ def _classes_of(
 
 
 def _at_least_one(mean: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw Poisson numbers given that they are not zero: the first arrival is placed, the rest is Poisson on what remains."""
+    """Draw Poisson numbers given that they are not zero: the first arrival is placed, the rest is Poisson on what
+    remains.
+    """
     first = -np.log1p(-rng.random(len(mean)) * -np.expm1(-mean))
     drawn: npt.NDArray[np.int64] = 1 + rng.poisson(np.maximum(mean - first, 0.0))
     return drawn

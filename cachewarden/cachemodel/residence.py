@@ -1,8 +1,8 @@
 """How many bytes a cache holds, and how often it hits, when keys are requested as Poisson processes of known rates.
 
-Closed forms per eviction family over a grid of residence times; nothing here knows where the rates come from. Sources: Che et al. 2002
-and AET (Hu et al., ATC'16) for LRU, Fricker et al. 2012 for random, Jung et al. 2003 for TTL; LRU under a TTL is solved as the
-renewal equation of its hits per load.
+Closed forms per eviction family over a grid of residence times; nothing here knows where the rates come from. Sources:
+Che et al. 2002 and AET (Hu et al., ATC'16) for LRU, Fricker et al. 2012 for random, Jung et al. 2003 for TTL; LRU under
+a TTL is solved as the renewal equation of its hits per load.
 
 INVARIANT: along rising residence time, bytes and hit ratio never fall.
 """
@@ -31,8 +31,8 @@ def residence_grid_s() -> Floats:
 def lru_curve(rates: Floats, keys_bytes: Floats, requests: Floats) -> tuple[Floats, Floats]:
     """Return (bytes, hit ratio) of LRU at each residence time.
 
-    `rates` per second with 0 = never again; `requests` the share of the lookups of each rate; `keys_bytes` = lookups per second times that
-    share times entry bytes, so that keys_bytes / rate is the bytes of all keys of the class.
+    `rates` per second with 0 = never again; `requests` the share of the lookups of each rate; `keys_bytes` = lookups
+    per second times that share times entry bytes, so that keys_bytes / rate is the bytes of all keys of the class.
     """
     safe = np.where(rates > 0, rates, 1.0)
     missed = -np.expm1(-np.outer(_GRID, rates))
@@ -48,9 +48,11 @@ def random_curve(rates: Floats, keys_bytes: Floats, requests: Floats) -> tuple[F
 
 
 def ttl_curve(rates: Floats, keys_bytes: Floats, requests: Floats, ttl_s: float) -> tuple[Floats, Floats]:
-    """Return (bytes, hit ratio) of LRU where each load also expires after `ttl_s`, at rising idle limits up to the TTL."""
+    """Return (bytes, hit ratio) of LRU where each load also expires after `ttl_s`, at rising idle limits up to the
+    TTL.
+    """
     # PASTA: the share of time that a key is resident is its hit ratio, M / (1 + M) with M hits per load.
-    limits_s = np.append(_COARSE[_COARSE < ttl_s], ttl_s)
+    limits_s = np.append(_COARSE[ttl_s > _COARSE], ttl_s)
     hits = hits_per_load(limits_s, rates, ttl_s)
     ratio = hits / (1.0 + hits)
     safe = np.where(rates > 0, rates, 1.0)
@@ -60,10 +62,11 @@ def ttl_curve(rates: Floats, keys_bytes: Floats, requests: Floats, ttl_s: float)
 
 
 def hits_per_load(idle_limit_s: Floats, rates: Floats, ttl_s: float) -> Floats:
-    """Return the expected hits between a load and the entry's end, [limits, rates]: end at a gap above the limit, or at the TTL.
+    """Return the expected hits between a load and the entry's end, [limits, rates]: end at a gap above the limit, or at
+    the TTL.
 
-    M(x) = r x up to the limit c, then M'(x) = r (q - p M(x - c)) with p = exp(-r c), q = 1 - p; solved in steps for eight times c and
-    continued exponentially towards its limit q / p.
+    M(x) = r x up to the limit c, then M'(x) = r (q - p M(x - c)) with p = exp(-r c), q = 1 - p; solved in steps for
+    eight times c and continued exponentially towards its limit q / p.
     """
     limit = np.minimum(idle_limit_s, ttl_s)[:, None]
     # Beyond 30 mean gaps an entry practically never idles out, and exp(30) still leaves all digits that matter.

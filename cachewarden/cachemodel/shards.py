@@ -1,7 +1,7 @@
 """Spatial sampling: which keys a capture keeps, and how counts over these keys are corrected.
 
-A key is kept or dropped by its hash alone, so all accesses of a kept key are seen (SHARDS, Waldspurger et al., FAST'15). It never
-keeps a key name, and without the secret nobody can tell which name a hash stands for.
+A key is kept or dropped by its hash alone, so all accesses of a kept key are seen (SHARDS, Waldspurger et al.,
+FAST'15). It never keeps a key name, and without the secret nobody can tell which name a hash stands for.
 
 INVARIANT: a filter of a lower rate keeps a subset of what a filter of a higher rate keeps.
 """
@@ -20,8 +20,8 @@ __all__ = ["MODULUS", "SpatialFilter", "adjust_hits", "hash_key", "keys_needed",
 MODULUS = 1 << 24
 """The hash space of the filter, as in SHARDS: rates down to 6e-8 can be told apart."""
 
-# Measured on nine application, database and synthetic traces with the count correction: about 20,000 sampled keys give a mean
-# absolute error of 0.004, 2,000 give 0.013 and 200 give 0.045, which is 0.57 / sqrt(keys).
+# Measured on nine application, database and synthetic traces with the count correction: about 20,000 sampled keys give
+# a mean absolute error of 0.004, 2,000 give 0.013 and 200 give 0.045, which is 0.57 / sqrt(keys).
 _ERROR_TIMES_ROOT_KEYS = 0.57
 
 
@@ -71,8 +71,8 @@ class SpatialFilter:
 def adjust_hits(hits: float, sampled_accesses: int, all_accesses: int, rate: float) -> float:
     """Return the hit ratio (0..1) of all accesses from the hits of a spatial sample (SHARDS-adj).
 
-    A sample of keys sees more or fewer accesses than rate * all_accesses because a few hot keys were caught or missed. These
-    hit at any memory, so the difference is counted as hits. Raises ValueError without accesses.
+    A sample of keys sees more or fewer accesses than rate * all_accesses because a few hot keys were caught or missed.
+    These hit at any memory, so the difference is counted as hits. Raises ValueError without accesses.
     """
     expected = all_accesses * rate
     if expected <= 0:

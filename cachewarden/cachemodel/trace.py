@@ -34,9 +34,10 @@ class Op(IntEnum):
 class AccessTrace:
     """Accesses in time order, one per row.
 
-    `time_ms` int64, non-decreasing, any origin. `key` uint64 hashes. `op` uint8, see `Op`. `size_bytes` int32, memory of the
-    whole entry as the server accounts it, 0 = unknown. `ttl_ms` int64, time to live given at a load or write, 0 = none.
-    Raises ValueError if a column has another type or length, if time runs backwards, or if a value is out of its range.
+    `time_ms` int64, non-decreasing, any origin. `key` uint64 hashes. `op` uint8, see `Op`. `size_bytes` int32, memory
+    of the whole entry as the server accounts it, 0 = unknown. `ttl_ms` int64, time to live given at a load or write, 0
+    = none. Raises ValueError if a column has another type or length, if time runs backwards, or if a value is out of
+    its range.
     """
 
     time_ms: npt.NDArray[np.int64]
@@ -49,7 +50,9 @@ class AccessTrace:
         for name, dtype in _COLUMNS:
             column = getattr(self, name)
             if column.dtype != dtype or column.ndim != 1:
-                raise ValueError(f"column `{name}` must be one-dimensional `{np.dtype(dtype)}`, build with `AccessTrace.of`")
+                raise ValueError(
+                    f"column `{name}` must be one-dimensional `{np.dtype(dtype)}`, build with `AccessTrace.of`"
+                )
             if len(column) != len(self.time_ms):
                 raise ValueError(f"column `{name}` has {len(column)} rows, `time_ms` has {len(self.time_ms)}")
         if len(self) == 0:

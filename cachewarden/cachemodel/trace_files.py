@@ -1,7 +1,7 @@
 """Reads the published trace formats into `AccessTrace`.
 
-It never guesses what a file does not say: a format without times gets the arrival rate that the caller names, and ids are only
-mixed (one to one) so that spatial filters work on them.
+It never guesses what a file does not say: a format without times gets the arrival rate that the caller names, and ids
+are only mixed (one to one) so that spatial filters work on them.
 
 INVARIANT: the same file and rate give the same trace.
 """
@@ -26,9 +26,9 @@ _SECTOR_BYTES = 512
 def load(path: Path, rate_per_s: float | None = None) -> AccessTrace:
     """Read a trace file, its format told by its name.
 
-    `cache2k_*.trace.xz` big-endian uint32 ids; other `*.trace.xz` big-endian int64 ids; `*.lis.zst` runs of blocks (ARC);
-    `*.csv.xz` disk requests with header `version,time,op,size,lbn` (CloudPhysics); `*.csv` with header `time_ms,key,size,ttl`.
-    The first three have no times and need `rate_per_s`, the arrival rate to give them.
+    `cache2k_*.trace.xz` big-endian uint32 ids; other `*.trace.xz` big-endian int64 ids; `*.lis.zst` runs of blocks
+    (ARC); `*.csv.xz` disk requests with header `version,time,op,size,lbn` (CloudPhysics); `*.csv` with header
+    `time_ms,key,size,ttl`. The first three have no times and need `rate_per_s`, the arrival rate to give them.
     Raises ValueError for an unknown name, a missing rate or a malformed file.
     """
     if path.name.endswith(".trace.xz"):
@@ -52,7 +52,8 @@ def _paced(ids: npt.NDArray[np.uint64], rate_per_s: float | None, path: Path) ->
 
 
 def _arc_blocks(path: Path) -> npt.NDArray[np.uint64]:
-    # zstandard is needed for this one format only and comes with the application's dependencies, not with the library's.
+    # zstandard is needed for this one format only and comes with the application's dependencies, not with the
+    # library's.
     import zstandard
 
     with path.open("rb") as raw:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cachewarden.codec import digest
 from cachewarden.errors import ConstitutionError
-from cachewarden.messages import CONSTITUTIONAL_HASH
+from cachewarden.messages import CONSTITUTIONAL_HASH, Decision, Finding
 from cachewarden.policy.vocabulary import EXAMPLE, KINDS, PLAYBOOKS
 from cachewarden.yaml_lines import load_yaml, validate_yaml
 
@@ -82,6 +82,13 @@ class Principle:
         """Say whether a proposal of these kinds and this playbook falls into the scope."""
         return not self.applies_to or playbook in self.applies_to or any(kind in self.applies_to for kind in kinds)
 
+    def finding(self, decision: Decision, reason: str, *, evaluated: bool = True) -> Finding:
+        """Return what this principle says of a proposal."""
+        return Finding(
+            principle_id=self.id, title=self.title, severity=self.severity, decision=decision, reason=reason,
+            evaluated=evaluated,
+        )
+
     def denial(self, facts: dict[str, Any]) -> str:
         """Return the message with the facts filled in; the bare message where a fact is missing or unknown."""
         try:
@@ -105,12 +112,15 @@ class Constitution:
     """Compiled expressions, in the order of `principles`."""
     words: frozenset[str] = field(init=False, repr=False, compare=False)
     """Facts that any expression looks at: all that an evaluation context needs."""
+    holding: tuple[Finding, ...] = field(init=False, repr=False, compare=False)
+    """The finding of each principle where it holds: always the same, so it is made once."""
 
     def __post_init__(self) -> None:
         programs = tuple(cel.compile(p.expression) for p in self.principles)
         words = (_words(program, p.expression) for p, program in zip(self.principles, programs, strict=True))
         object.__setattr__(self, "programs", programs)
         object.__setattr__(self, "words", frozenset().union(*words))
+        object.__setattr__(self, "holding", tuple(p.finding(Decision.ALLOW, "holds") for p in self.principles))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.version, self.title, self.principles, self.digest)

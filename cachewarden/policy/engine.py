@@ -23,15 +23,8 @@ from cachewarden.policy.facts import with_time
 __all__ = ["evaluate", "refusal"]
 
 
-def _finding(principle: Principle, decision: Decision, reason: str, *, evaluated: bool = True) -> Finding:
-    return Finding(
-        principle_id=principle.id, title=principle.title, severity=principle.severity, decision=decision, reason=reason,
-        evaluated=evaluated,
-    )
-
-
 def _unevaluated(principle: Principle, why: str) -> Finding:
-    return _finding(principle, Decision.DENY, f"could not be evaluated, which denies: {why}", evaluated=False)
+    return principle.finding(Decision.DENY, f"could not be evaluated, which denies: {why}", evaluated=False)
 
 
 def _digest_of(proposal: Proposal) -> str:
@@ -53,15 +46,15 @@ def refusal(constitution: Constitution, proposal: Proposal, now_ms: int, reason:
     )
 
 
-def _ask(principle: Principle, program: Any, context: Any, timed: dict[str, Any]) -> Finding:
+def _ask(principle: Principle, holding: Finding, program: Any, context: Any, timed: dict[str, Any]) -> Finding:
     try:
         answer = program.execute(context)
     except EVALUATION_ERRORS as error:
         return _unevaluated(principle, str(error).splitlines()[0] if str(error) else type(error).__name__)
     if answer is True:
-        return _finding(principle, Decision.ALLOW, "holds")
+        return holding
     if answer is False:
-        return _finding(principle, Decision.DENY, principle.denial(timed))
+        return principle.finding(Decision.DENY, principle.denial(timed))
     return _unevaluated(principle, f"the expression gave `{str(answer)[:80]}` instead of true or false")
 
 
@@ -81,12 +74,13 @@ def evaluate(constitution: Constitution, proposal: Proposal, facts: Mapping[str,
         return refusal(constitution, proposal, now_ms, f"the facts cannot be given to the expressions: {error}")
     findings: list[Finding] = []
     applied = 0
-    for principle, program in zip(constitution.principles, constitution.programs, strict=True):
+    questions = zip(constitution.principles, constitution.holding, constitution.programs, strict=True)
+    for principle, holding, program in questions:
         if not principle.applies(proposal.kinds, proposal.playbook):
-            findings.append(_finding(principle, Decision.ALLOW, "does not apply to this kind of change"))
+            findings.append(principle.finding(Decision.ALLOW, "does not apply to this kind of change"))
             continue
         applied += 1
-        findings.append(_ask(principle, program, context, timed))
+        findings.append(_ask(principle, holding, program, context, timed))
     if not applied:
         return refusal(constitution, proposal, now_ms, "no principle applies to this kind of change")
     allowed = all(finding.decision is Decision.ALLOW for finding in findings)

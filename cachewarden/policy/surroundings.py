@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from cachewarden.fleet import Fleet, Service
-from cachewarden.messages import Proposal
+from cachewarden.messages import Mode, Proposal
 from cachewarden.observation import Snapshot
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["Group", "Surroundings", "memory_change", "server_address", "surroundings_of"]
+__all__ = ["Group", "Surroundings", "budgeted_services", "memory_change", "server_address", "surroundings_of"]
 
 _OWNER_FIELDS = frozenset({"tenant", "region"})
 
@@ -89,6 +89,16 @@ def server_address(url: str) -> str:
     except ValueError:
         return f"{host}:invalid"
     return f"{host}:{port or 6379}"
+
+
+def budgeted_services(fleet: Fleet) -> frozenset[str]:
+    """Return the services whose maxmemory must be known before anybody may grow.
+
+    A service in mode `off` is not looked at. Where the budget is what was found, its memory is not part of it; where
+    the fleet file gives a total, it is, and as long as nobody knows how much that is there is nothing to give out.
+    """
+    declared = fleet.total_memory_bytes is not None
+    return frozenset(s.name for s in fleet.services if declared or s.mode is not Mode.OFF)
 
 
 def _root(parents: dict[str, str], proposal_id: str) -> str:
@@ -172,7 +182,7 @@ def surroundings_of(
         services=services,
         memory_bytes=memory_bytes,
         memory_bytes_total=total_bytes,
-        memory_known=len(memory_bytes) == len(services),
+        memory_known=memory_bytes.keys() >= budgeted_services(fleet),
         budget_bytes=total_bytes if budget is None else budget,
         lookups_per_s_total=sum(seen[name].lookups_per_s for name in sorted(seen)),
         latency_us_p99_target=settings.target_p99_latency_ms * 1000.0,

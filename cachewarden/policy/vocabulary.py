@@ -80,7 +80,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str]]] = {
     "used_memory_bytes": (16_000_000, "used_memory of the server"),
     "host_memory_share_after": (0.1, "maxmemory with the change over the host's memory"),
     "shrinks_memory": (False, "whether the limit falls, or a limit below what is used is set where there was none"),
-    "fleet_memory_known": (True, "whether the maxmemory of every service of the fleet is known"),
+    "fleet_memory_known": (True, "whether the maxmemory of every service that shares the budget is known"),
     "fleet_memory_bytes_before": (83_886_080, "sum of the known maxmemory of all services"),
     "fleet_memory_bytes_after": (83_886_080, "the same once the whole group is carried out"),
     "fleet_budget_bytes": (83_886_080, "sum that may never be exceeded"),

@@ -37,7 +37,6 @@ __all__ = ["ArrivalSource", "Driver", "start_driver"]
 
 _STATS_MS = 1_000
 _STATS_FILE_MAX_BYTES = 32 << 20
-_OPEN_S = 30.0
 
 
 class ArrivalSource(Protocol):
@@ -93,8 +92,7 @@ class Driver:
         links = [cache.link for caches in self._caches.values() for cache in caches.values()]
         reporter = asyncio.create_task(self._report(report))
         try:
-            async with asyncio.timeout(_OPEN_S):
-                await asyncio.gather(*(link.open() for link in links))
+            await asyncio.gather(*(link.open() for link in links))
             if self.plan.prefill:
                 await self._prefill()
             await self._drive()

@@ -79,7 +79,7 @@ _SPECS: tuple[WorkloadSpec, ...] = (
         past=Past(long_ago_requests=120_000, turnover=0.2, recent_ms=180_000),
     ),
     WorkloadSpec(
-        service="integrity_service", rate_per_s=500.0, universe=6_500, zipf_skew=0.85, zipf_offset=_OFFSET,
+        service="integrity_service", rate_per_s=500.0, universe=7_000, zipf_skew=0.85, zipf_offset=_OFFSET,
         replaced_per_s=0.8, write_share=0.03, size_median_bytes=1_500, size_sigma=_KEY_VALUE_SIGMA,
         prefixes=(KeyPrefix(prefix="proof:", share=0.8), KeyPrefix(prefix="chain:", share=0.2)),
         past=Past(long_ago_requests=120_000, turnover=0.2, recent_ms=180_000),

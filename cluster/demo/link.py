@@ -85,7 +85,7 @@ class Link(asyncio.Protocol):
         return self._loop.time() - self._batches[0].sent_s if self._batches else 0.0
 
     async def open(self) -> None:
-        """Connect, and keep connected until `close`; raises OSError or TimeoutError if the first attempt fails."""
+        """Connect, and keep connected until `close`; raises OSError if the first attempt fails."""
         await self._connect()
         self._keeper = asyncio.create_task(self._keep())
 
@@ -95,6 +95,7 @@ class Link(asyncio.Protocol):
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+        self._ready = False
         if self._transport is not None:
             self._transport.close()
         self._abandon()
@@ -167,9 +168,14 @@ class Link(asyncio.Protocol):
     async def _connect(self) -> None:
         self._lost.clear()
         self._greeting = self._loop.create_future()
-        async with asyncio.timeout(_CONNECT_S):
-            await self._loop.create_connection(lambda: self, self._host, self._port)
-            refusal = await self._greeting
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                await self._loop.create_connection(lambda: self, self._host, self._port)
+                refusal = await self._greeting
+        except TimeoutError:
+            refusal = f"no answer within {_CONNECT_S:g} s"
+            if self._transport is not None:
+                self._transport.abort()
         if refusal:
             raise ConnectionError(f"server at {self._host}:{self._port} does not let the driver in: {refusal}")
 
@@ -181,6 +187,6 @@ class Link(asyncio.Protocol):
             try:
                 await self._connect()
                 pause_s = _PAUSE_FIRST_S
-            except (OSError, TimeoutError):
+            except OSError:
                 pause_s = min(_PAUSE_MAX_S, pause_s * 2)
                 self._lost.set()

@@ -139,10 +139,10 @@ class EmbeddedServer:
     """One server as a child process. `start` may be called again after `stop`; files, port and password stay the
     same."""
 
-    def __init__(self, options: ServerOptions, home: ServerHome, *, port: int | None = None) -> None:
+    def __init__(self, options: ServerOptions, home: ServerHome, *, port: int | None = None, directory: Path | None = None) -> None:
         self.options = options
         self.password = secrets.token_urlsafe(24)
-        self.directory = home.directory / options.name
+        self.directory = directory or home.directory / options.name
         self._home = home
         self._wanted_port = port
         self._port = port

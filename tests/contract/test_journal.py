@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 
 import pytest
+
 from cachewarden import chain, codec
 from cachewarden.errors import InvariantViolation, JournalUnavailable
 from cachewarden.ports import RecordDraft
 from coordination.redis_journal import RedisJournal
 from simulation.fake_journal import FakeJournal
-
 from tests.contract.real_servers import ENGINES, RealServer
 
 REAL = [pytest.param(engine, marks=pytest.mark.integration) for engine in ENGINES]
@@ -20,7 +20,7 @@ REAL = [pytest.param(engine, marks=pytest.mark.integration) for engine in ENGINE
 def draft(number: int, kind: str = "cycle") -> RecordDraft:
     return RecordDraft(
         at_ms=1_800_000_000_000 + number, kind=kind, agent="coordinator", service="shop", subject_id=f"s{number}",
-        payload={"number": number, "text": "ä\n\"", "ratio": 0.95, "nothing": None},
+        payload={"number": number, "text": 'ä\n"', "ratio": 0.95, "nothing": None},
     )
 
 

@@ -485,6 +485,20 @@ async def test_a_capture_keeps_all_accesses_of_the_keys_that_the_filter_keeps(ca
     assert sorted(seen.access.trace.key.tolist()) == sorted(3 * [h for h in hashes if kept.keeps(h)])
 
 
+async def test_a_capture_loses_no_line_of_a_burst(cache_server, make_target):
+    target = make_target(cache_server, limits=TargetLimits(capture=CaptureLimits(lines_per_s=1e9, lag_ms=60_000.0)))
+    capturing = asyncio.create_task(capture(target, lines=20_001))
+    await started(target, "monitor")
+    pipe = cache_server.admin.pipeline(transaction=False)
+    for number in range(20_000):
+        pipe.get(f"user:{number % 100}")
+    await asyncio.to_thread(pipe.execute)
+    seen = await capturing
+    # Our own pings make the count of lines reach its bound; everything before them is there.
+    assert "bound" in seen.access.aborted
+    assert len(seen.access.trace) == 20_000
+
+
 async def test_a_capture_ends_at_its_bound_of_lines(cache_server, make_target):
     target = make_target(cache_server)
     with Traffic(cache_server.port):

@@ -71,6 +71,9 @@ class Fault:
     reason: str = "as told"
     applied: bool = False
     unknown: bool = False
+    late_ms: int = 0
+    """The command is still on its way and is carried out then, unless the fence is written before, which its WATCH notices."""
+    evicts_fence: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,6 +81,8 @@ REFUSED = Fault("TargetRefused", "NOPERM")
 UNAVAILABLE = Fault("TargetUnavailable", "connection refused")
 LOST = Fault("TargetTimeout", "no answer", unknown=True)
 LOST_BUT_DONE = Fault("TargetTimeout", "no answer", applied=True, unknown=True)
+LOST_AND_LATE = Fault("TargetTimeout", "no answer", unknown=True, late_ms=200)
+FENCE_EVICTED = Fault("", evicts_fence=True)
 JOURNAL_DOWN = Fault("JournalUnavailable", "the server is gone")
 JOURNAL_DOUBTFUL = Fault("JournalUnavailable", "no confirmation", applied=True)
 Faults = Callable[[int, m.Effect], Fault | None]
@@ -133,6 +138,7 @@ class Cache:
     def __init__(self, knobs: Mapping[str, str] = KNOBS) -> None:
         self.knobs = dict(knobs)
         self.fence: int | None = None
+        self.fence_writes = 0
         self.run_id = "r1"
         self.role = "master"
         self.loading = "0"
@@ -144,6 +150,7 @@ class Cache:
         self.extended: set[str] = set()
         self.ratio: Callable[[Cache], float] = lambda c: 0.95
         self.touches = 0
+        self.passes_per_round = 1
         self.passes: list[m.ExtendTtls] = []
 
     def pass_time(self, ms: int) -> None:
@@ -215,7 +222,8 @@ class World:
     def start(self) -> None:
         """A new life of the actuator: it knows nothing but the journal, and nothing that was on its way arrives."""
         self._lives += 1
-        self._queue.clear()
+        self._queue = [entry for entry in self._queue if isinstance(entry[2], tuple)]
+        heapq.heapify(self._queue)
         self._timers.clear()
         self.actuator = Actuator(holder=f"actuator-{self._lives}", settings=self.settings, fleet=FLEET)
         self._step(m.Started(records=tuple(r for r in self.journal if r.kind in self.actuator.replay_kinds)))
@@ -229,6 +237,9 @@ class World:
         end_ms = self.now_ms + limit_ms
         while not done() and self._queue and self._queue[0][0] <= end_ms:
             due_ms, number, event = heapq.heappop(self._queue)
+            if isinstance(event, tuple):
+                self._land_late(*event)
+                continue
             if isinstance(event, m.TimerFired):
                 if self._timers.get(event.ref) != number:
                     continue
@@ -241,6 +252,11 @@ class World:
         return self
 
     # --- The machinery ----------------------------------------------------------------------------------------------
+
+    def _land_late(self, effect: m.WriteKnobs, fence_writes: int) -> None:
+        cache = self.caches[effect.service]
+        if cache.fence_writes == fence_writes and cache.fence == effect.lease.epoch:
+            cache.knobs.update({c.knob: c.after for c in effect.changes})
 
     def _step(self, event: Any) -> None:
         try:
@@ -268,7 +284,13 @@ class World:
         if self.crash_at is not None and self.crash_at == 2 * number + 1:
             raise Crash
         fault = self.faults(number, effect)
+        if fault is not None and fault.evicts_fence:
+            for cache in self.caches.values():
+                cache.fence = None
+            fault = None
         answer = self._do(effect) if fault is None or fault.applied else None
+        if fault is not None and fault.late_ms and isinstance(effect, m.WriteKnobs):
+            self._later(fault.late_ms, (effect, self.caches[effect.service].fence_writes))
         if self.crash_at is not None and self.crash_at == 2 * number:
             raise Crash
         if fault is not None:
@@ -301,6 +323,7 @@ class World:
             epoch = self._epochs[e.service] = self._epochs.get(e.service, 0) + 1
         self._lease[e.service] = (self.actuator.holder, epoch, self.now_ms + e.ttl_ms)
         self.caches[e.service].fence = max(self.caches[e.service].fence or 0, epoch)
+        self.caches[e.service].fence_writes += 1
         return m.LeaseGranted(
             ref=e.ref, lease=Lease(service=e.service, holder=self.actuator.holder, epoch=epoch, expires_at_ms=self.now_ms + e.ttl_ms)
         )
@@ -350,7 +373,8 @@ class World:
             return stale
         cache.passes.append(e)
         (cache.extended.discard if e.restore else cache.extended.add)(e.rule.pattern)
-        return m.TtlsExtended(ref=e.ref, service=e.service, cursor=0, examined=1000, extended=10, commands=20)
+        cursor = (e.cursor + 1) % cache.passes_per_round
+        return m.TtlsExtended(ref=e.ref, service=e.service, cursor=cursor, examined=1000, extended=10, commands=20)
 
     def _check_write_ahead(self, service: str, matches: Callable[[Mapping[str, Any]], bool]) -> None:
         for record in self.journal:

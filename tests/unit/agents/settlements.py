@@ -30,7 +30,7 @@ class Table:
         self.settings = settings
         self.modes = {name: Mode(mode) for name in services}
         self.weights = dict.fromkeys(services, 1.0)
-        self.memory_bytes = {name: 16 * MIB for name in services}
+        self.memory_bytes = dict.fromkeys(services, 16 * MIB)
         self.budget_bytes = sum(self.memory_bytes.values()) if budget_mib is None else budget_mib * MIB
         self.history = {}
         self.intents = []
@@ -57,7 +57,7 @@ class Table:
     def situation(self):
         return Situation(
             modes=self.modes, weights=self.weights, history=self.history, memory_bytes=self.memory_bytes,
-            intents=tuple(self.intents), budget_bytes=self.budget_bytes, force=frozenset(self.force),
+            intents=tuple(self.intents), budget_bytes=self.budget_bytes, budgeted=frozenset(self.modes), force=frozenset(self.force),
             kept=frozenset(self.kept), rollback_counts=self.rollback_counts,
         )  # fmt: skip
 

@@ -146,7 +146,7 @@ def test_what_a_proposal_touches_has_a_direction():
 def question(*proposals, memory_mib=16, services=("cart", "search"), **fields):
     given = {
         "cycle": 3, "verdicts": tuple(verdict(p) for p in proposals), "history": {}, "intents": (),
-        "memory_bytes": {name: memory_mib * MIB for name in services}, **fields,
+        "memory_bytes": dict.fromkeys(services, memory_mib * MIB), **fields,
     }  # fmt: skip
     return Settle(proposals=proposals, **given)
 

@@ -108,6 +108,9 @@ class _Cache:
         pytest.param(5_000, 0.15, {"ttl_ms": 8_000}, 0.06, id="ttl_with_keys_that_never_come_again"),
         pytest.param(5_000, 0.0, {"capacity": 1_500, "ttl_ms": 8_000}, 0.06, id="ttl_and_lru"),
         pytest.param(5_000, 0.0, {"capacity": 1_000, "refuses": True}, 0.02, id="noeviction"),
+        pytest.param(
+            5_000, 0.15, {"capacity": 1_000, "refuses": True}, 0.06, id="noeviction_with_keys_that_never_come_again"
+        ),
         pytest.param(2_000, 0.0, {}, 0.02, id="nothing_ever_leaves"),
     ],
 )

@@ -20,7 +20,10 @@ def validator(*services, total=None):
     return Validator(SHIPPED, fleet(*(services or (service("cart"), service("search"))), total_memory_bytes=total), SETTINGS)
 
 
-def ask(agent, *proposals, snapshots=(snapshot("cart"), snapshot("search")), now_ms=NOW_MS, cycle=7):
+BOTH = (snapshot("cart"), snapshot("search"))
+
+
+def ask(agent, *proposals, snapshots=BOTH, now_ms=NOW_MS, cycle=7):
     (effect,) = agent.step(
         Received(sender="coordinator", message=Judge(cycle=cycle, proposals=proposals, snapshots=snapshots)), now_ms
     )

@@ -65,7 +65,9 @@ def test_noeviction_refuses_what_does_not_fit_and_keeps_the_rest() -> None:
 @pytest.mark.parametrize("eviction_policy", ["volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"])
 def test_a_volatile_policy_without_ttls_behaves_as_noeviction(eviction_policy: str) -> None:
     trace = letters("abcd abcd dcba")
-    assert replay(trace, EvictionConfig(TWO_KEYS, eviction_policy)) == replay(trace, EvictionConfig(TWO_KEYS, "noeviction"))
+    assert replay(trace, EvictionConfig(TWO_KEYS, eviction_policy)) == replay(
+        trace, EvictionConfig(TWO_KEYS, "noeviction")
+    )
 
 
 def test_volatile_lru_evicts_only_keys_with_a_ttl() -> None:
@@ -197,5 +199,5 @@ def test_sampling_all_keys_with_a_fine_clock_is_exact_lru(keys: list[int], capac
     ],
 )
 def test_a_configuration_out_of_range_is_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="`|must"):
+    with pytest.raises(ValueError, match=r"`|must"):
         EvictionConfig(**bad)  # type: ignore[arg-type]

@@ -76,9 +76,7 @@ def test_a_full_cache_anchors_the_ages_beyond_a_very_short_capture() -> None:
     # Given a cache of 20,000 keys, whose eviction age is far longer than a capture of 15 seconds
     truth = simulated(20_000)
     short = TRACE.slice_time(300_000, 315_000)
-    anchored = PopularityMixture.from_accesses(
-        short, LOOKUPS_PER_S, anchor=Anchor(20_001, 1 - truth), end_ms=315_000
-    )
+    anchored = PopularityMixture.from_accesses(short, LOOKUPS_PER_S, anchor=Anchor(20_001, 1 - truth), end_ms=315_000)
     # Then the mixture agrees with it there, and tells a smaller size from the two together
     assert anchored.lru_hit_ratio(20_000)[0] == pytest.approx(truth, abs=0.01)
     assert anchored.lru_hit_ratio(10_000)[0] == pytest.approx(simulated(10_000), abs=0.02)
@@ -157,7 +155,7 @@ def mixtures() -> st.SearchStrategy[PopularityMixture]:
     parts = st.lists(st.floats(0.0, 1.0), min_size=13, max_size=13).filter(lambda x: sum(x) > 0.01)
     sizes = st.lists(st.floats(50, 5000), min_size=13, max_size=13)
     return st.builds(
-        lambda w, b, l: PopularityMixture(rates, np.array(w) / sum(w), np.array(b), l, 60_000.0),
+        lambda w, b, load: PopularityMixture(rates, np.array(w) / sum(w), np.array(b), load, 60_000.0),
         parts,
         sizes,
         st.floats(1.0, 1e5),

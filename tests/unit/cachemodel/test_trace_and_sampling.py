@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachewarden.cachemodel.eviction import EvictionConfig, exact_lru, replay
-from cachewarden.cachemodel.memory_accounting import Encoding, allocation_bytes, encoding_of, entry_bytes, resident_capacity
+from cachewarden.cachemodel.memory_accounting import (
+    Encoding,
+    allocation_bytes,
+    encoding_of,
+    entry_bytes,
+    resident_capacity,
+)
 from cachewarden.cachemodel.shards import MODULUS, SpatialFilter, adjust_hits, hash_key, keys_needed, mix
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.cachemodel.trace_files import load

@@ -10,7 +10,9 @@ from cachewarden.cachemodel.trace import AccessTrace
 LOOKUPS_PER_S = 1000
 
 
-def zipf_requests(keys: int, exponent: float, seconds: int, seed: int, lookups_per_s: int = LOOKUPS_PER_S) -> AccessTrace:
+def zipf_requests(
+    keys: int, exponent: float, seconds: int, seed: int, lookups_per_s: int = LOOKUPS_PER_S
+) -> AccessTrace:
     """Poisson arrivals over a fixed Zipf popularity: the textbook case, where every model must be right."""
     rng = np.random.default_rng(seed)
     popularity = np.arange(1, keys + 1) ** -exponent

@@ -13,7 +13,15 @@ from cachewarden.errors import ConfigurationError
 from cachewarden.fleet import load_fleet
 from cachewarden.messages import Mode
 from cluster.demo.fleet import (
-    CACHE_BYTES, CONTROL, MANAGED, SERVICES, blackboard_options, demo_fleet, driver_plan, server_options, workloads,
+    CACHE_BYTES,
+    CONTROL,
+    MANAGED,
+    SERVICES,
+    blackboard_options,
+    demo_fleet,
+    driver_plan,
+    server_options,
+    workloads,
 )
 from cluster.demo.plan import DriverPlan, PlannedService, TracePlan, load_plan, save_plan
 from cluster.demo.player import TraceSource, load_trace_source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_the_stream_is_the_same_however_it_is_cut_into_ticks(cuts):
     edges = sorted({-3_000, 5_000, *cuts})
     whole = Workload(SPEC, 7).between(-3_000, 5_000)
     workload = Workload(SPEC, 7)
-    pieces = Arrivals.concat([workload.between(a, b) for a, b in zip(edges, edges[1:], strict=False)])
+    pieces = Arrivals.concat([workload.between(a, b) for a, b in pairwise(edges)])
     assert columns(pieces) == columns(whole)
 
 

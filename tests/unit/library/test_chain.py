@@ -7,13 +7,14 @@ import json
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cachewarden import chain, codec
 from cachewarden.chain import ChainVerifier, Checkpoint, ProblemKind
 from cachewarden.errors import InvariantViolation
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.ports import RecordDraft
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def draft(number: int = 0, **payload) -> RecordDraft:
@@ -40,10 +41,9 @@ def rechained(changed: list, start: int) -> list:
     rebuilt = list(changed[: start - 1])
     previous = rebuilt[-1].hash if rebuilt else chain.GENESIS_HASH
     for record in changed[start - 1 :]:
-        record = dataclasses.replace(record, seq=len(rebuilt) + 1, prev_hash=previous)
-        record = dataclasses.replace(record, hash=chain.hash_of(record))
-        rebuilt.append(record)
-        previous = record.hash
+        moved = dataclasses.replace(record, seq=len(rebuilt) + 1, prev_hash=previous)
+        rebuilt.append(dataclasses.replace(moved, hash=chain.hash_of(moved)))
+        previous = rebuilt[-1].hash
     return rebuilt
 
 
@@ -79,7 +79,7 @@ def test_a_payload_that_json_cannot_hold_is_our_bug(value):
 
 
 @pytest.mark.parametrize(
-    "field,value",
+    ("field", "value"),
     [
         ("seq", 99), ("at_ms", 1), ("kind", "paused"), ("agent", "x"), ("service", "shop"), ("subject_id", "y"),
         ("payload", {}), ("prev_hash", "0" * 64), ("hash", "0" * 64), ("constitutional_hash", "beef"), ("schema_version", 7),
@@ -212,10 +212,10 @@ def test_no_tampering_that_changes_the_chain_gets_past_a_checkpoint_of_its_head(
     original = records(12)
     mark = checkpoint_of(original[-1])
     changed = list(original)
-    for how, a, b in steps:
+    for how, first, second in steps:
         if not changed:
             break
-        a, b = a % len(changed), b % len(changed)
+        a, b = first % len(changed), second % len(changed)
         if how == "edit":
             changed[a] = dataclasses.replace(changed[a], payload={"edited": b})
         elif how == "forge":

@@ -19,7 +19,10 @@ from tests.unit.policy.builders import MIB, SETTINGS, fleet, knob, proposal, res
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "CONSTITUTION.md"
 
 
-def facts(given, *others, services=(service(), service("search")), looks=None, settings=SETTINGS, total=None, found=None):
+BOTH = (service(), service("search"))
+
+
+def facts(given, *others, services=BOTH, looks=None, settings=SETTINGS, total=None, found=None):
     own_fleet = fleet(*services, total_memory_bytes=total)
     looks = tuple(snapshot(s.name) for s in services) if looks is None else looks
     around = surroundings_of((given, *others), looks, own_fleet, settings, found)
@@ -153,6 +156,12 @@ def test_the_budget_is_declared_or_as_first_found_or_as_it_is_now():
 
 def test_memory_of_the_fleet_is_unknown_while_a_service_was_not_seen():
     assert facts(resize(), looks=(snapshot(),))["fleet_memory_known"] is False
+
+
+def test_a_service_that_is_off_shares_a_declared_budget_but_not_one_that_was_found():
+    services = (service(), service("search", mode="off"))
+    assert facts(resize(), services=services, looks=(snapshot(),))["fleet_memory_known"] is True
+    assert facts(resize(), services=services, looks=(snapshot(),), total=64 * MIB)["fleet_memory_known"] is False
 
 
 def test_the_blast_radius_is_the_share_of_the_lookups_and_the_whole_where_nothing_is_known():

@@ -1,0 +1,117 @@
+"""Looking before acting: whether the cache is still the one that the proposal was made for, and what is going to be done.
+
+Nothing has been written to the cache in this part, so whatever is wrong ends the change without touching anything.
+
+INVARIANT: the record `change_intended` holds the whole proposal, the backup of every touched knob and the plan, so that a
+later life can finish or take back the change from the journal alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from agents.execution_rollback import abandon, end
+from agents.execution_run import Run
+from agents.execution_stepping import next_step
+from agents.execution_table import Phase
+from agents.info_facts import InfoFacts, facts_of_info
+from agents.playbooks import headroom_bytes, steps_of
+from cachewarden.codec import to_jsonable
+from cachewarden.machine import Effect, EffectFailed, ReadCounters
+from cachewarden.messages import ExecutionState, RecordKind
+
+__all__ = ["on_intending", "on_reading_counters", "on_reading_knobs"]
+
+Effects = tuple[Effect, ...]
+
+_HOST_MEMORY_SHARE = 0.8
+
+
+def on_reading_knobs(run: Run, event: Any, _now_ms: int) -> Effects:
+    """Compare every touched knob with what the proposal was made for."""
+    if isinstance(event, EffectFailed):
+        return abandon(run, f"the knobs cannot be read: {event.reason}; nothing had been applied")
+    found = {knob: event.values.get(knob) for knob in run.before}
+    missing = [k for k in sorted(found) if found[k] is None]
+    if missing:
+        return abandon(run, f"the server does not know `{'`, `'.join(missing)}`; nothing had been applied")
+    if found == run.after and not run.proposal.ttl_rules:
+        return end(
+            run,
+            ExecutionState.KEPT,
+            RecordKind.CHANGE_KEPT,
+            "already so, nothing had to be written",
+            {"knobs": run.after},
+        )
+    wrong = [k for k in sorted(found) if found[k] != run.before[k]]
+    if wrong:
+        told = ", ".join(f"`{k}` is `{found[k]}`, the proposal was made for `{run.before[k]}`" for k in wrong)
+        return abandon(run, f"precondition changed: {told}; nothing had been applied", {"found": found})
+    run.current = dict(run.before)
+    return (run.ask(ReadCounters(service=run.service), Phase.READING_COUNTERS),)
+
+
+def on_reading_counters(run: Run, event: Any, now_ms: int) -> Effects:
+    """See whether this server may be changed now, make the plan, and write the intention down."""
+    if isinstance(event, EffectFailed):
+        return abandon(run, f"the counters cannot be read: {event.reason}; nothing had been applied")
+    facts = facts_of_info(event.observation.info)
+    why = _unfit(run, facts)
+    try:
+        run.steps = steps_of(run.proposal, facts, run.settings.memory_step_share)
+    except ValueError as error:
+        why = why or str(error)
+    if why is not None:
+        return abandon(run, f"{why}; nothing had been applied")
+    run.seen = facts
+    run.promise = replace(run.promise, refused_per_s_before=_refused_before(run, facts))
+    run.intended = True
+    payload = {
+        "proposal": to_jsonable(run.proposal),
+        **run.judged_by,
+        "backup": run.before,
+        "plan": to_jsonable(run.steps),
+        "baseline": {
+            "hit_ratio": run.promise.hit_ratio_before,
+            "latency_us_p99": run.promise.latency_us_p99_before,
+            "refused_per_s": run.promise.refused_per_s_before,
+            "run_id": facts.run_id,
+            "used_memory_bytes": facts.used_memory_bytes,
+            "at_ms": now_ms,
+        },
+    }
+    return (run.ask(run.record(RecordKind.CHANGE_INTENDED, payload), Phase.INTENDING),)
+
+
+def _unfit(run: Run, facts: InfoFacts) -> str | None:
+    """Return why this server may not be changed now, None if it may."""
+    if facts.loading:
+        return "the server is loading its data"
+    if facts.role is not None and facts.role != "master":
+        return f"the server's role is `{facts.role}`, only a primary is changed"
+    wanted = int(run.after.get("maxmemory", "0")) + headroom_bytes(run.proposal)
+    if (
+        run.proposal.memory_delta_bytes > 0
+        and facts.host_memory_bytes
+        and wanted > _HOST_MEMORY_SHARE * facts.host_memory_bytes
+    ):
+        share = f"{_HOST_MEMORY_SHARE:.0%} of the host's `{facts.host_memory_bytes}` bytes"
+        return f"maxmemory `{wanted}` is more than {share}"
+    return None
+
+
+def _refused_before(run: Run, facts: InfoFacts) -> float | None:
+    """Return refused writes per second before the change: 0 if there never was one, else as the planner measured it,
+    if it did."""
+    if facts.refused == 0:
+        return 0.0
+    measured = next((e.value for e in run.proposal.evidence if e.name == "refused_per_s"), None)
+    return float(measured) if isinstance(measured, (int, float)) else None
+
+
+def on_intending(run: Run, event: Any, now_ms: int) -> Effects:
+    """Begin with the first step once the intention is durable."""
+    if isinstance(event, EffectFailed):
+        return abandon(run, f"the journal does not take the intention, nothing was touched: {event.reason}")
+    return next_step(run, now_ms)

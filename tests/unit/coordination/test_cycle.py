@@ -1,0 +1,233 @@
+"""The coordinator: one question at a time, late answers change nothing, nothing goes to the actuator that was not agreed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cachewarden.codec import digest
+from cachewarden.estimate import Estimate
+from cachewarden.fleet import Fleet, Service
+from cachewarden.machine import Effect, Received, Record, Send, SetTimer, Started, TimerFired
+from cachewarden.messages import (
+    ActionClass,
+    AuditRecord,
+    Decision,
+    Execution,
+    ExecutionState,
+    Finding,
+    KnobChange,
+    Mode,
+    Prediction,
+    Proposal,
+    RecordKind,
+    Resolution,
+    ResolutionOutcome,
+    Verdict,
+)
+from cachewarden.observation import Capabilities, ProbeCost, Snapshot
+from cachewarden.protocol import (
+    CancelExecution,
+    Execute,
+    ExecutionReport,
+    FleetObserved,
+    FleetPlanned,
+    Judge,
+    Judged,
+    ObserveFleet,
+    PlanFleet,
+    RunCycle,
+    SetPaused,
+    Settle,
+    Settled,
+)
+from cachewarden.settings import load_settings
+from coordination.cycle import Coordinator
+
+NOW = 1_000_000
+MIB = 1024 * 1024
+
+
+def _snapshot(service: str = "api", ratio: float | None = 0.8) -> Snapshot:
+    return Snapshot(
+        service=service, taken_at_ms=NOW, window_ms=10_000, run_id="r", role="master", capabilities=Capabilities(config_set=True),
+        knobs={"maxmemory": str(8 * MIB)}, hits=800, misses=200, hit_ratio=ratio, lookups_per_s=100, evicted_per_s=1, expired_per_s=0,
+        refused_per_s=0, miss_split=None, used_memory_bytes=8 * MIB, maxmemory_bytes=8 * MIB, memory_usage=1.0, memory_efficiency=0.9,
+        fixed_overhead_bytes=MIB, host_memory_bytes=None, resident_keys=1000, keys_with_ttl=0, eviction_age_ms=60_000,
+        latency_us_p99=5.0, round_trip_us=100.0, hotspot_count=0, cost=ProbeCost(),
+    )
+
+
+def _proposal(service: str = "api", after: int = 16 * MIB, proposal_id: str = "p-1") -> Proposal:
+    estimate = Estimate(0.05, 0.03, 0.07)
+    return Proposal(
+        proposal_id=proposal_id, service=service, author="planner", created_at_ms=NOW, expires_at_ms=NOW + 60_000, kinds=("memory",),
+        knob_changes=(KnobChange(knob="maxmemory", before=str(8 * MIB), after=str(after)),), ttl_rules=(),
+        action_class=ActionClass.GROWTH, reversible=True, playbook="direct", rollback="set it back", rationale="evicted too early",
+        evidence=(), cost={}, prediction=Prediction(
+            hit_ratio_before=Estimate(0.8, 0.8, 0.8), hit_ratio_after=Estimate(0.85, 0.83, 0.87), gain=estimate, lookups_per_s=100,
+            memory_bytes_after=after, latency_us_p99_after=None, method="replay", settle_ms=1000,
+        ),
+    )
+
+
+def _verdict(proposal: Proposal, decision: Decision = Decision.ALLOW) -> Verdict:
+    finding = Finding(principle_id="floor", title="Floor", severity="high", decision=decision, reason="as it should be")
+    return Verdict(
+        proposal_id=proposal.proposal_id, proposal_digest=digest(proposal), decision=decision, findings=(finding,),
+        constitution_digest="d", judged_at_ms=NOW,
+    )
+
+
+def _resolution(proposal: Proposal, outcome: ResolutionOutcome = ResolutionOutcome.GO) -> Resolution:
+    return Resolution(proposal_id=proposal.proposal_id, service=proposal.service, outcome=outcome, reason="nothing in its way")
+
+
+class _Desk:
+    """The coordinator and what it sent, newest step last."""
+
+    def __init__(self, records: tuple[AuditRecord, ...] = ()) -> None:
+        services = tuple(Service(name=n, url="redis://127.0.0.1:1", mode=Mode.AUTO) for n in ("api", "search"))
+        self.coordinator = Coordinator(Fleet(services=services), load_settings(cycle_interval_ms=10_000))
+        self.now = NOW
+        self.first = self.coordinator.step(Started(records=records), NOW)
+
+    def tick(self) -> tuple[Effect, ...]:
+        return self.coordinator.step(TimerFired(ref="cycle"), self.now)
+
+    def hear(self, message: Any, sender: str = "somebody") -> tuple[Effect, ...]:
+        return self.coordinator.step(Received(sender=sender, message=message), self.now)
+
+    def run_to(self, proposal: Proposal, resolution: Resolution, verdict: Verdict | None = None) -> tuple[Effect, ...]:
+        self.tick()
+        cycle = self.coordinator.state(self.now).cycle
+        self.hear(FleetObserved(cycle=cycle, snapshots=(_snapshot(),)))
+        self.hear(FleetPlanned(cycle=cycle, proposals=(proposal,), idle_reasons={"search": "nothing to do"}))
+        self.hear(Judged(cycle=cycle, verdicts=(verdict or _verdict(proposal),)))
+        return self.hear(Settled(cycle=cycle, resolutions=(resolution,)))
+
+
+def _sent(effects: tuple[Effect, ...], kind: type) -> list[Any]:
+    return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, kind)]
+
+
+def test_a_cycle_asks_one_agent_after_the_other_and_hands_what_is_agreed_to_the_actuator():
+    desk, proposal = _Desk(), _proposal()
+    assert _sent(desk.tick(), ObserveFleet)[0].services == ("api", "search")
+    assert _sent(desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),))), PlanFleet)
+    assert _sent(desk.hear(FleetPlanned(cycle=1, proposals=(proposal,), idle_reasons={})), Judge)
+    assert _sent(desk.hear(Judged(cycle=1, verdicts=(_verdict(proposal),))), Settle)
+    effects = desk.hear(Settled(cycle=1, resolutions=(_resolution(proposal),)))
+    order = _sent(effects, Execute)[0]
+    assert order.proposal == proposal
+    assert order.hit_ratio_before == 0.8
+    assert [e.kind for e in effects if isinstance(e, Record)] == ["proposed", "judged", "resolved"]
+
+
+@pytest.mark.parametrize("outcome", [ResolutionOutcome.WAIT, ResolutionOutcome.YIELD, ResolutionOutcome.ADVISE])
+def test_what_was_not_agreed_never_reaches_the_actuator(outcome: ResolutionOutcome):
+    desk, proposal = _Desk(), _proposal()
+    effects = desk.run_to(proposal, _resolution(proposal, outcome))
+    assert _sent(effects, Execute) == []
+    assert desk.coordinator.state(NOW).standing["api"].resolution.outcome is outcome  # type: ignore[union-attr]
+
+
+def test_a_late_answer_of_an_earlier_cycle_changes_nothing():
+    desk = _Desk()
+    desk.tick()
+    desk.hear(FleetObserved(cycle=1, snapshots=()))
+    desk.tick()
+    before = desk.coordinator.state(NOW)
+    assert desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),))) == ()
+    assert desk.coordinator.state(NOW).snapshots == before.snapshots
+
+
+def test_an_answer_that_comes_twice_is_taken_once():
+    desk = _Desk()
+    desk.tick()
+    seen = FleetObserved(cycle=1, snapshots=(_snapshot(),))
+    assert desk.hear(seen) != ()
+    assert desk.hear(seen) == ()
+
+
+def test_an_agent_that_does_not_answer_is_named_and_the_next_cycle_comes():
+    desk = _Desk()
+    desk.tick()
+    effects = desk.coordinator.step(TimerFired(ref="deadline:1:observing"), NOW + 20_000)
+    assert [e.ref for e in effects if isinstance(e, SetTimer)] == ["cycle"]
+    health = desk.coordinator.state(NOW + 20_000).agents["collector"]
+    assert not health.alive
+    assert "did not answer while observing" in health.detail
+
+
+def test_the_same_advice_is_recorded_once():
+    desk, proposal = _Desk(), _proposal()
+    wait = _resolution(proposal, ResolutionOutcome.WAIT)
+    assert any(isinstance(e, Record) for e in desk.run_to(proposal, wait))
+    again = _proposal(proposal_id="p-2")
+    effects = desk.run_to(again, Resolution(proposal_id="p-2", service="api", outcome=wait.outcome, reason=wait.reason))
+    assert not any(isinstance(e, Record) for e in effects)
+
+
+def test_a_paused_coordinator_observes_but_does_not_plan_and_says_why():
+    desk = _Desk()
+    effects = desk.hear(SetPaused(paused=True, by="ann", reason="release night"))
+    assert [e.kind for e in effects if isinstance(e, Record)] == ["paused"]
+    desk.tick()
+    assert _sent(desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),))), PlanFleet) == []
+    state = desk.coordinator.state(NOW)
+    assert state.standing["api"].idle_reason == "paused: release night"
+    assert state.phase == "paused: release night"
+
+
+def test_the_kill_switch_takes_back_what_is_in_flight():
+    effects = _Desk().hear(SetPaused(paused=True, by="ann", reason="alarm", kill=True))
+    assert _sent(effects, CancelExecution)[0].service == "*"
+
+
+def test_a_pause_survives_a_restart():
+    record = AuditRecord(seq=7, at_ms=NOW, kind=RecordKind.PAUSED, agent="coordinator", service=None, subject_id="ann", payload={"reason": "x"})
+    desk = _Desk(records=(record,))
+    assert desk.coordinator.state(NOW).paused
+    assert desk.hear(Execute(proposal=_proposal(), verdict=_verdict(_proposal()), resolution=_resolution(_proposal()),
+                             hit_ratio_before=None, latency_us_p99_before=None), "api") == ()
+
+
+def test_memory_that_a_change_in_flight_may_need_again_stays_reserved():
+    desk, shrink = _Desk(), _proposal(after=4 * MIB)
+    desk.run_to(shrink, _resolution(shrink))
+    execution = Execution(
+        execution_id="e", proposal=shrink, state=ExecutionState.OBSERVING, started_at_ms=NOW, updated_at_ms=NOW
+    )
+    desk.hear(ExecutionReport(execution=execution), "actuator")
+    desk.tick()
+    desk.hear(FleetObserved(cycle=2, snapshots=(_snapshot(),)))
+    grown = _proposal("search", proposal_id="p-3")
+    desk.hear(FleetPlanned(cycle=2, proposals=(grown,), idle_reasons={}))
+    settle = _sent(desk.hear(Judged(cycle=2, verdicts=(_verdict(grown),))), Settle)[0]
+    assert settle.memory_bytes["api"] == 8 * MIB
+    assert settle.history["api"].in_flight == "p-1"
+
+
+def test_a_change_that_was_taken_back_is_remembered_by_what_it_wanted():
+    desk, proposal = _Desk(), _proposal()
+    desk.run_to(proposal, _resolution(proposal))
+    done = Execution(execution_id="e", proposal=proposal, state=ExecutionState.ROLLED_BACK, started_at_ms=NOW, updated_at_ms=NOW)
+    desk.hear(ExecutionReport(execution=done), "actuator")
+    desk.tick()
+    question = _sent(desk.hear(FleetObserved(cycle=2, snapshots=(_snapshot(),))), PlanFleet)[0]
+    assert question.history["api"].rolled_back == {f"maxmemory={16 * MIB}": NOW}
+    assert question.history["api"].changes_last_hour == 1
+
+
+def test_a_cycle_asked_for_by_name_skips_nothing_but_runs_at_once():
+    desk = _Desk()
+    assert _sent(desk.hear(RunCycle(force=("api",))), ObserveFleet)
+    assert _sent(desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),))), PlanFleet)[0].force == ("api",)
+
+
+def test_words_that_nobody_knows_change_nothing():
+    desk = _Desk()
+    assert desk.hear("hello") == ()
+    assert desk.coordinator.step(object(), NOW) == ()
