@@ -176,8 +176,8 @@ class Appraisal:
         """Return the shortest TTL with nearly all of the gain that the owner's staleness permits, None to leave TTLs alone."""
         if not self.rules or policy.ttl_ms is None:
             return None
-        longest = min(r.max_staleness_ms for r in self.rules)
-        ladder = [policy.ttl_ms * 2**i for i in range(1, 12) if policy.ttl_ms * 2**i < longest] + [longest]
+        longest: int = min(r.max_staleness_ms for r in self.rules)
+        ladder: list[int] = [policy.ttl_ms * 2**i for i in range(1, 12) if policy.ttl_ms * 2**i < longest] + [longest]
         answers = self._inquiry.ask([replace(policy, ttl_ms=t) for t in ladder])
         gains = [
             (t, a.hit_ratio.value - self.evidence.hit_ratio) for t, a in zip(ladder, answers, strict=True) if isinstance(a, Answer)

@@ -54,7 +54,7 @@ class Auditor:
         interval_ms: int = 10_000,
         full_interval_ms: int = 3_600_000,
         checkpoint_interval_ms: int = 60_000,
-        page_records: int = 1_000,
+        page_records: int = 250,
         report_to: str = "coordinator",
     ) -> None:
         self.name = name

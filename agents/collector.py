@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agents.captured_reads import CapturedReads, read_capture
-from agents.snapshots import LookRing, hit_knobs, light, make_snapshot
+from agents.snapshots import LookRing, hit_knobs, make_snapshot
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, EffectFailed, Observe, Observed, Received, Send, SetTimer, TimerFired
 from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
 from cachewarden.protocol import FleetObserved, ObserveFleet
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["Collector", "light"]
+__all__ = ["Collector"]
 
 _SAMPLE_LOOKS_MAX = 2
 """A sample serves the look it came with and this many later ones at most."""

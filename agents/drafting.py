@@ -50,7 +50,7 @@ def draft(
     changes = knob_changes(choice, snapshot)
     shrinks = any(c.knob == "maxmemory" and int(c.after) < int(c.before) for c in changes)
     to_lfu = any(c.knob == "maxmemory-policy" and c.after.endswith("-lfu") and not c.before.endswith("-lfu") for c in changes)
-    playbook = "shrink" if shrinks else "keep_hot_set" if to_lfu else "direct" if changes else "ttl_rule"
+    playbook = "keep_hot_set" if to_lfu else "shrink" if shrinks else "direct" if changes else "ttl_rule"
     classes = [action_class_of_change(c.knob, c.before, c.after) for c in changes]
     classes += [ActionClass.REVERSIBLE] * len(choice.ttl_rules)
     kinds = (["memory"] if changes else []) + (["ttl"] if choice.ttl_rules else []) + (["hotspot"] if to_lfu else [])

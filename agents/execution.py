@@ -109,16 +109,15 @@ def resume(found: Unfinished, settings: CacheOptimizerSettings, now_ms: int) -> 
     run.intended = run.dirty = True
     run.hit_ratio_after = found.hit_ratio_after
     run.rules = [RuleRounds(rule=rule, keys_per_s=settings.ttl_keys_per_s) for rule in found.rules]
-    ask = run.ask(run.acquire(now_ms), Phase.LEASING)
     if found.standing:
         run.state = ExecutionState.KEPT
         run.reason = found.reason
-        return run, (ask,)
+        return run, (run.ask(run.acquire(now_ms), Phase.LEASING),)
     run.reason = "taken up again after a restart"
-    return run, (ask, *run.report(now_ms))
+    return run, (run.ask(run.acquire(now_ms), Phase.LEASING), *run.report(now_ms))
 
 
-# --- Leasing and recovering --------------------------------------------------------------------------------------------
+# --- Leasing and recovering ------------------------------------------------------------------------------------------
 
 
 def _on_leasing(run: Run, event: Any, now_ms: int) -> Effects:
@@ -195,7 +194,8 @@ def _halted(run: Run) -> Effects:
     if run.halt is None:
         raise InvariantViolation("nobody has stopped this execution")
     if run.halt.superseded:
-        return abandon(run, f"superseded: {run.halt.reason}", {"knobs": dict(run.current)})
+        when = " while it was being taken back" if run.phase in _UNDOING else ""
+        return abandon(run, f"superseded{when}: {run.halt.reason}", {"knobs": dict(run.current)})
     return give_up(run, run.halt.reason)
 
 
@@ -261,12 +261,13 @@ def step(run: Run, event: Any, now_ms: int) -> Effects:
     check_event(run.phase, event)
     before = run.phase
     run.stop_waiting()
-    if run.halt is not None and not _goes_on(run):
+    halted = run.halt is not None and not _goes_on(run)
+    if halted:
         _absorb(run, event)
         effects = _halted(run)
     else:
         effects = _HANDLERS[before](run, event, now_ms)
-    check_arrival(before, event, run.phase)
+    check_arrival(before, event, run.phase, halted=halted)
     if run.phase is Phase.OBSERVING and before is not Phase.OBSERVING and not run.windows:
         effects = (*effects, *_start_rules(run, now_ms))
     if run.phase is Phase.GOVERNING and run.halt is not None:

@@ -1,9 +1,9 @@
-"""Looking before acting: whether the cache is still the one that the proposal was made for, and what is going to be done.
+"""Looking before acting: whether the cache is still the one that the proposal was made for, and what will be done.
 
 Nothing has been written to the cache in this part, so whatever is wrong ends the change without touching anything.
 
-INVARIANT: the record `change_intended` holds the whole proposal, the backup of every touched knob and the plan, so that a
-later life can finish or take back the change from the journal alone.
+INVARIANT: the record `change_intended` holds the whole proposal, the backup of every touched knob and the plan, so that
+a later life can finish or take back the change from the journal alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["on_intending", "on_reading_counters", "on_reading_knobs"]
 Effects = tuple[Effect, ...]
 
 _HOST_MEMORY_SHARE = 0.8
+_NOT_SEEN = "the server shows neither its role nor its memory in use, so nothing can be watched"
 
 
 def on_reading_knobs(run: Run, event: Any, _now_ms: int) -> Effects:
@@ -57,7 +58,7 @@ def on_reading_counters(run: Run, event: Any, now_ms: int) -> Effects:
     if isinstance(event, EffectFailed):
         return abandon(run, f"the counters cannot be read: {event.reason}; nothing had been applied")
     facts = facts_of_info(event.observation.info)
-    why = _unfit(run, facts)
+    why = _unfit(run, facts) or (_NOT_SEEN if facts.used_memory_bytes is None or facts.role is None else None)
     try:
         run.steps = steps_of(run.proposal, facts, run.settings.memory_step_share)
     except ValueError as error:

@@ -102,7 +102,7 @@ def on_ending(run: Run, event: Any, now_ms: int) -> Effects:
     if isinstance(event, EffectFailed):
         if run.intended:
             return (_wait_for_journal(run, event, now_ms),)
-        run.reason = f"{run.ending.reason} (not in the journal: {event.reason})"
+        run.reason = f"{run.ending.reason} (not confirmed by the journal: {event.reason})"
     else:
         run.reason = run.ending.reason
     run.state = run.ending.state

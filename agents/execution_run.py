@@ -150,14 +150,14 @@ class Run:
 
     @property
     def governed(self) -> bool:
-        """Whether this is a kept change whose TTL rules still stand."""
-        return self.phase is Phase.GOVERNING
+        """Whether this is a kept change whose TTL rules still stand (or, in a new life, wait for their lease)."""
+        return self.state is ExecutionState.KEPT and self.phase in (Phase.GOVERNING, Phase.LEASING)
 
     def enter(self, phase: Phase) -> None:
         """Go to a phase; the state that others see follows from it."""
         self.phase = phase
         state = STATE_OF[phase]
-        if state is not None:
+        if state is not None and not (phase is Phase.LEASING and self.state is ExecutionState.KEPT):
             self.state = state
 
     def ask(self, effect: Effect, phase: Phase) -> Effect:

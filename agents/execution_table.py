@@ -31,7 +31,7 @@ from cachewarden.machine import (
 )
 from cachewarden.messages import ExecutionState
 
-__all__ = ["STATE_OF", "TABLE", "Phase", "check_arrival", "check_event"]
+__all__ = ["OUT", "STATE_OF", "TABLE", "Phase", "check_arrival", "check_event"]
 
 
 class Phase(StrEnum):
@@ -108,7 +108,9 @@ def _row(*legal: tuple[type, tuple[Phase, ...]]) -> Row:
     return MappingProxyType({kind: frozenset(targets) for kind, targets in legal})
 
 
-_STOP = (_P.REVOKING, _P.ENDING)
+OUT = frozenset({_P.REVOKING, _P.ENDING})
+"""Where an execution goes that was stopped from outside, from whatever phase."""
+_STOP = tuple(sorted(OUT))
 """Every phase after the first write may end in a rollback or, where a newer writer owns the cache, at once."""
 _NEXT_STEP = (_P.STEP_INTENDING, _P.OBSERVING)
 _UNDO_NEXT = (
@@ -227,7 +229,8 @@ def check_event(phase: Phase, event: Any) -> None:
         raise InvariantViolation(f"`{type(event).__name__}` is no answer to what `{phase}` asked for")
 
 
-def check_arrival(before: Phase, event: Any, after: Phase) -> None:
-    """Raise InvariantViolation if the event may not lead from `before` to `after`."""
-    if after not in TABLE[before][type(event)]:
+def check_arrival(before: Phase, event: Any, after: Phase, *, halted: bool = False) -> None:
+    """Raise InvariantViolation if the event may not lead from `before` to `after`; what was stopped leads out."""
+    legal = OUT if halted else TABLE[before][type(event)]
+    if after not in legal:
         raise InvariantViolation(f"`{type(event).__name__}` must not lead from `{before}` to `{after}`")

@@ -21,15 +21,10 @@ from agents.windows import Window, elapsed_between, window_between
 from cachewarden.knobs import KNOBS
 from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
 
-__all__ = ["FIRST_LOOK", "LookRing", "hit_knobs", "light", "make_snapshot"]
+__all__ = ["FIRST_LOOK", "LookRing", "hit_knobs", "make_snapshot"]
 
 FIRST_LOOK = "first look at this cache, the next one gives a window"
 _TOO_SOON = "the look before was too recent to form a window"
-
-
-def light(snapshot: Snapshot) -> Snapshot:
-    """Return the snapshot without its samples, small enough to be sent to many."""
-    return replace(snapshot, sample=None, access=None)
 
 
 def hit_knobs(observation: Observation) -> dict[str, str]:

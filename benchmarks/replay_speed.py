@@ -1,7 +1,7 @@
 """How fast is a what-if? Replays, fits, curves and a fleet-wide split, timed on a synthetic Zipf workload.
 
-Run from the repository root: `python -m benchmarks.replay_speed [--requests N] [--keys N]`. Prints one line per question; figures hold for the
-machine they were measured on, and compilation is not counted.
+Run from the repository root: `python -m benchmarks.replay_speed [--requests N] [--keys N]`. Prints one line per
+question; figures hold for the machine they were measured on, and compilation is not counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def zipf(requests: int, keys: int, seed: int) -> AccessTrace:
-    """Return Zipf(1.0) requests at a steady rate, all with a TTL of a day so that volatile policies have something to evict."""
+    """Return Zipf(1.0) requests at a steady rate, all with a TTL of a day so that volatile policies have something to
+    evict.
+    """
     rng = np.random.default_rng(seed)
     popularity = 1.0 / np.arange(1, keys + 1)
     drawn = rng.choice(keys, requests, p=popularity / popularity.sum()).astype(np.uint64)
@@ -49,9 +51,13 @@ def replays(trace: AccessTrace) -> None:
             seconds = timed(lambda config=config: replay_indexed(indexed, config))
             hit_ratio = replay_indexed(indexed, config).hit_ratio
             speed = len(trace) / seconds / 1e6
-            print(f"replay  {eviction_policy:16} memory {share:4}  hit ratio {hit_ratio:.3f}  {speed:6.1f} M requests/s")
+            print(
+                f"replay  {eviction_policy:16} memory {share:4}  hit ratio {hit_ratio:.3f}  {speed:6.1f} M requests/s"
+            )
     print(f"index   {len(trace)} requests  {timed(lambda: index(trace)):.3f} s")
-    print(f"exact LRU, all sizes at once  {len(trace) / timed(lambda: exact_lru(trace, [1000])) / 1e6:.1f} M requests/s")
+    print(
+        f"exact LRU, all sizes at once  {len(trace) / timed(lambda: exact_lru(trace, [1000])) / 1e6:.1f} M requests/s"
+    )
     print(f"Belady  {len(trace) / timed(lambda: belady(trace, 10_000)) / 1e6:.1f} M requests/s")
 
 

@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping
 from enum import Enum
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 __all__ = ["canonical_json", "decode", "digest", "to_jsonable"]
 
@@ -53,8 +53,8 @@ def digest(value: Any) -> str:
 
 
 @cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls, config=ConfigDict(extra="ignore") if not dataclasses.is_dataclass(cls) else None)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 def decode(cls: type[T], data: Any) -> T:
@@ -65,4 +65,6 @@ def decode(cls: type[T], data: Any) -> T:
     if dataclasses.is_dataclass(cls) and isinstance(data, Mapping):
         names = {f.name for f in dataclasses.fields(cls)}
         data = {k: v for k, v in data.items() if k in names}
-    return _adapter(cls).validate_python(data)
+    adapter: TypeAdapter[T] = _adapter(cast(Any, cls))
+    message: T = adapter.validate_python(data)
+    return message

@@ -1,7 +1,8 @@
 """The specification's data models: what a client asks for and what it is told.
 
-They are the public vocabulary of the HTTP API and of the embedding facade, spelled as the specification spells them; extra fields say
-what the prescribed ones cannot. Nothing here decides or measures. INVARIANT: a level that nobody measured is null, never 0.
+They are the public vocabulary of the HTTP API and of the embedding facade, spelled as the specification spells them;
+extra fields say what the prescribed ones cannot. Nothing here decides or measures. INVARIANT: a level that nobody
+measured is null, never 0.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ __all__ = [
 OptimizationType = Literal["comprehensive", "ttl", "memory", "hotspot"]
 
 PredictionBasis = Literal["predicted", "realised", "current", "unknown"]
-"""predicted: a model's figure for after the plan; realised: measured after the plan was carried out; current: measured now, and the
-plan is not expected to change it; unknown: neither measured nor predicted, so the value is null."""
+"""predicted: a model's figure for after the plan; realised: measured after the plan was carried out; current:
+measured now, and the plan is not expected to change it; unknown: neither measured nor predicted, so the value is
+null."""
 
 TARGET_RANGES: Final[dict[str, tuple[float, float]]] = {
     "cache_hit_rate": (0.0, 1.0),
@@ -60,7 +62,7 @@ class CacheOptimizationRequest(BaseModel):
     service_name: str = Field(min_length=1, max_length=200, description="a service of the fleet file")
     optimization_type: OptimizationType = Field("comprehensive", description="which kinds of change are asked for")
     force_optimization: StrictBool = Field(
-        False, description="skip cool-down and minimum gain; never the constitution, leases, budgets or approvals"
+        default=False, description="skip cool-down and minimum gain, never constitution, leases, budgets or approvals"
     )
     target_metrics: dict[str, StrictFloat] = Field(
         default_factory=lambda: {"cache_hit_rate": 0.95, "memory_efficiency": 0.85, "p99_latency_ms": 2.0},
@@ -104,11 +106,11 @@ class CacheOptimizationResponse(BaseModel):
     """The decision on one request, and how far it has been carried out."""
 
     optimization_applied: bool = Field(
-        description="true only if a configuration was changed, or already is what the plan wants, confirmed by reading it back"
+        description="true only if a configuration was changed or already is what the plan wants, as read back"
     )
     optimization_plan: OptimizationPlan
     performance_improvement: dict[str, float | None] = Field(
-        description="levels expected after the plan (cache_hit_rate, memory_efficiency, p99_latency_ms) and latency_reduction_ms"
+        description="levels after the plan (cache_hit_rate, memory_efficiency, p99_latency_ms), latency_reduction_ms"
     )
     prediction_basis: dict[str, PredictionBasis] = Field(
         default_factory=dict, description="for each value of performance_improvement, what it rests on"
@@ -136,5 +138,7 @@ class CacheMetrics(BaseModel):
     eviction_rate: float = Field(ge=0.0, description="evicted keys per second")
     hotspot_count: int = Field(ge=0)
     constitutional_compliance_score: float | None = Field(
-        ge=0.0, le=1.0, description="decisions with a valid, complete verdict / decisions; null before the first decision"
+        ge=0.0,
+        le=1.0,
+        description="decisions with a valid, complete verdict / decisions; null before the first decision",
     )

@@ -7,7 +7,7 @@ hashes and the names of patterns that the fleet file declares; values never appe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -195,6 +195,10 @@ class Snapshot(Message):
     sample: KeyspaceSample | None = None
     access: AccessSample | None = None
     incomplete: Mapping[str, str] = field(default_factory=dict)
+
+    def light(self) -> Snapshot:
+        """Return the snapshot without its samples, small enough to be sent to many."""
+        return replace(self, sample=None, access=None)
 
     @property
     def miss_ratio(self) -> float | None:

@@ -31,7 +31,7 @@ def _walk(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_walk(child, (*path, i), lines) for i, child in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+    return yaml.SafeLoader("").construct_object(node)
 
 
 def load_yaml(text: str, source: str, error: type[ConfigurationError]) -> tuple[Any, dict[Path, int]]:

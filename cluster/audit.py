@@ -10,6 +10,7 @@ broken; 2 that it could not be checked, which is never taken for success.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +24,15 @@ from cachewarden import codec
 from cachewarden.chain import ChainReport, ChainVerifier, Checkpoint, parse_record
 from cachewarden.errors import JournalUnavailable, SettingsError
 from cachewarden.messages import CONSTITUTIONAL_HASH, AuditRecord
-from cachewarden.ports import Clock, Journal
+from cachewarden.ports import Clock, Journal, Mailbox
+from cachewarden.protocol import ChainChecked
 
 __all__ = [
     "EXIT_BROKEN",
     "EXIT_INTACT",
     "EXIT_UNKNOWN",
     "AuditResult",
+    "CheckpointMailbox",
     "export_journal",
     "load_checkpoint",
     "save_checkpoint",
@@ -38,6 +41,8 @@ __all__ = [
     "verify_export",
     "verify_journal",
 ]
+
+_log = logging.getLogger("cachewarden.audit")
 
 EXIT_INTACT: Final = 0
 EXIT_BROKEN: Final = 1
@@ -113,6 +118,28 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+class CheckpointMailbox:
+    """A mailbox that keeps each new checkpoint of the auditor in a file before it passes the message on.
+
+    This is how a running deployment moves its checkpoint; the auditor itself touches no file.
+    """
+
+    def __init__(self, inner: Mailbox, path: Path) -> None:
+        self._inner, self._path = inner, path
+        self._kept_seq = 0
+
+    async def send(self, sender: str, to: str, message: Any) -> None:
+        """Deliver; see the port. A checkpoint that cannot be written is logged, the message still goes out."""
+        if isinstance(message, ChainChecked) and message.ok and message.checkpoint_seq > self._kept_seq:
+            mark = Checkpoint(seq=message.checkpoint_seq, hash=message.checkpoint_hash, at_ms=message.checked_at_ms)
+            try:
+                save_checkpoint(self._path, mark)
+                self._kept_seq = mark.seq
+            except OSError as error:
+                _log.error("the checkpoint cannot be kept in %s: %s", self._path, error)
+        await self._inner.send(sender, to, message)
 
 
 async def verify_journal(

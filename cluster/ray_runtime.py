@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def start_ray(
     temporary: Path | None = None,
 ) -> None:
     """Start a Ray of our own on this machine with its files in `temporary`, or join the one at `address`."""
+    # Ray's workers step back behind everything else by default, which makes every hop wait on a busy machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "runtime_env": runtime_env(environment, ship=address is not None),

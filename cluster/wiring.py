@@ -25,7 +25,7 @@ from cachewarden.policy.constitution import Constitution, load_constitution
 from cachewarden.ports import Mailbox
 from cachewarden.settings import CacheOptimizerSettings
 from cachewarden.shell import AgentShell, Ports
-from cluster.audit import load_checkpoint
+from cluster.audit import CheckpointMailbox, load_checkpoint
 from cluster.clock import SystemClock
 from coordination.cycle import Coordinator
 from coordination.redis_blackboard import RedisBlackboard
@@ -134,10 +134,12 @@ def build_agent(plan: Plan, name: str) -> Agent:
 def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     """Return the shell of one agent with the ports that it may use; call inside the loop that will run it."""
     journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor") else None
-    blackboard = RedisBlackboard(plan.settings.blackboard_url, timeout_s=plan.settings.redis_timeout) if name in (
-        "coordinator",
-        "auditor",
-    ) else None
+    blackboard = (
+        RedisBlackboard(plan.settings.blackboard_url, timeout_s=plan.settings.redis_timeout) if name == "coordinator" else None
+    )
+    if name == "auditor":
+        # What it reports as proven is kept in a file that no writer of the journal can reach.
+        mailbox = CheckpointMailbox(mailbox, checkpoint_path(plan.settings))
     leases = (
         RedisLeaseStore(plan.journal_url, key_prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout)
         if name == "actuator"

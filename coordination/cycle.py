@@ -192,9 +192,8 @@ class Coordinator:
         if not message.proposals:
             return self._end(now_ms)
         self._proposals = {p.proposal_id: p for p in message.proposals}
-        named = {p.service for p in message.proposals}
-        seen = tuple(s for s in self._snapshots if s.service in named)
-        question = Judge(cycle=self._cycle, proposals=message.proposals, snapshots=seen)
+        # All snapshots, not only those of the services concerned: budget and blast radius are the fleet's.
+        question = Judge(cycle=self._cycle, proposals=message.proposals, snapshots=tuple(s.light() for s in self._snapshots))
         return (Send(to="validator", message=question), *self._enter("judging", now_ms))
 
     def _on_judged(self, message: Judged, _sender: str, now_ms: int) -> tuple[Effect, ...]:

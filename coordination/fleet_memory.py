@@ -96,7 +96,7 @@ class FleetMemory:
                 service=service, decided_at_ms=now_ms, idle_reason=f"not observed: {reason}"
             )
         for snapshot in snapshots:
-            self._snapshots[snapshot.service] = snapshot
+            self._snapshots[snapshot.service] = snapshot.light()
             if snapshot.hit_ratio is not None and snapshot.window_ms >= self._settings.cycle_interval_ms // 2:
                 self._first.setdefault(snapshot.service, snapshot.hit_ratio)
         self._touch(now_ms)

@@ -49,6 +49,9 @@ _TTL_MS_SETTLED_MIN: Final = 60_000
 _TTL_MS_UNDER_WAY: Final = 3_600_000
 _TTL_MS_FINISHED: Final = 24 * 3_600_000
 
+_PROPOSAL_ID_PREFIX: Final = "p-"
+"""How `agents/drafting.py` begins the id of a proposal; anything else that a conflict names is somebody's intent."""
+
 _STATUS_OF_OUTCOME: Final[Mapping[ResolutionOutcome, str]] = {
     ResolutionOutcome.GO: "approved",
     ResolutionOutcome.WAIT: "waiting",
@@ -246,8 +249,12 @@ def _knowledge_of_plan(
 
 
 def _conflicts(proposal: Proposal, resolution: Resolution, now_ms: int) -> tuple[Publish, ...]:
+    # Only what one of our proposals lost to another one is ours to declare settled. Waiting is no conflict, and what
+    # stands against a peer's intent is for that peer, or for ACGS's coordinator, to settle too.
     effects: list[Publish] = []
-    for other in resolution.conflicts_with:
+    if resolution.outcome is not ResolutionOutcome.YIELD:
+        return ()
+    for other in (o for o in resolution.conflicts_with if o.startswith(_PROPOSAL_ID_PREFIX)):
         pair = sorted((proposal.proposal_id, other))
         conflict_id = record_id("conflict", *pair)
         conflict = conflict_record(

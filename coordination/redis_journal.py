@@ -12,6 +12,7 @@ and a batch whose outcome is unknown is looked up by its hash before anything el
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ _log = logging.getLogger("cachewarden.journal")
 _PAGE: Final = 500
 _BATCH_MAX: Final = 1_000
 _RECORD_BYTES_MAX: Final = 1 << 20
-_LATE_MAX: Final = 64
+_OPEN_MAX: Final = 64
 
 # KEYS: stream, head. ARGV: head that the writer expects, new head, seq of the first record, record, record, ...
 _APPEND: Final = """
@@ -82,7 +83,7 @@ class _Head:
 class _Batch:
     """Records as they were sent, and the drafts that they were made of."""
 
-    digest: str
+    drafts: tuple[RecordDraft, ...]
     before: _Head
     records: tuple[AuditRecord, ...]
 
@@ -127,8 +128,10 @@ class RedisJournal:
         self._allow_unsafe_server = allow_unsafe_server
         self._sha: str | None = None
         self._known_head: _Head | None = None
-        self._pending: dict[str, _Batch] = {}
-        self._late: dict[str, tuple[AuditRecord, ...]] = {}
+        self._pending: list[_Batch] = []
+        """Sent, outcome unknown."""
+        self._late: list[_Batch] = []
+        """Found to be in after their append had failed; the next append of the same drafts takes them from here."""
         self._lock = asyncio.Lock()
         self.unreadable = 0
         """Entries met that could not be read, since the start."""
@@ -142,12 +145,8 @@ class RedisJournal:
             return []
         if len(drafts) > _BATCH_MAX:
             raise InvariantViolation(f"a batch of {len(drafts)} records is larger than {_BATCH_MAX}")
-        try:
-            digest = codec.digest(list(drafts))
-        except (TypeError, ValueError) as error:
-            raise InvariantViolation(f"a record cannot be written as JSON: {error}") from error
         async with self._lock:
-            return await self._guarded(self._append(drafts, digest))
+            return await self._guarded(self._append(tuple(drafts)))
 
     async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
         """Return up to `limit` records with seq > `after_seq`, oldest first; damaged ones as `DAMAGED` stand-ins."""
@@ -208,18 +207,20 @@ class RedisJournal:
             self._known_head, self._server_approved = None, self._allow_unsafe_server
             raise JournalUnavailable(str(error) or type(error).__name__) from error
 
-    async def _append(self, drafts: Sequence[RecordDraft], digest: str) -> list[AuditRecord]:
+    async def _append(self, drafts: tuple[RecordDraft, ...]) -> list[AuditRecord]:
         await self._approve_server()
         for attempt in range(self._attempts_max):
             await self._settle_pending()
-            if digest in self._late:
-                return list(self._late.pop(digest))
+            for late in self._late:
+                if late.drafts == drafts:
+                    self._late.remove(late)
+                    return list(late.records)
             if self._known_head is None:
                 self._known_head = await self._read_head()
             head = self._known_head
-            batch = _Batch(digest, head, tuple(chain.seal_all(drafts, head.seq + 1, head.hash)))
+            batch = _Batch(drafts, head, tuple(chain.seal_all(drafts, head.seq + 1, head.hash)))
             texts = [_text(record) for record in batch.records]
-            self._pending[digest] = batch
+            self._pending.append(batch)
             if await self._send(batch, texts):
                 # Whatever else was sent on the same head can never be appended any more.
                 self._pending.clear()
@@ -235,21 +236,19 @@ class RedisJournal:
 
         A batch whose place is still empty stays open, since a slow server may yet execute it.
         """
-        for digest, batch in list(self._pending.items()):
+        still_open: list[_Batch] = []
+        for batch in self._pending:
             first = batch.records[0]
             found = await self._read(first.seq - 1, 1, ())
             self._known_head = None
             if not found or found[0].seq != first.seq:
-                continue
-            if found[0].hash == first.hash:
+                still_open.append(batch)
+            elif found[0].hash == first.hash and batch not in self._late:
                 if self._durability == "fsync":
                     await self._fsync()
-                self._late[digest] = batch.records
-            del self._pending[digest]
-        while len(self._late) > _LATE_MAX:
-            self._late.pop(next(iter(self._late)))
-        while len(self._pending) > _LATE_MAX:
-            self._pending.pop(next(iter(self._pending)))
+                self._late.append(batch)
+        self._pending = still_open[-_OPEN_MAX:]
+        del self._late[:-_OPEN_MAX]
 
     async def _send(self, batch: _Batch, texts: Sequence[str]) -> bool:
         """Run the script; False where the head has moved: `_known_head` is then the new one, None to be read."""
@@ -263,7 +262,7 @@ class RedisJournal:
             answer = await self._evaluate(arguments)
         except ResponseError:
             # The script fails at its first write or not at all, so this outcome is known: nothing was written.
-            self._pending.pop(batch.digest, None)
+            self._pending.remove(batch)
             raise
         done, head, last_id = answer
         if int(done):
@@ -325,10 +324,14 @@ class RedisJournal:
 
     async def _read(self, after_seq: int, limit: int, kinds: tuple[str, ...]) -> list[AuditRecord]:
         records: list[AuditRecord] = []
+        markers = [f'"kind":{json.dumps(kind)}' for kind in kinds]
         seen, start = 0, f"{max(0, after_seq) + 1}-0"
         while seen < limit:
             page = await self._redis.xrange(self._stream, min=start, max="+", count=min(_PAGE, limit - seen))
             for entry in page:
+                # In canonical JSON a record of the kind always holds this text, so the others need no parsing.
+                if kinds and not any(marker in str(entry[1].get("data")) for marker in markers):
+                    continue
                 record = self._parse(entry)
                 if not kinds or record.kind in kinds:
                     records.append(record)

@@ -2,8 +2,8 @@
 
 What becomes of each key is decided by `ttl_deadlines`, which also has the invariant; here the keyspace is walked, the
 server's clock is read, and deadlines are set under the fence. A key rewritten between our look and our PEXPIREAT is
-younger than we think, so its new deadline is early, never late; GT never shortens and, as a key without TTL counts as
-living for ever, never gives a TTL to a key that has none.
+younger than we think, so its new deadline is early, never late; GT never shortens, LT never prolongs, and a key that
+has lost its TTL in the meantime gets none: it counts as living for ever, which GT leaves alone, and LT only with XX.
 
 INVARIANT: no deadline is written unless the fence in the cache is exactly the lease's epoch.
 """
@@ -87,7 +87,7 @@ async def _settle(
         # Redis before 7.0 has neither PEXPIRETIME nor GT, and without them the invariant cannot be kept.
         wanted = decide(rule, require(wire.service, deadline), now_ms)
         if wanted is not None:
-            commands.append(("PEXPIREAT", name, wanted, "LT" if restore else "GT"))
+            commands.append(("PEXPIREAT", name, wanted, *(("XX", "LT") if restore else ("GT",))))
     if not commands:
         return 0
     return sum(await session.write_fenced(fence_key, lease, commands))

@@ -1,7 +1,8 @@
 """The cache that is warmed: which keys are missing, and one write that never replaces anything.
 
-Existence is asked with MEMORY USAGE, which moves neither hit counters nor idle times (checked on Redis 7.0.15 and Valkey 9.1.2); where a
-server refuses that, EXISTS is used and its lookups are counted as ours. INVARIANT: the only write is SET NX with a TTL.
+Existence is asked with MEMORY USAGE, which moves neither hit counters nor idle times (checked on Redis 7.0.15 and
+Valkey 9.1.2); where a server refuses that, EXISTS is used and its lookups are counted as ours. INVARIANT: the only
+write is SET NX with a TTL.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def _refusal(error: Exception) -> CacheRefused:
         word = str(error).split(" ", 1)[0]
         shown = word if word.isupper() and word.isalpha() else "ERR"
         full = "out of memory" in str(error).lower() or shown == "OOM" or type(error).__name__ == "OutOfMemoryError"
-        return CacheRefused("the cache is full and refuses writes" if full else f"the cache refused the command ({shown})")
+        return CacheRefused(
+            "the cache is full and refuses writes" if full else f"the cache refused the command ({shown})"
+        )
     if isinstance(error, (RedisTimeout, TimeoutError)):
         return CacheRefused("the cache gave no answer in time, the outcome is unknown")
     return CacheRefused("the cache does not answer")
@@ -71,8 +74,13 @@ class RedisCacheClient:
             given["password"] = os.environ.get(service.password_env)
         self._client = redis_async.Redis(
             connection_pool=redis_async.BlockingConnectionPool.from_url(
-                service.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, timeout=timeout_s,
-                max_connections=max_connections, client_name="cachewarden-warmer", **given,
+                service.url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                timeout=timeout_s,
+                max_connections=max_connections,
+                client_name="cachewarden-warmer",
+                **given,
             )
         )
 

@@ -1,8 +1,8 @@
 """Where values for warming come from: an HTTP service, another Redis, or a file.
 
-An origin fetches one value by key, within a time and a size, and says plainly when there is none. It never follows a redirect, never
-writes, and never puts a key or a value into a message. INVARIANT: a key can change the path or query of an HTTP request only, never
-the server that is asked.
+An origin fetches one value by key, within a time and a size, and says plainly when there is none. It never follows a
+redirect, never writes, and never puts a key or a value into a message. INVARIANT: a key can change the path or query
+of an HTTP request only, never the server that is asked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from redis.exceptions import RedisError, ResponseError
 from cachewarden.errors import ConfigurationError
 from cachewarden.fleet import Origin
 
-__all__ = ["MAX_VALUE_BYTES", "FileOrigin", "HttpOrigin", "OriginClient", "OriginFailed", "RedisOrigin", "Value", "make_origin"]
+__all__ = [
+    "MAX_VALUE_BYTES",
+    "FileOrigin",
+    "HttpOrigin",
+    "OriginClient",
+    "OriginFailed",
+    "RedisOrigin",
+    "Value",
+    "make_origin",
+]
 
 MAX_VALUE_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 64 << 20
@@ -58,7 +67,8 @@ def _as_bytes(data: bytes | str) -> bytes:
 
 
 class HttpOrigin:
-    """GET of a URL template; `{key}` is replaced by the percent-encoded key. 200 is a value; 204, 404 and 410 mean that there is none."""
+    """GET of a URL template; `{key}` is replaced by the percent-encoded key. 200 is a value; 204, 404 and 410 mean that
+    there is none."""
 
     def __init__(self, origin: Origin, max_value_bytes: int, transport: httpx.AsyncBaseTransport | None = None) -> None:
         server = urlsplit(origin.url.replace("{key}", ""))
@@ -70,7 +80,10 @@ class HttpOrigin:
         self._template = origin.url
         self._limit = max_value_bytes
         self._client = httpx.AsyncClient(
-            timeout=origin.timeout_s, follow_redirects=False, transport=transport, trust_env=False,
+            timeout=origin.timeout_s,
+            follow_redirects=False,
+            transport=transport,
+            trust_env=False,
             limits=httpx.Limits(max_connections=origin.concurrency),
         )
         self._timeout_s = origin.timeout_s
@@ -106,8 +119,11 @@ class RedisOrigin:
     def __init__(self, origin: Origin, max_value_bytes: int) -> None:
         self._limit = max_value_bytes
         self._client = redis_async.Redis.from_url(
-            origin.url, socket_timeout=origin.timeout_s, socket_connect_timeout=origin.timeout_s,
-            max_connections=origin.concurrency + 1, client_name="cachewarden-warmer",
+            origin.url,
+            socket_timeout=origin.timeout_s,
+            socket_connect_timeout=origin.timeout_s,
+            max_connections=origin.concurrency + 1,
+            client_name="cachewarden-warmer",
         )
 
     async def fetch(self, key: str) -> Value | None:
@@ -139,7 +155,8 @@ def _text_of(value: Any) -> bytes:
 
 
 def read_values(path: Path) -> dict[str, Value]:
-    """Return the values of a file: a JSON object of key to value, or JSON lines of {key, value, ttl_s?}; raises OriginFailed.
+    """Return the values of a file: a JSON object of key to value, or JSON lines of {key, value, ttl_s?}; raises
+    OriginFailed.
 
     A value that is not a string is stored as compact JSON. Of a key that stands twice, the later line counts.
     """
@@ -166,7 +183,9 @@ def read_values(path: Path) -> dict[str, Value]:
             ttl_ms = None if ttl_s is None else int(float(ttl_s) * 1000)
             values[str(entry["key"])] = Value(_text_of(entry["value"]), ttl_ms)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            raise OriginFailed(f"line {number} of the origin's file is not {{\"key\": ..., \"value\": ..., \"ttl_s\": ...}}") from None
+            raise OriginFailed(
+                f'line {number} of the origin\'s file is not {{"key": ..., "value": ..., "ttl_s": ...}}'
+            ) from None
     return values
 
 

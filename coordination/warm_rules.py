@@ -1,7 +1,8 @@
 """Which keys may be warmed, for how long they may live, and how the outcome is told: the pure half of warming.
 
-A key is warmed only for the service that owns it, never with a TTL beyond what its owner permits, and never into our own or the
-blackboard's key space. INVARIANT: a key that no rule permits is forbidden, and every key asked for gets exactly one outcome.
+A key is warmed only for the service that owns it, never with a TTL beyond what its owner permits, and never into our
+own or the blackboard's key space. INVARIANT: a key that no rule permits is forbidden, and every key asked for gets
+exactly one outcome.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class KeyOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmReport:
-    """Outcome of one request, in the order of its keys. `own_hits` and `own_misses` are lookups of ours that the cache counted."""
+    """Outcome of one request, in the order of its keys. `own_hits` and `own_misses` are lookups of ours that the cache
+    counted."""
 
     service: str
     keys: tuple[KeyOutcome, ...]
@@ -54,7 +56,8 @@ class WarmReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """Whether a key may be warmed; `ttl_ms` is the longest time that it may live, None exactly if it may not be warmed."""
+    """Whether a key may be warmed; `ttl_ms` is the longest time that it may live, None exactly if it may not be
+    warmed."""
 
     ttl_ms: int | None
     reason: str
@@ -81,7 +84,8 @@ def _owner_elsewhere(fleet: Fleet, service: Service, key: str) -> Service | None
 
 
 def permit(fleet: Fleet, service: Service, key: str, reserved: Sequence[str] = ()) -> Permit:
-    """Return whether `key` may be warmed for `service`, and for how long; `reserved` are further prefixes that are nobody's."""
+    """Return whether `key` may be warmed for `service`, and for how long; `reserved` are further prefixes that are
+    nobody's."""
     if service.mode is Mode.OFF:
         return Permit(ttl_ms=None, reason=f"`{service.name}` is in mode `off`")
     if len(key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
@@ -96,5 +100,8 @@ def permit(fleet: Fleet, service: Service, key: str, reserved: Sequence[str] = (
         return Permit(ttl_ms=None, reason=f"the key belongs to `{owner.name}` of another tenant")
     limits = [s for s in (service.default_ttl_s, match[1] if match is not None else None) if s is not None]
     if not limits:
-        return Permit(ttl_ms=None, reason="no TTL is declared, set `default_ttl_s` of the service or `max_staleness_s` of the pattern")
+        return Permit(
+            ttl_ms=None,
+            reason="no TTL is declared, set `default_ttl_s` of the service or `max_staleness_s` of the pattern",
+        )
     return Permit(ttl_ms=max(1, int(min(limits) * 1000)), reason="permitted")

@@ -1,8 +1,9 @@
 """Warms keys of one service from its origin: bounded, paced, each key loaded once however many ask for it.
 
-It decides nothing: `warm_rules.permit` says which keys may be warmed and for how long. It never replaces a value that is there, never
-logs a key or a value, and starts no load after its deadline. INVARIANT: at most `origin.concurrency` loads of a service run at once, at
-most `origin.rate_per_s` begin per second, and two requests for one key share one load.
+It decides nothing: `warm_rules.permit` says which keys may be warmed and for how long. It never replaces a value that
+is there, never logs a key or a value, and starts no load after its deadline. INVARIANT: at most `origin.concurrency`
+loads of a service run at once, at most `origin.rate_per_s` begin per second, and two requests for one key share one
+load.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ class Warmer:
     """Warms keys on request; make one per process and event loop, and close it."""
 
     def __init__(
-        self, fleet: Fleet, *, reserved: Sequence[str] = ("cachewarden:",), deadline_s: float = DEADLINE_S,
+        self,
+        fleet: Fleet,
+        *,
+        reserved: Sequence[str] = ("cachewarden:",),
+        deadline_s: float = DEADLINE_S,
         make_cache: Callable[[Service], CacheClient] = RedisCacheClient,
         make_client: Callable[[Origin], OriginClient] = make_origin,
     ) -> None:
@@ -84,12 +89,15 @@ class Warmer:
         return lane
 
     async def warm(self, service_name: str, keys: Sequence[str]) -> WarmReport:
-        """Return one outcome per key, in order; raises UnknownService. Trouble with cache or origin is an outcome, not an exception."""
+        """Return one outcome per key, in order; raises UnknownService. Trouble with cache or origin is an outcome, not
+        an exception."""
         service = self._fleet.service(service_name)
         permits = {key: permit(self._fleet, service, key, self._reserved) for key in keys}
         wanted = [key for key, allowed in permits.items() if allowed.allowed]
         outcomes = {
-            key: KeyOutcome(key=key, outcome=WarmOutcome.FORBIDDEN, reason=p.reason) for key, p in permits.items() if not p.allowed
+            key: KeyOutcome(key=key, outcome=WarmOutcome.FORBIDDEN, reason=p.reason)
+            for key, p in permits.items()
+            if not p.allowed
         }
         presence = Presence(())
         if wanted:
@@ -104,10 +112,14 @@ class Warmer:
                 here = [key for key, there in zip(wanted, presence.there, strict=True) if there]
                 outcomes.update(_all(here, WarmOutcome.ALREADY_CACHED, "the cache holds it already"))
                 missing = [key for key, there in zip(wanted, presence.there, strict=True) if not there]
-                outcomes.update(await self._load_missing(lane, missing, {key: permits[key].ttl_ms or 1 for key in missing}))
+                outcomes.update(
+                    await self._load_missing(lane, missing, {key: permits[key].ttl_ms or 1 for key in missing})
+                )
         return WarmReport(
-            service=service_name, keys=tuple(outcomes[key] for key in keys),
-            own_hits=presence.own_hits, own_misses=presence.own_misses,
+            service=service_name,
+            keys=tuple(outcomes[key] for key in keys),
+            own_hits=presence.own_hits,
+            own_misses=presence.own_misses,
         )
 
     async def _load_missing(self, lane: _Lane, keys: Sequence[str], ttl_ms: dict[str, int]) -> dict[str, KeyOutcome]:
@@ -119,7 +131,9 @@ class Warmer:
         made = await asyncio.gather(*(asyncio.shield(flight) for flight in flights))
         return dict(zip(keys, made, strict=True))
 
-    def _flight(self, lane: _Lane, origin: OriginClient, key: str, ttl_ms: int, deadline_s: float) -> asyncio.Task[KeyOutcome]:
+    def _flight(
+        self, lane: _Lane, origin: OriginClient, key: str, ttl_ms: int, deadline_s: float
+    ) -> asyncio.Task[KeyOutcome]:
         flight = lane.flights.get(key)
         if flight is None:
             flight = asyncio.create_task(self._load(lane, origin, key, ttl_ms, deadline_s))
@@ -128,7 +142,9 @@ class Warmer:
         return flight
 
     async def _load(self, lane: _Lane, origin: OriginClient, key: str, ttl_ms: int, deadline_s: float) -> KeyOutcome:
-        made = KeyOutcome(key=key, outcome=WarmOutcome.FAILED, reason=f"not begun within {self._deadline_s:g} s, ask for fewer keys")
+        made = KeyOutcome(
+            key=key, outcome=WarmOutcome.FAILED, reason=f"not begun within {self._deadline_s:g} s, ask for fewer keys"
+        )
         async with lane.slots:
             if not await lane.pacer.turn(deadline_s) or asyncio.get_running_loop().time() > deadline_s:
                 return made

@@ -1,7 +1,7 @@
 """How a decision is told: the parts of an optimisation answer, from the proposal, the verdict and what was measured.
 
-It words and arranges; it decides nothing and measures nothing. INVARIANT: every level says what it rests on, and a level that is
-neither measured nor predicted is null.
+It words and arranges; it decides nothing and measures nothing. INVARIANT: every level says what it rests on, and a
+level that is neither measured nor predicted is null.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _bytes(text: str) -> str:
 
 def _rule_in_words(rule: TtlRule) -> str:
     return (
-        f"let keys of `{rule.pattern}` live {_duration(rule.extended_ttl_ms)} instead of {_duration(rule.written_ttl_ms)} "
+        f"let keys of `{rule.pattern}` live {_duration(rule.extended_ttl_ms)} "
+        f"instead of {_duration(rule.written_ttl_ms)} "
         f"(their owner permits {_duration(rule.max_staleness_ms)})"
     )
 
@@ -76,18 +77,26 @@ def changes_in_words(proposal: Proposal) -> list[str]:
 
 def _priority(proposal: Proposal, service: Service, snapshot: Snapshot | None) -> str:
     """High below the service's own floor or for 5 points and more, medium from 1 point, else low."""
-    below_floor = snapshot is not None and snapshot.hit_ratio is not None and snapshot.hit_ratio < service.hit_ratio_floor
+    below_floor = (
+        snapshot is not None and snapshot.hit_ratio is not None and snapshot.hit_ratio < service.hit_ratio_floor
+    )
     gain = proposal.prediction.gain.value
     if below_floor or gain >= 0.05:
         return "high"
     return "medium" if gain >= 0.01 else "low"
 
 
-def plan_of(proposal: Proposal | None, service: Service, snapshot: Snapshot | None, verdict: Verdict | None) -> OptimizationPlan:
-    """Return the plan of the specification; a proposal is one opportunity, since it is carried out whole or not at all."""
+def plan_of(
+    proposal: Proposal | None, service: Service, snapshot: Snapshot | None, verdict: Verdict | None
+) -> OptimizationPlan:
+    """Return the plan of the specification; a proposal is one opportunity, since it is carried out whole or not at
+    all."""
     if proposal is None:
         return OptimizationPlan(
-            opportunities=[], estimated_total_improvement=0.0, implementation_priority="none", rationale="nothing is changed"
+            opportunities=[],
+            estimated_total_improvement=0.0,
+            implementation_priority="none",
+            rationale="nothing is changed",
         )
     gain = proposal.prediction.gain
     opportunity: dict[str, Any] = {
@@ -102,8 +111,12 @@ def plan_of(proposal: Proposal | None, service: Service, snapshot: Snapshot | No
         "playbook": proposal.playbook,
         "changes": [{"knob": c.knob, "before": c.before, "after": c.after} for c in proposal.knob_changes],
         "ttl_rules": [
-            {"pattern": r.pattern, "written_ttl_ms": r.written_ttl_ms, "extended_ttl_ms": r.extended_ttl_ms,
-             "max_staleness_ms": r.max_staleness_ms}
+            {
+                "pattern": r.pattern,
+                "written_ttl_ms": r.written_ttl_ms,
+                "extended_ttl_ms": r.extended_ttl_ms,
+                "max_staleness_ms": r.max_staleness_ms,
+            }
             for r in proposal.ttl_rules
         ],
         "method": proposal.prediction.method,
@@ -131,7 +144,8 @@ def improvement_of(
 ) -> tuple[dict[str, float | None], dict[str, PredictionBasis]]:
     """Return the levels after the plan and, for each, what it rests on.
 
-    `latency_reduction_ms` is server-side P99 before minus after: 0 without a plan, null where the plan's effect is not predicted.
+    `latency_reduction_ms` is server-side P99 before minus after: 0 without a plan, null where the plan's effect is
+    not predicted.
     """
     levels: dict[str, float | None] = {}
     basis: dict[str, PredictionBasis] = {}
@@ -161,7 +175,8 @@ def improvement_of(
 
 
 def impact_of(proposal: Proposal | None) -> dict[str, float]:
-    """Return the predicted effect and cost: hit ratio gain with its interval, hits per second, bytes, CPU and time to settle."""
+    """Return the predicted effect and cost: hit ratio gain with its interval, hits per second, bytes, CPU and time to
+    settle."""
     if proposal is None:
         return {}
     predicted = proposal.prediction
@@ -179,7 +194,8 @@ def impact_of(proposal: Proposal | None) -> dict[str, float]:
 
 
 def compliance_of(verdict: Verdict | None, constitution_digest: str, now_ms: int) -> dict[str, Any]:
-    """Return what the constitution says of the plan, principle by principle; without a plan there was nothing to judge."""
+    """Return what the constitution says of the plan, principle by principle; without a plan there was nothing to
+    judge."""
     checks = [
         {
             "check_type": f.principle_id,
@@ -229,5 +245,8 @@ def target_notes(
             continue
         met = met and (current <= target if less_is_better else current >= target)
         if after is not None and (after > target if less_is_better else after < target):
-            notes.append(f"`{name}` is {current:.4g} and would be {after:.4g} after the plan, its target {target:g} needs more than that")
+            notes.append(
+                f"`{name}` is {current:.4g} and would be {after:.4g} after the plan, "
+                f"its target {target:g} needs more than that"
+            )
     return met, notes

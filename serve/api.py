@@ -1,7 +1,7 @@
 """The HTTP application: routes, errors and OpenAPI put together around one backend.
 
-It knows nothing of Ray: `serve/deployments.py` runs it in Serve's replicas, tests run it in process. INVARIANT: whatever goes wrong is
-answered in the one shape of `serve.errors`, with every prescribed header.
+It knows nothing of Ray: `serve/deployments.py` runs it in Serve's replicas, tests run it in process. INVARIANT:
+whatever goes wrong is answered in the one shape of `serve.errors`, with every prescribed header.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 async def _on_known_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, (RequestError, OperatingError))
     if isinstance(error, OperatingError):
-        log.warning("a request was answered with 503", path=clip(request.url.path), kind=type(error).__name__, reason=str(error))
+        log.warning(
+            "a request was answered with 503", path=clip(request.url.path), kind=type(error).__name__, reason=str(error)
+        )
     return error_response(request, api_error_of(error))
 
 
@@ -68,14 +70,16 @@ async def _on_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         message = f"no such route `{clip(request.url.path)}`, /openapi.json lists them all"
     elif error.status_code == 405:
-        message = f"`{clip(request.method, 20)}` is not allowed here, allowed: {headers.get('Allow', 'see /openapi.json')}"
+        message = (
+            f"`{clip(request.method, 20)}` is not allowed here, allowed: {headers.get('Allow', 'see /openapi.json')}"
+        )
     else:
         message = "the request cannot be answered"
     return error_response(request, ApiError(error.status_code, message, headers=headers))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    # The framework raises the exception again after this answer, so the server's log has the trace; the caller gets none of it.
+    # The framework raises the exception again after this answer: the server's log has the trace, the caller none.
     log.error("an answer failed", path=clip(request.url.path), kind=type(error).__name__)
     return error_response(request, ApiError(500, "something went wrong on our side, the log has it under the error id"))
 
@@ -88,13 +92,21 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     telemetry = Telemetry()
     store = tokens if tokens is not None else TokenStore(backend.settings.state_dir)
     app = FastAPI(
-        title="cachewarden", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
-        description=f"A governed autopilot for fleets of Redis and Valkey caches. Constitutional hash: `{CONSTITUTIONAL_HASH}`.",
+        title="cachewarden",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        description=f"A governed autopilot for fleets of caches. Constitutional hash: `{CONSTITUTIONAL_HASH}`.",
     )
     app.state.context = Context(
         backend=backend,
         grounds=Grounds(
-            fleet=backend.fleet, constitution=backend.constitution, settings=backend.settings, budget_bytes=backend.budget_bytes
+            fleet=backend.fleet,
+            constitution=backend.constitution,
+            settings=backend.settings,
+            budget_bytes=backend.budget_bytes,
         ),
         telemetry=telemetry,
         started_s=time.perf_counter(),
@@ -132,6 +144,10 @@ def _publish_openapi(app: FastAPI) -> None:
 
     app.openapi = document  # type: ignore[method-assign]
     app.router.add_api_route(
-        "/openapi.json", openapi, methods=["GET"], include_in_schema=False, route_class_override=GovernedRoute,
+        "/openapi.json",
+        openapi,
+        methods=["GET"],
+        include_in_schema=False,
+        route_class_override=GovernedRoute,
         openapi_extra=needs("read"),
     )

@@ -1,7 +1,7 @@
 """Everything that the HTTP API needs from outside, as one narrow protocol.
 
-`serve/deployments.py` implements it on Ray actors, the tests on plain data. The API never reaches around it: no socket, no clock, no
-actor handle. INVARIANT: whatever changes a cache is recorded through `record` first.
+`serve/deployments.py` implements it on Ray actors, the tests on plain data. The API never reaches around it: no
+socket, no clock, no actor handle. INVARIANT: whatever changes a cache is recorded through `record` first.
 """
 
 from __future__ import annotations
@@ -75,5 +75,6 @@ class Backend(Protocol):
         ...
 
     async def components(self) -> Mapping[str, str]:
-        """Return each part behind the API that is not an agent (`journal`, `blackboard`, ...) with `healthy` or what is wrong."""
+        """Return each part behind the API that is not an agent (`journal`, `blackboard`, ...) with `healthy` or what is
+        wrong."""
         ...

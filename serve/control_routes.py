@@ -1,7 +1,7 @@
 """POST /api/v1/control/{pause,resume,kill}: stop and go, by name and with a reason.
 
-The coordinator carries it out and writes the audit record; the answer says only that it has taken the command. INVARIANT: stopping needs
-nothing but a reachable coordinator, in particular no fresh state.
+The coordinator carries it out and writes the audit record; the answer says only that it has taken the command.
+INVARIANT: stopping needs nothing but a reachable coordinator, in particular no fresh state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ async def _set(request: Request, body: ControlRequest, *, paused: bool, kill: bo
 
 
 @router.post(
-    "/api/v1/control/pause", response_model=ControlResponse, responses=ERRORS, openapi_extra=needs("operate"),
+    "/api/v1/control/pause",
+    response_model=ControlResponse,
+    responses=ERRORS,
+    openapi_extra=needs("operate"),
     summary="Begin no new change; what is in flight is finished",
 )
 async def pause(request: Request, body: ControlRequest) -> Response:
@@ -33,7 +36,10 @@ async def pause(request: Request, body: ControlRequest) -> Response:
 
 
 @router.post(
-    "/api/v1/control/resume", response_model=ControlResponse, responses=ERRORS, openapi_extra=needs("operate"),
+    "/api/v1/control/resume",
+    response_model=ControlResponse,
+    responses=ERRORS,
+    openapi_extra=needs("operate"),
     summary="Allow changes again",
 )
 async def resume(request: Request, body: ControlRequest) -> Response:
@@ -41,7 +47,10 @@ async def resume(request: Request, body: ControlRequest) -> Response:
 
 
 @router.post(
-    "/api/v1/control/kill", response_model=ControlResponse, responses=ERRORS, openapi_extra=needs("operate"),
+    "/api/v1/control/kill",
+    response_model=ControlResponse,
+    responses=ERRORS,
+    openapi_extra=needs("operate"),
     summary="Pause, and take back whatever is in flight",
 )
 async def kill(request: Request, body: ControlRequest) -> Response:

@@ -1,40 +1,39 @@
 """Decides one optimisation request from what is known, without asking anybody: a pure function.
 
-It takes the standing decision on the service, judges exactly that proposal again by the constitution, and says what becomes of the
-request and what must be recorded before it may happen. It never executes, waits, records or reads a clock. INVARIANT: `execute` is set
-only with a complete ALLOW verdict of this moment, a GO resolution, a fresh state, an unexpired proposal, and nothing paused or in flight.
+It takes the standing decision on the service, judges exactly that proposal again by the constitution, and says what
+becomes of the request and what must be recorded before it may happen. It never executes, waits, records or reads a
+clock. INVARIANT: `execute` is set only with a complete ALLOW verdict of this moment, a GO resolution, a fresh state,
+an unexpired proposal, and nothing paused or in flight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any
 
 from cachewarden.codec import digest
 from cachewarden.errors import ConstitutionalComplianceError, OperatingError
 from cachewarden.fleet import Fleet, Service
 from cachewarden.messages import (
     CONSTITUTIONAL_HASH,
-    Decision,
     Execution,
     ExecutionState,
-    Mode,
     Proposal,
     RecordKind,
-    ResolutionOutcome,
     Verdict,
 )
-from cachewarden.models import CacheOptimizationRequest, CacheOptimizationResponse
+from cachewarden.models import CacheOptimizationResponse
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import evaluate, refusal
 from cachewarden.policy.facts import facts_of
 from cachewarden.policy.surroundings import Surroundings, surroundings_of
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import Execute, FleetState, StandingDecision
+from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
 from serve.answers import changes_in_words, compliance_of, impact_of, improvement_of, plan_of, risk_of, target_notes
+from serve.courses import Apply, Asked, Course, already_so, confirmed, course_of, latest_of
 
 __all__ = [
     "Apply",
@@ -50,11 +49,6 @@ __all__ = [
     "with_execution",
 ]
 
-Apply = Literal["auto", "async", "never"]
-"""auto: carry out and wait a little for the confirmation; async: carry out, do not wait; never: only say what would be done."""
-
-APPLIED_STATES: Final = frozenset({ExecutionState.OBSERVING, ExecutionState.KEPT})
-
 
 class StateTooOld(OperatingError):
     """What is known of the fleet is missing or too old to decide on; `public_reason` may be told to the caller."""
@@ -62,16 +56,6 @@ class StateTooOld(OperatingError):
     def __init__(self, public_reason: str) -> None:
         self.public_reason = public_reason
         super().__init__(public_reason)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One request with everything around it: who asked, under which id, and what may be done about it."""
-
-    request: CacheOptimizationRequest
-    decision_id: str
-    caller: str
-    apply: Apply = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +72,8 @@ class Grounds:
 class DecisionOutcome:
     """What was decided. `record` must be durable before `execute` is sent or the response is given.
 
-    `wants_cycle`: a forced request found nothing that may go ahead now, so a cycle with the service in `force` may find it.
+    `wants_cycle`: a forced request found nothing that may go ahead now, so a cycle with the service in `force` may
+    find it.
     """
 
     response: CacheOptimizationResponse
@@ -110,22 +95,29 @@ def fresh_state(state: FleetState | None, now_ms: int, max_age_ms: int) -> Fleet
     if state is None:
         raise StateTooOld("the fleet has not been observed yet, ask again later")
     if now_ms - state.at_ms > max_age_ms:
-        raise StateTooOld(f"the state is too old: {(now_ms - state.at_ms) / 1000:.0f} s, at most {max_age_ms / 1000:.0f} s may be decided on")
+        raise StateTooOld(
+            f"the state is too old: {(now_ms - state.at_ms) / 1000:.0f} s, "
+            f"at most {max_age_ms / 1000:.0f} s may be decided on"
+        )
     return state
 
 
 def others_of(state: FleetState, grounds: Grounds) -> Surroundings:
     """Return what all proposals at hand have in common; the same for every request on one state version.
 
-    A proposal whose donor was kept already still belongs to that donor's group, which is why executed ones that are needed count too.
+    A proposal whose donor was kept already still belongs to that donor's group, which is why executed ones that are
+    needed count too.
     """
     at_hand = {d.proposal.proposal_id: d.proposal for d in state.standing.values() if d.proposal is not None}
     needed = {need for proposal in at_hand.values() for need in proposal.needs}
     done = {e.proposal.proposal_id: e.proposal for e in state.executions if e.proposal.proposal_id in needed}
     everything = {**done, **at_hand}
     return surroundings_of(
-        [everything[key] for key in sorted(everything)], [state.snapshots[name] for name in sorted(state.snapshots)],
-        grounds.fleet, grounds.settings, grounds.budget_bytes,
+        [everything[key] for key in sorted(everything)],
+        [state.snapshots[name] for name in sorted(state.snapshots)],
+        grounds.fleet,
+        grounds.settings,
+        grounds.budget_bytes,
     )
 
 
@@ -140,130 +132,25 @@ def is_complete(verdict: Verdict, proposal: Proposal, constitution: Constitution
     )
 
 
-def _matches(proposal: Proposal, optimization_type: str) -> bool:
-    return optimization_type == "comprehensive" or optimization_type in proposal.kinds
-
-
-def _already_so(proposal: Proposal, snapshot: Snapshot | None) -> bool:
-    """Whether the knobs, as the server itself said, are what the proposal wants; TTL rules cannot be seen there."""
-    if snapshot is None or proposal.ttl_rules or not proposal.knob_changes:
-        return False
-    return all(snapshot.knobs.get(change.knob) == change.after for change in proposal.knob_changes)
-
-
-def _confirmed(execution: Execution, snapshot: Snapshot | None) -> bool:
-    """Whether an execution's values were read back, and nobody was seen to change them since."""
-    if execution.state not in APPLIED_STATES:
-        return False
-    if snapshot is None or snapshot.taken_at_ms <= execution.updated_at_ms:
-        return True
-    return all(snapshot.knobs.get(c.knob, c.after) == c.after for c in execution.proposal.knob_changes)
-
-
-def _latest(state: FleetState, service: str) -> Execution | None:
-    return next((e for e in reversed(state.executions) if e.proposal.service == service), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Finding:
-    """Which plan the answer is about, and what becomes of it."""
-
-    state: str
-    reason: str
-    proposal: Proposal | None = None
-    execution: Execution | None = None
-    go: bool = False
-    applied: bool = False
-    wants_cycle: bool = False
-
-
-def _without_proposal(asked: Asked, standing: StandingDecision | None, latest: Execution | None, snapshot: Snapshot | None) -> _Finding:
-    """Nothing new to do: either a kept change is in force, or nothing was worth doing."""
-    request = asked.request
-    reason = "the service has not been examined yet" if standing is None else standing.idle_reason or "no change is worth it now"
-    kept = latest is not None and latest.state is ExecutionState.KEPT and _matches(latest.proposal, request.optimization_type)
-    if kept and latest is not None and _confirmed(latest, snapshot):
-        return _Finding(
-            state="in_force", reason=f"the last plan is in force and nothing more is to be done: {reason}",
-            proposal=latest.proposal, execution=latest, applied=True, wants_cycle=request.force_optimization,
-        )
-    return _Finding(state="nothing_to_do", reason=reason, wants_cycle=request.force_optimization)
-
-
-def _about_resolution(asked: Asked, service: Service, standing: StandingDecision, proposal: Proposal) -> _Finding:
-    """What the other intents leave of an allowed proposal."""
-    resolution = standing.resolution
-    forced = asked.request.force_optimization
-    if resolution is None or resolution.proposal_id != proposal.proposal_id:
-        return _Finding(state="waiting", reason="the plan has not been settled with the others yet", proposal=proposal, wants_cycle=forced)
-    if service.mode in (Mode.OFF, Mode.ADVISE) or resolution.outcome is ResolutionOutcome.ADVISE:
-        reason = f"`{service.name}` is in mode `{service.mode}`, so the plan is advice: {resolution.reason}"
-        return _Finding(state="advised", reason=reason, proposal=proposal)
-    if resolution.outcome is ResolutionOutcome.GO and service.mode is Mode.AUTO:
-        return _Finding(state="accepted", reason=resolution.reason, proposal=proposal, go=True)
-    if service.mode is Mode.APPROVE:
-        return _Finding(state="awaits_approval", reason=resolution.reason, proposal=proposal)
-    state = "waiting" if resolution.outcome is ResolutionOutcome.WAIT else "yielded"
-    return _Finding(state=state, reason=resolution.reason, proposal=proposal, wants_cycle=forced)
-
-
-def _find(
-    asked: Asked, state: FleetState, service: Service, snapshot: Snapshot | None, verdict: Verdict | None, now_ms: int
-) -> _Finding:
-    """Return what becomes of the request; the order of the questions is the order of what binds."""
-    request = asked.request
-    standing, latest = state.standing.get(service.name), _latest(state, service.name)
-    if latest is not None and not latest.state.final:
-        reason = f"a change is in flight: {latest.reason or latest.state.value}"
-        return _Finding(
-            state="in_flight", reason=reason, proposal=latest.proposal, execution=latest, applied=_confirmed(latest, snapshot)
-        )
-    proposal = standing.proposal if standing is not None else None
-    if proposal is None or standing is None:
-        return _without_proposal(asked, standing, latest, snapshot)
-    if not _matches(proposal, request.optimization_type):
-        kinds = ", ".join(proposal.kinds)
-        return _Finding(state="nothing_to_do", reason=f"the plan at hand is about {kinds}, nothing is to be done for {request.optimization_type}")
-    if latest is not None and latest.proposal.proposal_id == proposal.proposal_id:
-        applied = _confirmed(latest, snapshot)
-        reason = latest.reason or f"the plan ended as {latest.state.value}"
-        return _Finding(
-            state="in_force" if applied else latest.state.value, reason=reason, proposal=proposal, execution=latest, applied=applied
-        )
-    if _already_so(proposal, snapshot):
-        return _Finding(state="in_force", reason="the cache already is what the plan wants", proposal=proposal, applied=True)
-    if proposal.expires_at_ms <= now_ms:
-        return _Finding(
-            state="expired", reason="the plan at hand is stale, the next cycle makes a new one", proposal=proposal,
-            wants_cycle=request.force_optimization,
-        )
-    if verdict is None or verdict.decision is Decision.DENY:
-        if verdict is None:
-            return _Finding(state="denied", reason="the plan could not be judged, which denies it", proposal=proposal)
-        denied = "; ".join(f"{f.title}: {f.reason}" for f in verdict.findings if f.decision is Decision.DENY)
-        return _Finding(state="denied", reason=f"the constitution denies the plan: {denied}", proposal=proposal)
-    met, _ = target_notes(request.explicit_targets, snapshot, {})
-    if met:
-        return _Finding(state="targets_met", reason="every target of the request is met already, so it changes nothing", proposal=proposal)
-    if state.paused:
-        return _Finding(state="paused", reason=f"changes are paused: {state.pause_reason or 'no reason given'}", proposal=proposal)
-    return _about_resolution(asked, service, standing, proposal)
-
-
 def _judge(
-    state: FleetState, service: Service, snapshot: Snapshot | None, grounds: Grounds, others: Surroundings | None, now_ms: int
+    state: FleetState,
+    service: Service,
+    snapshot: Snapshot | None,
+    grounds: Grounds,
+    others: Surroundings | None,
+    now_ms: int,
 ) -> tuple[Verdict | None, bool]:
     """Judge the standing proposal now; returns the verdict and whether it is complete.
 
-    A change that is under way, done or in force already was judged before it began; judged again it would be stale by its own effect,
-    so its verdict of then is told.
+    A change that is under way, done or in force already was judged before it began; judged again it would be stale by
+    its own effect, so its verdict of then is told.
     """
-    standing, latest = state.standing.get(service.name), _latest(state, service.name)
+    standing, latest = state.standing.get(service.name), latest_of(state, service.name)
     proposal = standing.proposal if standing is not None else None
     if proposal is None or standing is None:
         return None, False
     begun = latest is not None and (not latest.state.final or latest.proposal.proposal_id == proposal.proposal_id)
-    if begun or _already_so(proposal, snapshot):
+    if begun or already_so(proposal, snapshot):
         verdict = standing.verdict
     elif snapshot is None:
         verdict = refusal(grounds.constitution, proposal, now_ms, "the cache could not be observed")
@@ -279,8 +166,8 @@ def decide(
 ) -> DecisionOutcome:
     """Decide one request. `others` saves time where `others_of` was worked out for this very state already.
 
-    Raises ConstitutionalComplianceError for a wrong hash, UnknownService, and StateTooOld where the state is missing or older than
-    three cycles.
+    Raises ConstitutionalComplianceError for a wrong hash, UnknownService, and StateTooOld where the state is missing
+    or older than three cycles.
     """
     request, constitution = asked.request, grounds.constitution
     if request.constitutional_hash != CONSTITUTIONAL_HASH:
@@ -289,19 +176,35 @@ def decide(
     known = fresh_state(state, now_ms, max_age_ms_of(grounds.settings))
     snapshot = known.snapshots.get(service.name)
     judged, complete = _judge(known, service, snapshot, grounds, others, now_ms)
-    found = _find(asked, known, service, snapshot, judged if complete else None, now_ms)
-    verdict = judged if judged is not None and found.proposal is not None and judged.proposal_id == found.proposal.proposal_id else None
+    found = course_of(asked, known, service, snapshot, judged if complete else None, now_ms)
+    verdict = (
+        judged
+        if judged is not None and found.proposal is not None and judged.proposal_id == found.proposal.proposal_id
+        else None
+    )
     standing = known.standing.get(service.name)
     execute = None
-    if found.go and found.proposal is not None and verdict is not None and standing is not None and standing.resolution is not None:
+    if (
+        found.go
+        and found.proposal is not None
+        and verdict is not None
+        and standing is not None
+        and standing.resolution is not None
+    ):
         execute = Execute(
-            proposal=found.proposal, verdict=verdict, resolution=standing.resolution,
+            proposal=found.proposal,
+            verdict=verdict,
+            resolution=standing.resolution,
             hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
             latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
         )
     if execute is not None and asked.apply == "never":
         execute = None
-        found = _Finding(state="dry_run", reason="the plan would be carried out, but `apply=never` asks that nothing be done", proposal=found.proposal)
+        found = Course(
+            state="dry_run",
+            reason="the plan would be carried out, but `apply=never` asks that nothing be done",
+            proposal=found.proposal,
+        )
     response = _response(asked, service, snapshot, found, verdict, constitution, now_ms, known)
     return DecisionOutcome(
         response=response,
@@ -315,8 +218,14 @@ def decide(
 
 
 def _response(
-    asked: Asked, service: Service, snapshot: Snapshot | None, found: _Finding, verdict: Verdict | None,
-    constitution: Constitution, now_ms: int, state: FleetState,
+    asked: Asked,
+    service: Service,
+    snapshot: Snapshot | None,
+    found: Course,
+    verdict: Verdict | None,
+    constitution: Constitution,
+    now_ms: int,
+    state: FleetState,
 ) -> CacheOptimizationResponse:
     levels, basis = improvement_of(found.proposal, snapshot, found.execution)
     _, notes = target_notes(asked.request.target_metrics, snapshot, levels)
@@ -345,7 +254,12 @@ def _response(
 
 
 def _record(
-    asked: Asked, found: _Finding, verdict: Verdict | None, response: CacheOptimizationResponse, execute: bool, now_ms: int
+    asked: Asked,
+    found: Course,
+    verdict: Verdict | None,
+    response: CacheOptimizationResponse,
+    execute: bool,
+    now_ms: int,
 ) -> RecordDraft:
     request = asked.request
     payload: Mapping[str, Any] = {
@@ -363,7 +277,9 @@ def _record(
         "applied": response.optimization_applied,
         "will_execute": execute,
         "proposal_id": None if found.proposal is None else found.proposal.proposal_id,
-        "verdict": None if verdict is None else {
+        "verdict": None
+        if verdict is None
+        else {
             "decision": verdict.decision.value,
             "denied_by": list(verdict.denied_by),
             "proposal_digest": verdict.proposal_digest,
@@ -372,8 +288,12 @@ def _record(
         },
     }
     return RecordDraft(
-        at_ms=now_ms, kind=RecordKind.REQUEST_DECIDED.value, agent="api", service=request.service_name,
-        subject_id=asked.decision_id, payload=payload,
+        at_ms=now_ms,
+        kind=RecordKind.REQUEST_DECIDED.value,
+        agent="api",
+        service=request.service_name,
+        subject_id=asked.decision_id,
+        payload=payload,
     )
 
 
@@ -384,7 +304,7 @@ def with_execution(
     response = outcome.response
     if execution is None:
         return response
-    applied = _confirmed(execution, snapshot)
+    applied = confirmed(execution, snapshot)
     levels, basis = improvement_of(outcome.proposal, snapshot, execution)
     said = execution.reason or execution.state.value
     reason = {

@@ -1,7 +1,8 @@
 """What surrounds every answer: request id, the prescribed headers, the bound on the body, and the count.
 
-A plain ASGI wrapper, so that it costs little and misses nothing, the framework's own answers included. It reads the body of a request
-up to the bound before anything else sees it, whatever Content-Length says. INVARIANT: no more than the bound is ever held in memory.
+A plain ASGI wrapper, so that it costs little and misses nothing, the framework's own answers included. It reads the
+body of a request up to the bound before anything else sees it, whatever Content-Length says. INVARIANT: no more than
+the bound is ever held in memory.
 """
 
 from __future__ import annotations
@@ -67,19 +68,29 @@ class Envelope:
             await self._app(scope, replay, send_with_headers)
         except _TooLarge:
             limit = self._limit(scope)
-            error = ApiError(413, f"the body may have at most {limit} bytes", details={"limit_bytes": limit}, headers={"Connection": "close"})
+            error = ApiError(
+                413,
+                f"the body may have at most {limit} bytes",
+                details={"limit_bytes": limit},
+                headers={"Connection": "close"},
+            )
             await error_response(Request(scope), error)(scope, receive, send_with_headers)
         finally:
             route = scope.get("route")
             endpoint = getattr(route, "path", "unmatched")
-            method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS") else "other"
+            method = (
+                scope["method"]
+                if scope["method"] in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
+                else "other"
+            )
             self._telemetry.request(method, endpoint, status_code, time.perf_counter() - started_s)
 
     def _limit(self, scope: Scope) -> int:
         return self._limits.get(scope["path"], MAX_BODY_BYTES)
 
     async def _buffered(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the body up to the bound and return a `receive` that gives it again; a GET has none that anybody reads."""
+        """Read the body up to the bound and return a `receive` that gives it again; a GET has none that anybody
+        reads."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
         limit = self._limit(scope)

@@ -1,7 +1,7 @@
 """The one shape of all errors, and which failure gets which status.
 
-A caller learns what was wrong and the way out; never a stack trace, an internal text or more than 100 characters of his own input.
-INVARIANT: every error of the API, also those of the framework, is made by `error_response`.
+A caller learns what was wrong and the way out; never a stack trace, an internal text or more than 100 characters of
+his own input. INVARIANT: every error of the API, also those of the framework, is made by `error_response`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,12 @@ class ApiError(Exception):
     """An answer that is an error: status, ACGS's code, a message for the caller, and details that he may see."""
 
     def __init__(
-        self, status_code: int, message: str, *, code: str | None = None, details: Mapping[str, Any] | None = None,
+        self,
+        status_code: int,
+        message: str,
+        *,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status_code = status_code
@@ -76,7 +81,9 @@ class ApiError(Exception):
 def clip(text: object, limit: int = 100) -> str:
     """Return at most `limit` characters of a caller's input, with everything unprintable made visible."""
     shown = str(text)[: limit + 1]
-    shown = "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else "\N{REPLACEMENT CHARACTER}" for c in shown)
+    shown = "".join(
+        c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else "\N{REPLACEMENT CHARACTER}" for c in shown
+    )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
@@ -89,13 +96,15 @@ def near_miss(name: str, known: Iterable[str]) -> str | None:
 def api_error_of(error: RequestError | OperatingError) -> ApiError:
     """Map our own errors to answers: the one table of class to status."""
     if isinstance(error, ConstitutionalComplianceError):
-        message = f"invalid constitutional hash `{clip(error.received, 64)}` in the {error.where}, leave it out or send `{CONSTITUTIONAL_HASH}`"
+        given = clip(error.received, 64)
+        message = f"invalid constitutional hash `{given}` in the {error.where}, send `{CONSTITUTIONAL_HASH}` or none"
         return ApiError(403, message, code="CONSTITUTIONAL_VIOLATION", details={"where": error.where})
     if isinstance(error, UnknownService):
         shown = error.known[:100]
         message = f"unknown service `{clip(error.service)}`, the fleet has: {', '.join(shown) or 'none'}"
         return ApiError(
-            404, message,
+            404,
+            message,
             details={"known_services": list(shown), "did_you_mean": near_miss(error.service, error.known)},
         )
     if isinstance(error, RequestError):
@@ -120,17 +129,24 @@ def validation_problems(problems: Sequence[Any], known_fields: Iterable[str]) ->
         message = f"{message[:1].lower()}{message[1:]}"
         if problem.get("type") == "extra_forbidden":
             meant = near_miss(path[-1], known_fields)
-            message = f"unknown field, did you mean `{meant}`?" if meant else f"unknown field, known are: {', '.join(sorted(known_fields))}"
+            message = (
+                f"unknown field, did you mean `{meant}`?"
+                if meant
+                else f"unknown field, known are: {', '.join(sorted(known_fields))}"
+            )
         elif problem.get("type") == "missing" and len(path) == 1:
             field, message = "body", "a JSON object is needed"
-        shown.append({"field": field, "in": path[0] if path else "request", "message": message, "type": problem.get("type", "")})
+        shown.append(
+            {"field": field, "in": path[0] if path else "request", "message": message, "type": problem.get("type", "")}
+        )
     first = shown[0] if shown else {"field": "request", "message": "does not fit"}
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"`{first['field']}`: {first['message']}{more}", shown
 
 
 def error_response(request: Request, error: ApiError) -> Response:
-    """Return the answer in ACGS's shape, complete with every header, so that it is right outside of any middleware too."""
+    """Return the answer in ACGS's shape, complete with every header, so that it is right outside of any middleware
+    too."""
     error_id = str(uuid4())
     body = {
         "error": {

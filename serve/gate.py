@@ -1,8 +1,9 @@
-"""Who may pass: token, scope, content type, JSON and constitutional hash, checked before a handler or a model sees anything.
+"""Who may pass: token, scope, content type, JSON and constitutional hash, checked before a handler or a model sees
+anything.
 
-In this order: token and scope first, so that a stranger can neither write audit records nor learn what a valid body is; then the hash
-header; then the body's form; then the hash in the body. INVARIANT: a request with a wrong hash does nothing but be refused, counted and
-audited.
+In this order: token and scope first, so that a stranger can neither write audit records nor learn what a valid body
+is; then the hash header; then the body's form; then the hash in the body. INVARIANT: a request with a wrong hash does
+nothing but be refused, counted and audited.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ __all__ = ["ANONYMOUS", "Gate", "GovernedRoute", "caller_of", "gate_of", "needs"
 ANONYMOUS: Final = Caller("anonymous", frozenset())
 _SCOPE_KEY: Final = "x-required-scope"
 _PUBLIC: Final = "none"
-# A stranger may have one refusal in so many milliseconds written down, and the number of the others with it: the journal is not his to fill.
+# A stranger may have one refusal in so many milliseconds written down, with the number of the others: the journal is
+# not his to fill.
 _ANONYMOUS_RECORD_EVERY_MS: Final = 10_000
 
 log = structlog.get_logger("serve.gate")
@@ -58,15 +60,20 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def strict_json(raw: bytes) -> Any:
-    """Parse a body: UTF-8, no NaN or infinities, no name twice in one object; raises ApiError 400 that says where it went wrong."""
+    """Parse a body: UTF-8, no NaN or infinities, no name twice in one object; raises ApiError 400 that says where it
+    went wrong."""
     try:
         return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8, at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON: {error.msg.lower()}, line {error.lineno} column {error.colno}") from None
+        raise ApiError(
+            400, f"the body is not JSON: {error.msg.lower()}, line {error.lineno} column {error.colno}"
+        ) from None
     except (ValueError, RecursionError):
-        raise ApiError(400, "the body is not JSON that can be read: a number is too long or the nesting too deep") from None
+        raise ApiError(
+            400, "the body is not JSON that can be read: a number is too long or the nesting too deep"
+        ) from None
 
 
 class _ParsedRequest(Request):
@@ -89,7 +96,8 @@ class Gate:
         self._anonymous_suppressed = 0
 
     def admit(self, request: Request, scope: str) -> Caller:
-        """Return the caller; raises ApiError 401 without a valid token, 403 without the scope, 503 where tokens cannot be read."""
+        """Return the caller; raises ApiError 401 without a valid token, 403 without the scope, 503 where tokens cannot
+        be read."""
         if scope == _PUBLIC:
             return ANONYMOUS
         try:
@@ -98,25 +106,34 @@ class Gate:
             log.error("tokens cannot be read", reason=str(error))
             raise ApiError(503, "tokens cannot be checked now, the operator has to look at the token file") from None
         if caller is None:
-            message = "a valid token is needed: `Authorization: Bearer <token>`; the first one lies in the state directory"
+            message = (
+                "a valid token is needed: `Authorization: Bearer <token>`; the first one lies in the state directory"
+            )
             raise ApiError(401, message, headers={"WWW-Authenticate": 'Bearer realm="cachewarden"'})
         wanted = next(s for s in SCOPES if s == scope)
         if not caller.may(wanted):
             raise ApiError(
-                403, f"the token `{caller.name}` lacks the scope `{scope}`", details={"required_scope": scope},
-                headers={"WWW-Authenticate": f'Bearer realm="cachewarden", error="insufficient_scope", scope="{scope}"'},
+                403,
+                f"the token `{caller.name}` lacks the scope `{scope}`",
+                details={"required_scope": scope},
+                headers={
+                    "WWW-Authenticate": f'Bearer realm="cachewarden", error="insufficient_scope", scope="{scope}"'
+                },
             )
         return caller
 
     async def check_hash(self, request: Request, caller: Caller, received: object, where: str, endpoint: str) -> None:
-        """Raise ConstitutionalComplianceError for a wrong hash, after it was counted and, if the journal takes it, audited."""
+        """Raise ConstitutionalComplianceError for a wrong hash, after it was counted and, if the journal takes it,
+        audited."""
         if received == CONSTITUTIONAL_HASH:
             return
         self._telemetry.hash_refused(endpoint, request.method, where)
         await self._audit_refusal(request, caller, received, where, endpoint)
         raise ConstitutionalComplianceError(clip(received, 64), where)
 
-    async def _audit_refusal(self, request: Request, caller: Caller, received: object, where: str, endpoint: str) -> None:
+    async def _audit_refusal(
+        self, request: Request, caller: Caller, received: object, where: str, endpoint: str
+    ) -> None:
         now_ms = self._backend.now_ms()
         suppressed = 0
         if caller is ANONYMOUS:
@@ -126,11 +143,19 @@ class Gate:
             self._anonymous_due_ms = now_ms + _ANONYMOUS_RECORD_EVERY_MS
             suppressed, self._anonymous_suppressed = self._anonymous_suppressed, 0
         draft = RecordDraft(
-            at_ms=now_ms, kind=RecordKind.REQUEST_REFUSED.value, agent="api", service=None,
+            at_ms=now_ms,
+            kind=RecordKind.REQUEST_REFUSED.value,
+            agent="api",
+            service=None,
             subject_id=str(request.state.request_id),
             payload={
-                "constitutional_hash": CONSTITUTIONAL_HASH, "why": "wrong constitutional hash", "where": where,
-                "received": clip(received, 64), "endpoint": endpoint, "method": request.method, "caller": caller.name,
+                "constitutional_hash": CONSTITUTIONAL_HASH,
+                "why": "wrong constitutional hash",
+                "where": where,
+                "received": clip(received, 64),
+                "endpoint": endpoint,
+                "method": request.method,
+                "caller": caller.name,
                 "suppressed_before": suppressed,
             },
         )
@@ -164,7 +189,8 @@ class GovernedRoute(APIRoute):
     """A route that lets nothing through but what the gate lets through."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler with the gate before it; raises KeyError at start-up for a route that declares no scope."""
+        """Return the handler with the gate before it; raises KeyError at start-up for a route that declares no
+        scope."""
         handle = super().get_route_handler()
         scope = str((self.openapi_extra or {})[_SCOPE_KEY])
         has_body = self.body_field is not None
@@ -178,8 +204,8 @@ class GovernedRoute(APIRoute):
             if header is not None:
                 await gate.check_hash(request, caller, header, "header", endpoint)
             if has_body:
-                request = await _with_json(request)
-                body = request.parsed if isinstance(request, _ParsedRequest) else None
+                request = parsed = await _with_json(request)
+                body = parsed.parsed
                 if isinstance(body, dict) and "constitutional_hash" in body:
                     await gate.check_hash(request, caller, body["constitutional_hash"], "body", endpoint)
             gate.passed(request, endpoint)
@@ -188,13 +214,17 @@ class GovernedRoute(APIRoute):
         return governed
 
 
-async def _with_json(request: Request) -> Request:
+async def _with_json(request: Request) -> _ParsedRequest:
     parsed = _ParsedRequest(request.scope, request.receive)
     raw = await parsed.body()
     if not raw:
-        return request
+        return parsed
     media_type = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
-    if media_type != "application/json" and not (media_type.startswith("application/") and media_type.endswith("+json")):
-        raise ApiError(415, f"the body must be JSON with `Content-Type: application/json`, got `{clip(media_type, 60) or 'none'}`")
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
+        raise ApiError(
+            415, f"the body must be JSON with `Content-Type: application/json`, got `{clip(media_type, 60) or 'none'}`"
+        )
     parsed.parsed = strict_json(raw)
     return parsed

@@ -1,7 +1,8 @@
 """POST /api/v1/cache/optimize: decide, record, hand over, and wait a little for the cache's own confirmation.
 
-The decision itself is `serve.decision.decide`; here is only what waits. INVARIANT: the decision is durable in the journal before it is
-carried out or answered, and the answer says of the change what the actuator has said of it, nothing more.
+The decision itself is `serve.decision.decide`; here is only what waits. INVARIANT: the decision is durable in the
+journal before it is carried out or answered, and the answer says of the change what the actuator has said of it,
+nothing more.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ def _decide(context: Context, asked: Asked, state: FleetState | None) -> Decisio
     outcome = decide(asked, state, context.grounds, context.backend.now_ms(), others)
     now_s = time.perf_counter()
     context.telemetry.decided(
-        outcome.response.state, now_s - started_s, now_s, judged=outcome.verdict is not None, complete=outcome.verdict_complete
+        outcome.response.state,
+        now_s - started_s,
+        now_s,
+        judged=outcome.verdict is not None,
+        complete=outcome.verdict_complete,
     )
     return outcome
 
@@ -53,7 +58,8 @@ async def _confirmation(context: Context, proposal_id: str) -> Execution | None:
 
 
 async def _next_cycle(context: Context, service: str, after_ms: int) -> FleetState | None:
-    """Return the state once the service has been decided on after `after_ms`; None if that did not come within `wait_s`."""
+    """Return the state once the service has been decided on after `after_ms`; None if that did not come within
+    `wait_s`."""
     deadline_s, pause_s = time.perf_counter() + context.wait_s, _POLL_FIRST_S
     while time.perf_counter() < deadline_s:
         state = await context.backend.state()
@@ -73,26 +79,35 @@ async def _carry_out(context: Context, outcome: DecisionOutcome, apply: Apply) -
         return outcome.response
     execution = await _confirmation(context, outcome.execute.proposal.proposal_id)
     if execution is None:
-        reason = f"handed over, the actuator has not reported yet, see /api/v1/cache/plans/{outcome.execute.proposal.proposal_id}"
-        return outcome.response.model_copy(update={"reason": reason, "recommendations": [*outcome.response.recommendations, reason]})
+        plan_id = outcome.execute.proposal.proposal_id
+        reason = f"handed over, the actuator has not reported yet, see /api/v1/cache/plans/{plan_id}"
+        return outcome.response.model_copy(
+            update={"reason": reason, "recommendations": [*outcome.response.recommendations, reason]}
+        )
     state = await context.backend.state()
     snapshot = None if state is None else state.snapshots.get(outcome.execute.proposal.service)
     return with_execution(outcome, execution, snapshot)
 
 
 @router.post(
-    "/api/v1/cache/optimize", response_model=CacheOptimizationResponse, responses=ERRORS, openapi_extra=needs("operate"),
+    "/api/v1/cache/optimize",
+    response_model=CacheOptimizationResponse,
+    responses=ERRORS,
+    openapi_extra=needs("operate"),
     summary="Decide on one service, and carry the plan out if everything permits it",
 )
 async def optimize(
     request: Request,
     body: CacheOptimizationRequest,
-    apply: Annotated[Apply, Query(description="auto: wait for the confirmation; async: do not wait; never: dry run")] = "auto",
+    apply: Annotated[
+        Apply, Query(description="auto: wait for the confirmation; async: do not wait; never: dry run")
+    ] = "auto",
 ) -> Response:
     """Decide on the standing plan of a service.
 
-    The constitution is evaluated on exactly this plan now; the decision is in the journal before it is answered. Nothing to do is a
-    successful answer with the reason. `force_optimization` runs a cycle without cool-down and minimum gain for this service.
+    The constitution is evaluated on exactly this plan now; the decision is in the journal before it is answered.
+    Nothing to do is a successful answer with the reason. `force_optimization` runs a cycle without cool-down and
+    minimum gain for this service.
     """
     started_s = time.perf_counter()
     context = context_of(request)
@@ -111,7 +126,8 @@ async def optimize(
 
 
 async def _after_forced_cycle(context: Context, asked: Asked, outcome: DecisionOutcome) -> DecisionOutcome:
-    """Run a cycle that skips cool-down and minimum gain for the service; decide again on what it found, under a record of its own."""
+    """Run a cycle that skips cool-down and minimum gain for the service; decide again on what it found, under a record
+    of its own."""
     service = asked.request.service_name
     asked_ms = outcome.record.at_ms
     await context.backend.run_cycle(RunCycle(force=(service,)))

@@ -1,6 +1,7 @@
 """Everything that is only looked at: metrics, plans, services, agents, audit, health, Prometheus.
 
-Nothing here changes anything, and nothing here is recorded. INVARIANT: an answer is made from one state, so its parts belong together.
+Nothing here changes anything, and nothing here is recorded. INVARIANT: an answer is made from one state, so its parts
+belong together.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ _HEALTH_WAIT_S: Final = 2.0
 
 
 @router.get(
-    "/api/v1/cache/metrics", response_model=FleetMetricsResponse, responses=ERRORS, openapi_extra=needs("read"), tags=["observation"],
+    "/api/v1/cache/metrics",
+    response_model=FleetMetricsResponse,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["observation"],
     summary="The fleet's performance, and each service's",
 )
 async def metrics(request: Request) -> Response:
@@ -50,26 +55,40 @@ async def metrics(request: Request) -> Response:
     state = await known_state(context)
     return json_answer(
         fleet_metrics(
-            context.backend.fleet, state, context.backend.now_ms(), requests_per_s=telemetry.requests_per_s(time.perf_counter()),
-            decisions=telemetry.decisions, compliant=telemetry.decisions_compliant,
+            context.backend.fleet,
+            state,
+            context.backend.now_ms(),
+            requests_per_s=telemetry.requests_per_s(time.perf_counter()),
+            decisions=telemetry.decisions,
+            compliant=telemetry.decisions_compliant,
         )
     )
 
 
 @router.get(
-    "/api/v1/cache/services", response_model=ServicesResponse, responses=ERRORS, openapi_extra=needs("read"), tags=["observation"],
+    "/api/v1/cache/services",
+    response_model=ServicesResponse,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["observation"],
     summary="All services as last seen",
 )
 async def services(request: Request) -> Response:
     context = context_of(request)
     state = await known_state(context)
     score = compliance_rate(state, context.telemetry.decisions, context.telemetry.decisions_compliant)
-    return json_answer(ServicesResponse(services=[service_view(s, state, score) for s in context.backend.fleet.services]))
+    return json_answer(
+        ServicesResponse(services=[service_view(s, state, score) for s in context.backend.fleet.services])
+    )
 
 
 @router.get(
-    "/api/v1/cache/services/{name}", response_model=ServiceResponse, responses=ERRORS, openapi_extra=needs("read"),
-    tags=["observation"], summary="One service as last seen",
+    "/api/v1/cache/services/{name}",
+    response_model=ServiceResponse,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["observation"],
+    summary="One service as last seen",
 )
 async def service(request: Request, name: Annotated[str, Path(max_length=200)]) -> Response:
     context = context_of(request)
@@ -80,7 +99,11 @@ async def service(request: Request, name: Annotated[str, Path(max_length=200)]) 
 
 
 @router.get(
-    "/api/v1/cache/plans", response_model=PlansResponse, responses=ERRORS, openapi_extra=needs("read"), tags=["plans"],
+    "/api/v1/cache/plans",
+    response_model=PlansResponse,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["plans"],
     summary="Plans at hand and carried out, newest first",
 )
 async def plans(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 100) -> Response:
@@ -88,7 +111,11 @@ async def plans(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 1
 
 
 @router.get(
-    "/api/v1/cache/plans/{plan_id}", response_model=PlanResponse, responses=ERRORS, openapi_extra=needs("read"), tags=["plans"],
+    "/api/v1/cache/plans/{plan_id}",
+    response_model=PlanResponse,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["plans"],
     summary="One plan, predicted and realised side by side",
 )
 async def plan(request: Request, plan_id: Annotated[str, Path(max_length=200)]) -> Response:
@@ -97,20 +124,31 @@ async def plan(request: Request, plan_id: Annotated[str, Path(max_length=200)]) 
     execution = await context.backend.execution(plan_id)
     if execution is None:
         execution = next((e for e in reversed(state.executions) if e.proposal.proposal_id == plan_id), None)
-    standing = next((d for d in state.standing.values() if d.proposal is not None and d.proposal.proposal_id == plan_id), None)
+    standing = next(
+        (d for d in state.standing.values() if d.proposal is not None and d.proposal.proposal_id == plan_id), None
+    )
     if standing is not None and standing.proposal is not None:
-        return json_answer(PlanResponse(plan=plan_view(standing.proposal, execution, standing.verdict, standing.resolution)))
+        return json_answer(
+            PlanResponse(plan=plan_view(standing.proposal, execution, standing.verdict, standing.resolution))
+        )
     if execution is not None:
         return json_answer(PlanResponse(plan=plan_view(execution.proposal, execution)))
-    known = {e.proposal.proposal_id for e in state.executions} | {d.proposal.proposal_id for d in state.standing.values() if d.proposal}
+    known = {e.proposal.proposal_id for e in state.executions} | {
+        d.proposal.proposal_id for d in state.standing.values() if d.proposal
+    }
     raise ApiError(
-        404, f"unknown plan `{clip(plan_id)}`, /api/v1/cache/plans lists those that are known",
+        404,
+        f"unknown plan `{clip(plan_id)}`, /api/v1/cache/plans lists those that are known",
         details={"did_you_mean": near_miss(plan_id, known)},
     )
 
 
 @router.get(
-    "/api/v1/agents", response_model=AgentsResponse, responses=ERRORS, openapi_extra=needs("read"), tags=["agents"],
+    "/api/v1/agents",
+    response_model=AgentsResponse,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["agents"],
     summary="The agents and whether they live",
 )
 async def agents(request: Request) -> Response:
@@ -118,7 +156,11 @@ async def agents(request: Request) -> Response:
 
 
 @router.get(
-    "/api/v1/audit", response_model=AuditPage, responses=ERRORS, openapi_extra=needs("read"), tags=["audit"],
+    "/api/v1/audit",
+    response_model=AuditPage,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["audit"],
     summary="Records of the journal, oldest first",
 )
 async def audit(
@@ -132,14 +174,21 @@ async def audit(
 
 
 @router.get(
-    "/api/v1/audit/verify", response_model=AuditVerifyResponse, responses=ERRORS, openapi_extra=needs("read"), tags=["audit"],
+    "/api/v1/audit/verify",
+    response_model=AuditVerifyResponse,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["audit"],
     summary="Verify the hash chain of the journal from its beginning",
 )
 async def audit_verify(request: Request) -> Response:
     report = await context_of(request).backend.audit_verify()
     return json_answer(
         AuditVerifyResponse(
-            ok=report.ok, height=report.height, head_hash=report.head_hash, checked=report.checked,
+            ok=report.ok,
+            height=report.height,
+            head_hash=report.head_hash,
+            checked=report.checked,
             problems_total=report.problems_total,
             problems=[{"seq": p.seq, "kind": p.kind, "detail": p.detail} for p in report.problems[:100]],
         )
@@ -167,8 +216,12 @@ async def _components(context: Context) -> dict[str, str]:
 
 
 @router.get(
-    "/health", response_model=HealthResponse, responses={**ERRORS, 503: {"model": HealthResponse, "description": "unhealthy"}},
-    openapi_extra=needs(None), tags=["operation"], summary="Whether decisions can be made now; needs no token",
+    "/health",
+    response_model=HealthResponse,
+    responses={**ERRORS, 503: {"model": HealthResponse, "description": "unhealthy"}},
+    openapi_extra=needs(None),
+    tags=["operation"],
+    summary="Whether decisions can be made now; needs no token",
 )
 async def health(request: Request) -> Response:
     context = context_of(request)
@@ -182,7 +235,8 @@ async def health(request: Request) -> Response:
         uptime_seconds=time.perf_counter() - context.started_s,
         components=parts,
         constitutional_compliance={
-            "hash": CONSTITUTIONAL_HASH, "constitution_digest": context.backend.constitution.digest,
+            "hash": CONSTITUTIONAL_HASH,
+            "constitution_digest": context.backend.constitution.digest,
             "principles": len(context.backend.constitution.principles),
         },
     )
@@ -190,8 +244,11 @@ async def health(request: Request) -> Response:
 
 
 @router.get(
-    "/metrics", responses={**ERRORS, 200: {"content": {"text/plain": {}}, "description": "Prometheus text"}},
-    openapi_extra=needs("read"), tags=["operation"], summary="Prometheus metrics",
+    "/metrics",
+    responses={**ERRORS, 200: {"content": {"text/plain": {}}, "description": "Prometheus text"}},
+    openapi_extra=needs("read"),
+    tags=["operation"],
+    summary="Prometheus metrics",
 )
 async def prometheus(request: Request) -> Response:
     context = context_of(request)

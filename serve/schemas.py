@@ -1,4 +1,5 @@
-"""Wire models of the endpoints beyond the optimisation itself; `cachewarden/models.py` has those that the specification prescribes.
+"""Wire models of the endpoints beyond the optimisation itself; `cachewarden/models.py` has those that the
+specification prescribes.
 
 They are shapes only. INVARIANT: every answer carries the constitutional hash, and what was not measured is null.
 """
@@ -46,7 +47,9 @@ class ErrorBody(BaseModel):
     timestamp: str
     constitutional_hash: str
     request: dict[str, Any]
-    code: str = Field(description="CONSTITUTIONAL_VIOLATION, AUTHENTICATION_FAILED, VALIDATION_ERROR, ...; docs/API.md lists them")
+    code: str = Field(
+        description="CONSTITUTIONAL_VIOLATION, AUTHENTICATION_FAILED, VALIDATION_ERROR, ...; docs/API.md lists them"
+    )
     message: str
     status_code: int
     details: dict[str, Any]
@@ -63,7 +66,9 @@ class WarmRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"service_name": "constitutional_ai", "cache_keys": ["policy:governance:core_principles"]}]},
+        json_schema_extra={
+            "examples": [{"service_name": "constitutional_ai", "cache_keys": ["policy:governance:core_principles"]}]
+        },
     )
 
     service_name: str = Field(min_length=1, max_length=200)
@@ -95,7 +100,9 @@ class ServiceView(CacheMetrics):
     region: str
     observed: bool
     missing_reason: str | None = Field(None, description="why it has no snapshot")
-    incomplete: dict[str, str] = Field(default_factory=dict, description="part of the snapshot that is missing, and why")
+    incomplete: dict[str, str] = Field(
+        default_factory=dict, description="part of the snapshot that is missing, and why"
+    )
     taken_at: str | None = None
     window_s: float | None = None
     hit_ratio_before: float | None = Field(None, description="of the first complete window since the start")
@@ -129,7 +136,9 @@ class FleetMetricsResponse(_Answer):
     memory_efficiency: float | None = Field(description="mean over the services, weighted by used memory")
     p99_latency_ms: float | None = Field(description="server-side P99 of reads of the slowest service")
     optimization_requests_per_second: float = Field(description="over the last minute, of the replica that answers")
-    constitutional_compliance_rate: float | None = Field(description="decisions with a valid, complete verdict / decisions")
+    constitutional_compliance_rate: float | None = Field(
+        description="decisions with a valid, complete verdict / decisions"
+    )
     last_optimization_timestamp: str | None
     state_age_s: float
     paused: bool

@@ -1,8 +1,8 @@
 """Bearer tokens: who a caller is and what he may do.
 
-Tokens are 256 random bits, so a plain SHA-256 of each is stored; comparing is constant-time over all tokens, so that neither a hash nor
-a name can be guessed from the time it takes. It never stores, logs or shows a token after it was made. INVARIANT: a caller without a
-valid token has no scopes, and a token file that cannot be read admits nobody.
+Tokens are 256 random bits, so a plain SHA-256 of each is stored; comparing is constant-time over all tokens, so that
+neither a hash nor a name can be guessed from the time it takes. It never stores, logs or shows a token after it was
+made. INVARIANT: a caller without a valid token has no scopes, and a token file that cannot be read admits nobody.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Scope = Literal["read", "operate", "approve", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 TOKENS_FILE: Final = "tokens.json"
-FIRST_TOKEN_FILE: Final = "admin-token"
+_FIRST_FILE: Final = "admin-token"
 _PREFIX: Final = "cw_"
 _MAX_TOKEN_CHARS: Final = 200
 
@@ -85,7 +85,7 @@ def _read(path: Path) -> tuple[TokenEntry, ...]:
     try:
         entries = _TokenFile.model_validate(json.loads(text)).tokens
     except json.JSONDecodeError as error:
-        message = f"tokens are not readable as JSON: {error.msg}, put the file back or remove it to have a first token made anew"
+        message = f"tokens are not readable as JSON: {error.msg}, restore it, or remove it to have one made anew"
         raise ConfigurationError(message, path=str(path), line=error.lineno) from None
     except ValidationError as problems:
         first = problems.errors(include_input=False)[0]
@@ -124,15 +124,20 @@ def list_tokens(state_dir: Path) -> tuple[TokenEntry, ...]:
 
 
 def create_token(state_dir: Path, name: str, scopes: tuple[Scope, ...]) -> str:
-    """Make a token and return it, the only time that it is shown; raises ConfigurationError for a bad or used name or scope."""
+    """Make a token and return it, the only time that it is shown; raises ConfigurationError for a bad or used name or
+    scope."""
     path = state_dir / TOKENS_FILE
     entries = _read(path)
     if any(entry.name == name for entry in entries):
-        raise ConfigurationError(f"there is a token named `{name}` already, revoke it first or choose another name", path=str(path))
+        raise ConfigurationError(
+            f"there is a token named `{name}` already, revoke it first or choose another name", path=str(path)
+        )
     token = _PREFIX + secrets.token_urlsafe(32)
     try:
         entry = TokenEntry(
-            name=name, sha256=_hash(token), scopes=tuple(sorted(set(scopes))),
+            name=name,
+            sha256=_hash(token),
+            scopes=tuple(sorted(set(scopes))),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
     except ValidationError:
@@ -156,11 +161,12 @@ def revoke_token(state_dir: Path, name: str) -> bool:
 
 
 def ensure_first_token(state_dir: Path) -> tuple[bool, Path]:
-    """Make the first token, `admin`, if there is none at all; returns (made now, file that holds it in plain, mode 0600).
+    """Make the first token, `admin`, if there is none at all; returns (made now, file that holds it in plain, mode
+    0600).
 
     The file is for the operator to read once and delete; only the hash counts from then on.
     """
-    plain = state_dir / FIRST_TOKEN_FILE
+    plain = state_dir / _FIRST_FILE
     if list_tokens(state_dir):
         return False, plain
     _write_private(plain, create_token(state_dir, "admin", ("admin",)) + "\n")

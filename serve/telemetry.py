@@ -1,7 +1,8 @@
 """What this replica counts, and everything as Prometheus text under ACGS's and our own names.
 
-It counts and renders; it never decides, and nothing of it is read to decide. Labels have few values: route templates, never paths, and
-services of the fleet only. INVARIANT: one registry per application, so that two in one process do not mix.
+It counts and renders; it never decides, and nothing of it is read to decide. Labels have few values: route templates,
+never paths, and services of the fleet only. INVARIANT: one registry per application, so that two in one process do
+not mix.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class _StateGauges(Collector):
         metrics: list[Metric] = [known]
         if self.compliance_rate is not None:
             for name in ("acgs_constitutional_compliance_rate", "acgs_constitutional_compliance_score"):
-                rate = GaugeMetricFamily(name, "decisions with a valid, complete verdict / decisions", labels=["service"])
+                rate = GaugeMetricFamily(
+                    name, "decisions with a valid, complete verdict / decisions", labels=["service"]
+                )
                 rate.add_metric([SERVICE_NAME], self.compliance_rate)
                 metrics.append(rate)
         if state is None:
@@ -51,7 +54,10 @@ class _StateGauges(Collector):
             "cachewarden_cycle": ("number of the newest cycle", float(state.cycle)),
             "cachewarden_journal_seq": ("newest audit record", float(state.journal_seq)),
             "cachewarden_decisions": ("decisions of the agents since the start", float(state.decisions)),
-            "cachewarden_executions_in_flight": ("changes not finished", float(sum(not e.state.final for e in state.executions))),
+            "cachewarden_executions_in_flight": (
+                "changes not finished",
+                float(sum(not e.state.final for e in state.executions)),
+            ),
         }
         for name, (text, value) in simple.items():
             metrics.append(GaugeMetricFamily(name, text, value=value))
@@ -73,7 +79,8 @@ class _StateGauges(Collector):
             "cachewarden_maxmemory_bytes": ("maxmemory", lambda s: s.maxmemory_bytes),
             "cachewarden_memory_efficiency": ("dataset / resident memory, 0..1", lambda s: s.memory_efficiency),
             "cachewarden_read_latency_p99_seconds": (
-                "server-side P99 of reads", lambda s: None if s.latency_us_p99 is None else s.latency_us_p99 / 1e6
+                "server-side P99 of reads",
+                lambda s: None if s.latency_us_p99 is None else s.latency_us_p99 / 1e6,
             ),
         }
         metrics: list[Metric] = []
@@ -99,10 +106,12 @@ class Telemetry:
         self.decisions_compliant = 0
         self._optimizations_s: deque[float] = deque()
         self._started_s: float | None = None
-        Gauge("acgs_constitutional_compliance", "1 if our hash is the right one", ["service", "hash"], registry=registry).labels(
-            SERVICE_NAME, CONSTITUTIONAL_HASH
-        ).set(1)
-        Gauge("acgs_constitutional_hash_valid", "1 if our hash is the right one", ["service"], registry=registry).labels(SERVICE_NAME).set(1)
+        Gauge(
+            "acgs_constitutional_compliance", "1 if our hash is the right one", ["service", "hash"], registry=registry
+        ).labels(SERVICE_NAME, CONSTITUTIONAL_HASH).set(1)
+        Gauge(
+            "acgs_constitutional_hash_valid", "1 if our hash is the right one", ["service"], registry=registry
+        ).labels(SERVICE_NAME).set(1)
         Gauge(
             "acgs_service_info", "who answers", ["service", "constitutional_hash", "version"], registry=registry
         ).labels(SERVICE_NAME, CONSTITUTIONAL_HASH, __version__).set(1)
@@ -110,24 +119,45 @@ class Telemetry:
             "acgs_http_requests_total", "requests", ["method", "endpoint", "status_code", "service"], registry=registry
         )
         self._duration_s = Histogram(
-            "acgs_http_request_duration_seconds", "duration", ["method", "endpoint", "service"], registry=registry,
+            "acgs_http_request_duration_seconds",
+            "duration",
+            ["method", "endpoint", "service"],
+            registry=registry,
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
         )
         self._validations = Counter(
-            "acgs_constitutional_validations_total", "hash checks", ["service", "endpoint", "method", "result"], registry=registry
+            "acgs_constitutional_validations_total",
+            "hash checks",
+            ["service", "endpoint", "method", "result"],
+            registry=registry,
         )
-        self._failures = Counter("acgs_constitutional_compliance_failures_total", "hash checks failed", ["service"], registry=registry)
+        self._failures = Counter(
+            "acgs_constitutional_compliance_failures_total", "hash checks failed", ["service"], registry=registry
+        )
         self._hash_violations = Counter(
-            "acgs_constitutional_hash_violations_total", "wrong hashes", ["service", "endpoint", "violation_type"], registry=registry
+            "acgs_constitutional_hash_violations_total",
+            "wrong hashes",
+            ["service", "endpoint", "violation_type"],
+            registry=registry,
         )
-        self._violations = Counter("acgs_constitutional_violations_total", "violations", ["severity"], registry=registry)
-        self._answers = Counter("cachewarden_optimize_answers_total", "answers to optimize by state", ["state"], registry=registry)
+        self._violations = Counter(
+            "acgs_constitutional_violations_total", "violations", ["severity"], registry=registry
+        )
+        self._answers = Counter(
+            "cachewarden_optimize_answers_total", "answers to optimize by state", ["state"], registry=registry
+        )
         self._decision_s = Histogram(
-            "cachewarden_decision_duration_seconds", "pure decision, without journal and actuator", registry=registry,
+            "cachewarden_decision_duration_seconds",
+            "pure decision, without journal and actuator",
+            registry=registry,
             buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
         )
-        self._warmed = Counter("cachewarden_warmed_keys_total", "keys asked to be warmed", ["outcome"], registry=registry)
-        self._unaudited = Counter("cachewarden_refusals_unaudited_total", "refusals that the journal did not take", registry=registry)
+        self._warmed = Counter(
+            "cachewarden_warmed_keys_total", "keys asked to be warmed", ["outcome"], registry=registry
+        )
+        self._unaudited = Counter(
+            "cachewarden_refusals_unaudited_total", "refusals that the journal did not take", registry=registry
+        )
         self._failures.labels(SERVICE_NAME)
         self._violations.labels("critical")
 
@@ -163,7 +193,8 @@ class Telemetry:
         self.decisions_compliant += judged and complete
 
     def requests_per_s(self, now_s: float) -> float:
-        """Return optimisation requests per second over the last minute, or since the first if that is shorter (at least a second)."""
+        """Return optimisation requests per second over the last minute, or since the first if that is shorter (at least
+        a second)."""
         recent = sum(1 for at_s in self._optimizations_s if at_s >= now_s - _WINDOW_S)
         span_s = _WINDOW_S if self._started_s is None else min(_WINDOW_S, max(1.0, now_s - self._started_s))
         return recent / span_s

@@ -1,6 +1,7 @@
 """State as the API shows it: services, plans, agents, fleet metrics. Pure functions of what is known.
 
-Nothing is judged here. INVARIANT: a fleet figure is computed from the services that were measured, and null if none was.
+Nothing is judged here. INVARIANT: a fleet figure is computed from the services that were measured, and null if none
+was.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ __all__ = ["agents_view", "compliance_rate", "fleet_metrics", "plan_view", "plan
 
 
 def compliance_rate(state: FleetState, decisions: int, compliant: int) -> float | None:
-    """Return the share of decisions with a valid, complete verdict, the agents' and this replica's; None before the first."""
+    """Return the share of decisions with a valid, complete verdict, the agents' and this replica's; None before the
+    first."""
     total = state.decisions + decisions
     return None if total == 0 else (state.decisions_compliant + compliant) / total
 
@@ -43,11 +45,25 @@ def service_view(service: Service, state: FleetState, score: float | None) -> Se
     snapshot: Snapshot | None = state.snapshots.get(service.name)
     situation, reason, plan_id = _situation(state, service.name)
     view = ServiceView(
-        hit_rate=None, miss_rate=None, memory_usage_bytes=0, memory_efficiency=None, p99_latency_ms=None, eviction_rate=0.0,
-        hotspot_count=0, constitutional_compliance_score=score, name=service.name, mode=service.mode.value, tenant=service.tenant,
-        region=service.region, observed=snapshot is not None, missing_reason=state.missing.get(service.name),
-        hit_ratio_before=state.first_hit_ratio.get(service.name), hit_ratio_floor=service.hit_ratio_floor,
-        state=situation, reason=reason, plan_id=plan_id,
+        hit_rate=None,
+        miss_rate=None,
+        memory_usage_bytes=0,
+        memory_efficiency=None,
+        p99_latency_ms=None,
+        eviction_rate=0.0,
+        hotspot_count=0,
+        constitutional_compliance_score=score,
+        name=service.name,
+        mode=service.mode.value,
+        tenant=service.tenant,
+        region=service.region,
+        observed=snapshot is not None,
+        missing_reason=state.missing.get(service.name),
+        hit_ratio_before=state.first_hit_ratio.get(service.name),
+        hit_ratio_floor=service.hit_ratio_floor,
+        state=situation,
+        reason=reason,
+        plan_id=plan_id,
     )
     if snapshot is None:
         return view
@@ -70,8 +86,14 @@ def service_view(service: Service, state: FleetState, score: float | None) -> Se
         "eviction_age_s": None if snapshot.eviction_age_ms is None else snapshot.eviction_age_ms / 1000,
         "round_trip_ms": None if snapshot.round_trip_us is None else snapshot.round_trip_us / 1000,
         "resident_keys": snapshot.resident_keys,
-        "misses": None if split is None else {
-            "cold": split.cold, "expired": split.expired, "evicted": split.evicted, "refused": split.refused, "source": split.source,
+        "misses": None
+        if split is None
+        else {
+            "cold": split.cold,
+            "expired": split.expired,
+            "evicted": split.evicted,
+            "refused": split.refused,
+            "source": split.source,
         },
         "knobs": dict(snapshot.knobs),
     }
@@ -104,14 +126,21 @@ def fleet_metrics(
 
 
 def plan_view(
-    proposal: Proposal, execution: Execution | None, verdict: Verdict | None = None, resolution: Resolution | None = None
+    proposal: Proposal,
+    execution: Execution | None,
+    verdict: Verdict | None = None,
+    resolution: Resolution | None = None,
 ) -> PlanView:
     """Return one plan with its predicted and, once measured, its realised effect."""
     predicted = proposal.prediction
     gain = None if execution is None else execution.realised_gain
     realised: dict[str, float | None] | None = None
     if execution is not None and execution.hit_ratio_after is not None:
-        realised = {"hit_ratio_before": execution.hit_ratio_before, "hit_ratio_after": execution.hit_ratio_after, "gain": gain}
+        realised = {
+            "hit_ratio_before": execution.hit_ratio_before,
+            "hit_ratio_after": execution.hit_ratio_after,
+            "gain": gain,
+        }
     state, reason = "proposed", proposal.rationale
     if execution is not None:
         state, reason = execution.state.value, execution.reason
@@ -120,16 +149,28 @@ def plan_view(
     elif resolution is not None:
         state, reason = resolution.outcome.value, resolution.reason
     return PlanView(
-        id=proposal.proposal_id, service=proposal.service, state=state, reason=reason,
-        created_at=iso(proposal.created_at_ms), expires_at=iso(proposal.expires_at_ms),
-        action_class=int(proposal.action_class), risk_level=risk_of(proposal), kinds=list(proposal.kinds), playbook=proposal.playbook,
+        id=proposal.proposal_id,
+        service=proposal.service,
+        state=state,
+        reason=reason,
+        created_at=iso(proposal.created_at_ms),
+        expires_at=iso(proposal.expires_at_ms),
+        action_class=int(proposal.action_class),
+        risk_level=risk_of(proposal),
+        kinds=list(proposal.kinds),
+        playbook=proposal.playbook,
         changes=[{"knob": c.knob, "before": c.before, "after": c.after} for c in proposal.knob_changes],
         ttl_rules=[
-            {"pattern": r.pattern, "written_ttl_ms": r.written_ttl_ms, "extended_ttl_ms": r.extended_ttl_ms,
-             "max_staleness_ms": r.max_staleness_ms}
+            {
+                "pattern": r.pattern,
+                "written_ttl_ms": r.written_ttl_ms,
+                "extended_ttl_ms": r.extended_ttl_ms,
+                "max_staleness_ms": r.max_staleness_ms,
+            }
             for r in proposal.ttl_rules
         ],
-        rationale=proposal.rationale, rollback=proposal.rollback,
+        rationale=proposal.rationale,
+        rollback=proposal.rollback,
         verdict=None if verdict is None else verdict.decision.value,
         denied_by=[] if verdict is None else list(verdict.denied_by),
         resolution=None if resolution is None else resolution.outcome.value,
@@ -138,7 +179,9 @@ def plan_view(
             "hit_ratio_after": predicted.hit_ratio_after.value,
             "hit_ratio_after_low": predicted.hit_ratio_after.low,
             "hit_ratio_after_high": predicted.hit_ratio_after.high,
-            "gain": predicted.gain.value, "gain_low": predicted.gain.low, "gain_high": predicted.gain.high,
+            "gain": predicted.gain.value,
+            "gain_low": predicted.gain.low,
+            "gain_high": predicted.gain.high,
             "latency_us_p99_after": predicted.latency_us_p99_after,
             "memory_bytes_after": float(predicted.memory_bytes_after),
             "settle_s": predicted.settle_ms / 1000,
@@ -168,7 +211,10 @@ def plans_view(state: FleetState) -> list[PlanView]:
 def agents_view(state: FleetState) -> AgentsResponse:
     """Return the agents as the coordinator last saw them."""
     return AgentsResponse(
-        agent_id=AGENT_ID, capabilities=list(CAPABILITIES), cycle=state.cycle, phase=state.phase,
+        agent_id=AGENT_ID,
+        capabilities=list(CAPABILITIES),
+        cycle=state.cycle,
+        phase=state.phase,
         agents=[
             AgentView(name=a.name, alive=a.alive, restarts=a.restarts, last_seen=iso(a.last_seen_ms), detail=a.detail)
             for _, a in sorted(state.agents.items())

@@ -1,7 +1,8 @@
 """POST /api/v1/cache/warm: load keys of one service from its origin, audited as one operation.
 
-Which keys may be warmed is `coordination.warm_rules`' business, loading them `coordination.warmer`'s. Names of keys are in the answer
-only; the journal holds their keyed hashes. INVARIANT: nothing is written to a cache before the intent is durable in the journal.
+Which keys may be warmed is `coordination.warm_rules`' business, loading them `coordination.warmer`'s. Names of keys
+are in the answer only; the journal holds their keyed hashes. INVARIANT: nothing is written to a cache before the
+intent is durable in the journal.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ router = APIRouter(route_class=GovernedRoute, tags=["optimisation"])
 
 
 @router.post(
-    "/api/v1/cache/warm", response_model=WarmResponse, responses=ERRORS, openapi_extra=needs("operate"),
+    "/api/v1/cache/warm",
+    response_model=WarmResponse,
+    responses=ERRORS,
+    openapi_extra=needs("operate"),
     summary="Load keys from the service's origin",
 )
 async def warm(request: Request, body: WarmRequest) -> Response:
@@ -35,12 +39,18 @@ async def warm(request: Request, body: WarmRequest) -> Response:
     service = backend.fleet.service(body.service_name)
     state = await known_state(context)
     if state.paused:
-        raise ApiError(409, "changes are paused, so nothing is warmed; resume first", details={"pause_reason": state.pause_reason})
+        raise ApiError(
+            409, "changes are paused, so nothing is warmed; resume first", details={"pause_reason": state.pause_reason}
+        )
     hashes = [backend.key_hash(key) for key in body.cache_keys]
 
     def draft(payload: dict[str, object]) -> RecordDraft:
         return RecordDraft(
-            at_ms=backend.now_ms(), kind=RecordKind.KEYS_WARMED.value, agent="api", service=service.name, subject_id=operation_id,
+            at_ms=backend.now_ms(),
+            kind=RecordKind.KEYS_WARMED.value,
+            agent="api",
+            service=service.name,
+            subject_id=operation_id,
             payload={"constitutional_hash": CONSTITUTIONAL_HASH, "caller": caller, **payload},
         )
 
@@ -55,7 +65,12 @@ async def warm(request: Request, body: WarmRequest) -> Response:
             service_name=service.name,
             operation_id=operation_id,
             keys=[
-                WarmedKey(key=k.key, outcome=k.outcome.value, reason=k.reason, ttl_s=None if k.ttl_ms is None else k.ttl_ms / 1000)
+                WarmedKey(
+                    key=k.key,
+                    outcome=k.outcome.value,
+                    reason=k.reason,
+                    ttl_s=None if k.ttl_ms is None else k.ttl_ms / 1000,
+                )
                 for k in report.keys
             ],
             counts=counts,

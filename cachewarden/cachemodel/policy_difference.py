@@ -21,15 +21,19 @@ from cachewarden.cachemodel.eviction import EvictionConfig, EvictionPolicy, Resi
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence
 from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.prehistory import with_past
+from cachewarden.cachemodel.shards import MODULUS
 from cachewarden.cachemodel.trace import AccessTrace
 
 __all__ = ["PolicyDifference", "policy_difference"]
 
 _REFERENCE: EvictionPolicy = "allkeys-lru"
 _GROUPS = 4
+_TOO_FEW = "the access sample holds too few keys to compare eviction policies, sample at a higher rate"
+# Accesses of a thinned capture below which the groups compare nothing but a few keys.
+_THINNED_MIN = 200
 _ACCESSES_MIN = 2000
-# Two replays of this many accesses take about half a second, drawing them another half.
-_ACCESSES_MAX = 1_000_000
+# Drawing and replaying this many accesses takes about half a second.
+_ACCESSES_MAX = 400_000
 _PAST_LIFETIMES = 4.0
 # New keys start with a counter of 5, so LFU tells keys apart only after that many decay times.
 _LFU_DECAY_TIMES = 6
@@ -38,8 +42,9 @@ _PAST_MS_MAX = 6 * 3_600_000
 # A capture this many eviction ages long warms its own cache in its first half.
 _SELF_WARMING_LIFETIMES = 4.0
 _Z90 = 1.645
-# A drawn past is steady and real popularity is not: over four published traces, what remained of a lead that LFU had after a
-# drawn past lay between -0.4 and +0.7 of it. So only a quarter is believed, and the interval reaches from a loss to the whole.
+# A drawn past is steady and real popularity is not: over four published traces, what remained of a lead that LFU had
+# after a drawn past lay between -0.4 and +0.7 of it. So only a quarter is believed, and the interval reaches from a
+# loss to the whole.
 _STEADY_BELIEF = 0.25
 _STEADY_MARGIN = 0.75
 _STEADY_LEVEL = 0.015
@@ -78,6 +83,8 @@ def policy_difference(
             return PolicyDifference(value, 0.5 * abs(value), "closed form of random eviction", ())
         return f"`{wanted.eviction_policy}` cannot be told from LRU without an access sample, capture accesses"
     scene = _scene(evidence, mixture, wanted, capacity, seed)
+    if scene is None:
+        return _TOO_FEW
     differences = []
     for group in range(_GROUPS):
         part, residents = _group(scene, group)
@@ -92,7 +99,7 @@ def policy_difference(
         if results[0].reads > 0:
             differences.append((results[0].hit_ratio - results[1].hit_ratio, results[0].reads))
     if len(differences) < 2:
-        return "the access sample holds too few keys to compare eviction policies, sample at a higher rate"
+        return _TOO_FEW
     return _summary(scene, wanted, differences)
 
 
@@ -135,8 +142,10 @@ def _eviction(
 
 def _scene(
     evidence: Evidence, mixture: PopularityMixture, wanted: CacheConfiguration, capacity: float, seed: int
-) -> _Scene:
-    """Choose where the replay begins."""
+) -> _Scene | None:
+    """Choose where the replay begins; None if hardly anything is left of a capture thinned to a replay of bounded
+    size.
+    """
     trace = evidence.trace
     assert trace is not None
     if wanted.ttl_ms is not None:
@@ -154,10 +163,14 @@ def _scene(
         return _Scene(trace, None, evidence.sampling_rate, half, "replay of the capture, first half to warm up")
     past_ms = int(min(max(_PAST_LIFETIMES * lifetime_ms, settling_ms, _PAST_MS_MIN), _PAST_MS_MAX))
     rate = evidence.sampling_rate
-    expected = mixture.lookups_per_s * rate * past_ms / 1000.0 + len(trace)
+    # The capture may have been busier than the window that the lookups were counted in; its keys keep their pace.
+    per_s = max(mixture.lookups_per_s * rate, 1000.0 * len(trace) / max(trace.duration_ms, 1))
+    expected = per_s * past_ms / 1000.0 + len(trace)
     if expected > _ACCESSES_MAX:
-        rate *= _ACCESSES_MAX / expected
+        rate = max(rate * _ACCESSES_MAX / expected, 1.0 / MODULUS)
         trace = trace.thin(rate)
+        if len(trace) < _THINNED_MIN:
+            return None
     whole = with_past(trace, mixture, rate, past_ms, seed)
     return _Scene(whole, None, rate, start_ms, "replay of the capture after a drawn past", drawn_past=True)
 

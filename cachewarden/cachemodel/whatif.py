@@ -48,8 +48,8 @@ _REPLICATES = 16
 _Z90 = 1.645
 # Model error that stays however much evidence there is.
 _FLOOR = 0.015
-# Part of a predicted difference that may be wrong because real workloads are not steady: with it nine of ten changes that
-# were predicted from two minutes of four published traces fell inside their intervals.
+# Part of a predicted difference that may be wrong because real workloads are not steady: with it nine of ten changes
+# that were predicted from two minutes of four published traces fell inside their intervals.
 _DIFFERENCE_ERROR = 0.5
 # Hit ratio per doubling of the residence time beyond what the evidence covers.
 _EXTRAPOLATION = 0.015
@@ -102,7 +102,9 @@ def evaluate(evidence: Evidence, candidates: Sequence[CacheConfiguration], seed:
 
 
 class Inquiry:
-    """Evidence whose workload is fitted once, to be asked as often as one likes; the same question gets the same answer."""
+    """Evidence whose workload is fitted once, to be asked as often as one likes; the same question gets the same
+    answer.
+    """
 
     def __init__(self, evidence: Evidence, seed: int) -> None:
         self._evidence = evidence

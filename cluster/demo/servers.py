@@ -136,10 +136,15 @@ class ServerHome:
 
 
 class EmbeddedServer:
-    """One server as a child process. `start` may be called again after `stop`; files, port and password stay the
-    same."""
+    """One server as a child process.
 
-    def __init__(self, options: ServerOptions, home: ServerHome, *, port: int | None = None, directory: Path | None = None) -> None:
+    `start` may be called again after `stop`; files, port and password stay the same. A `directory` outside the home
+    survives it, and with it what an append-only server has stored.
+    """
+
+    def __init__(
+        self, options: ServerOptions, home: ServerHome, *, port: int | None = None, directory: Path | None = None
+    ) -> None:
         self.options = options
         self.password = secrets.token_urlsafe(24)
         self.directory = directory or home.directory / options.name

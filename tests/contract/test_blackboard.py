@@ -319,6 +319,36 @@ async def test_all_three_forms_of_events_are_understood_and_garbage_is_counted(s
     await stream.aclose()
 
 
+async def test_a_quiet_channel_is_not_taken_for_a_lost_server(server, connect):
+    board = connect(server, timeout_s=0.1)
+    stream = await board.events()
+    waiting = asyncio.ensure_future(anext(stream))
+    done, _ = await asyncio.wait([waiting], timeout=0.5)
+    assert not done
+    await board.create_task(task("t"))
+    assert (await waiting)["data"]["task_id"] == "t"
+    await stream.aclose()
+
+
+async def test_more_work_at_once_than_connections_waits_its_turn(server, connect):
+    board = connect(server, max_connections=2)
+    await asyncio.gather(*(board.create_task(task(f"t{n}")) for n in range(50)))
+    assert len(await board.pending_tasks("cache_optimization", limit=100)) == 50
+
+
+async def test_a_frozen_server_is_unavailable_in_time_and_usable_again_when_it_thaws(server, connect):
+    board = connect(server, timeout_s=0.2)
+    await board.create_task(task("t"))
+    server.freeze()
+    try:
+        with pytest.raises(BlackboardUnavailable):
+            await board.claim_task("t", US, NOW)
+    finally:
+        server.thaw()
+    assert (await board.task("t"))["status"] == "pending"
+    assert await board.claim_task("t", US, NOW)
+
+
 async def test_the_db_number_of_the_url_is_the_one_that_counts(server, connect):
     await connect(server, db=7).create_task(task("t"))
     assert await connect(server, db=7).task("t") is not None

@@ -224,7 +224,7 @@ async def test_a_full_server_refuses_and_nothing_is_doubled_when_there_is_room_a
     journal = connect(server)
     await journal.append(drafts(1))
     server.admin.config_set("maxmemory", 1)
-    with pytest.raises(JournalUnavailable, match="(?i)memory"):
+    with pytest.raises(JournalUnavailable, match=r"(?i)memory"):
         await journal.append(drafts(1, 1))
     server.admin.config_set("maxmemory", 0)
     assert [r.seq for r in await journal.append(drafts(1, 1))] == [2]
@@ -249,7 +249,7 @@ async def test_a_healthy_server_raises_no_complaint(server, connect):
 async def test_no_append_is_confirmed_before_the_disk_where_fsync_is_asked_for(server, connect):
     journal = connect(server, durability="fsync", timeout_s=5.0)
     if server.engine == "redis":
-        with pytest.raises(JournalUnavailable, match="7.2"):
+        with pytest.raises(JournalUnavailable, match=r"7\.2"):
             await journal.append(drafts(1))
         return
     assert [r.seq for r in await journal.append(drafts(2))] == [1, 2]

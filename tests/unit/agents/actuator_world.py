@@ -55,11 +55,11 @@ KNOBS = {
 }
 
 
-class WriteAheadViolated(AssertionError):
+class WriteAheadError(AssertionError):
     """A write reached a cache before its intention was in the journal."""
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """The process died here."""
 
 
@@ -238,20 +238,26 @@ class World:
         while not done() and self._queue and self._queue[0][0] <= end_ms:
             due_ms, number, event = heapq.heappop(self._queue)
             if isinstance(event, tuple):
+                self._wait_until(due_ms)
                 self._land_late(*event)
                 continue
             if isinstance(event, m.TimerFired):
                 if self._timers.get(event.ref) != number:
                     continue
                 del self._timers[event.ref]
-            if due_ms > self.now_ms:
-                for cache in self.caches.values():
-                    cache.pass_time(due_ms - self.now_ms)
-                self.now_ms = due_ms
+            self._wait_until(due_ms)
             self._step(event)
+        if not done():
+            self._wait_until(end_ms)
         return self
 
     # --- The machinery ----------------------------------------------------------------------------------------------
+
+    def _wait_until(self, due_ms: int) -> None:
+        if due_ms > self.now_ms:
+            for cache in self.caches.values():
+                cache.pass_time(due_ms - self.now_ms)
+            self.now_ms = due_ms
 
     def _land_late(self, effect: m.WriteKnobs, fence_writes: int) -> None:
         cache = self.caches[effect.service]
@@ -262,7 +268,7 @@ class World:
         try:
             for effect in self.actuator.step(event, self.now_ms):
                 self._perform(effect)
-        except Crash:
+        except CrashError:
             self.start()
 
     def _later(self, delay_ms: int, event: Any) -> int:
@@ -282,7 +288,7 @@ class World:
         self.performed.append(effect)
         # Odd crash points die before the effect leaves, even ones after it has been done and before its answer is there.
         if self.crash_at is not None and self.crash_at == 2 * number + 1:
-            raise Crash
+            raise CrashError
         fault = self.faults(number, effect)
         if fault is not None and fault.evicts_fence:
             for cache in self.caches.values():
@@ -292,7 +298,7 @@ class World:
         if fault is not None and fault.late_ms and isinstance(effect, m.WriteKnobs):
             self._later(fault.late_ms, (effect, self.caches[effect.service].fence_writes))
         if self.crash_at is not None and self.crash_at == 2 * number:
-            raise Crash
+            raise CrashError
         if fault is not None:
             answer = m.EffectFailed(
                 ref=effect.ref, effect=type(effect).__name__, kind=fault.kind, reason=fault.reason, outcome_unknown=fault.unknown,
@@ -384,4 +390,4 @@ class World:
                 return
             if record.kind == "rollback_intended" and any(matches(what) for what in record.payload["steps"]):
                 return
-        raise WriteAheadViolated(f"nothing in the journal announces this write to `{service}`")
+        raise WriteAheadError(f"nothing in the journal announces this write to `{service}`")

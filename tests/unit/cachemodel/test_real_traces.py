@@ -1,7 +1,7 @@
 """Predictions against replays of published traces, from two minutes of accesses each.
 
-The traces lie outside the project; without them the test is skipped. None of them has times, so each is given the arrival rate that spreads
-it over an hour. Prints predicted and replayed changes.
+The traces lie outside the project; without them the test is skipped. None of them has times, so each is given the
+arrival rate that spreads it over an hour. Prints predicted and replayed changes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def replayed(indexed: IndexedTrace, wanted: CacheConfiguration) -> float:
 
 
 def candidates(now: CacheConfiguration) -> dict[str, CacheConfiguration]:
-    def at(factor: float, eviction_policy: EvictionPolicy = "allkeys-lru", log: int = 10, decay: int = 1) -> CacheConfiguration:
+    def at(
+        factor: float, eviction_policy: EvictionPolicy = "allkeys-lru", log: int = 10, decay: int = 1
+    ) -> CacheConfiguration:
         return CacheConfiguration(int(now.maxmemory_bytes * factor), eviction_policy, 5, log, decay)
 
     return {

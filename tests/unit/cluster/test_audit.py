@@ -13,6 +13,7 @@ from cachewarden import chain
 from cachewarden.chain import Checkpoint
 from cachewarden.errors import SettingsError
 from cachewarden.ports import RecordDraft
+from cachewarden.protocol import ChainChecked
 from cluster import audit
 from simulation.fake_journal import FakeJournal
 
@@ -111,6 +112,24 @@ async def test_a_shortened_export_is_found_with_the_checkpoint(tmp_path):
     assert audit.verify_export(path, mark).exit_code == 1
     assert audit.verify_export(path).ok, "nobody can know without one, and the note says so"
     assert audit.verify_export(tmp_path / "none").exit_code == 2
+
+
+async def test_the_checkpoint_of_a_running_auditor_is_kept_before_its_message_goes_on(tmp_path):
+    path, sent = tmp_path / "checkpoint.json", []
+
+    class Inner:
+        async def send(self, sender, to, message):
+            sent.append((to, message, audit.load_checkpoint(path)))
+
+    def checked(ok: bool, seq: int) -> ChainChecked:
+        return ChainChecked(ok=ok, checked_at_ms=5, height=seq, checkpoint_seq=seq, checkpoint_hash="a" * 64, checked=1)
+
+    mailbox = audit.CheckpointMailbox(Inner(), path)
+    for message in (checked(True, 0), checked(True, 3), checked(False, 4), "anything else"):
+        await mailbox.send("auditor", "coordinator", message)
+    assert [None if mark is None else mark.seq for _, _, mark in sent] == [None, 3, 3, 3]
+    await audit.CheckpointMailbox(Inner(), tmp_path).send("auditor", "coordinator", checked(True, 9))
+    assert len(sent) == 5, "a checkpoint that cannot be kept holds up no message"
 
 
 async def test_an_unknown_format_is_refused_with_the_known_one():

@@ -182,10 +182,20 @@ def test_compliance_is_not_claimed_without_the_verdict_or_with_one_for_something
     assert claimed(verdict(proposal("p-1", "another"))) is False
 
 
-async def test_conflicts_between_our_own_plans_are_one_resolved_record_told_from_both_sides():
-    board, one, two = FakeBlackboard(), proposal("p-1"), proposal("p-2", "other")
-    await perform(board, projection.plan_settled(one, verdict(one), resolution(one, conflicts=("p-2",)), NOW))
-    await perform(board, projection.plan_settled(two, verdict(two), resolution(two, ResolutionOutcome.YIELD, ("p-1",)), NOW))
+@pytest.mark.parametrize(
+    ("outcome", "other"), [(ResolutionOutcome.WAIT, "p-2"), (ResolutionOutcome.GO, "p-2"), (ResolutionOutcome.YIELD, "peer_agent")]
+)
+def test_what_is_not_ours_to_settle_is_not_declared_settled(outcome, other):
+    plan = proposal()
+    effects = projection.plan_settled(plan, verdict(plan), resolution(plan, outcome, (other,)), NOW)
+    assert set(operations(effects)) == {"add_knowledge"}
+    assert effects[0].arguments["item"]["content"]["resolution"]["conflicts_with"] == [other]
+
+
+async def test_a_conflict_between_our_own_plans_is_one_resolved_record_however_often_it_is_told():
+    board, two = FakeBlackboard(), proposal("p-2", "other")
+    for _ in range(2):
+        await perform(board, projection.plan_settled(two, verdict(two), resolution(two, ResolutionOutcome.YIELD, ("p-1",)), NOW))
     [text] = board.conflicts.values()
     conflict = json.loads(text)
     assert (conflict["conflict_type"], conflict["status"], conflict["involved_tasks"]) == ("resource_conflict", "resolved", [])

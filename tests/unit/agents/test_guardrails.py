@@ -1,0 +1,108 @@
+"""Keep, take back, or watch longer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agents.guardrails import Promise, Ruling, alarm, judge, traffic_shifted
+from agents.windows import LatencyQuantile, Window
+from tests.unit.agents.actuator_world import SETTINGS
+
+PROMISE = Promise(
+    hit_ratio_before=0.80, hit_ratio_low=0.90, gain=0.15, lookups_per_s=1000.0, settle_ms=0, latency_us_p99_before=1000.0,
+    latency_us_target=2000.0, reversible=True, refused_per_s_before=0.0,
+)
+
+
+def window(ratio=0.95, lookups=20_000, **other):
+    hits = round(lookups * ratio)
+    return Window(**{"window_ms": 20_000, "hits": hits, "misses": lookups - hits, "refused": 0, **other})
+
+
+def latency(low, commands=10_000):
+    return LatencyQuantile(value_us=low * 1.5, low_us=low, high_us=low * 2, commands=commands)
+
+
+def ruling(*windows, promise=PROMISE, observed_ms=20_000):
+    return judge(windows, promise, SETTINGS, observed_ms).ruling
+
+
+def test_what_was_promised_is_kept():
+    assert ruling(window(0.95)) is Ruling.KEEP
+
+
+def test_a_little_less_than_the_low_end_is_within_the_margin():
+    assert ruling(window(0.881)) is Ruling.KEEP
+
+
+def test_less_gain_than_promised_rolls_back_once_it_no_longer_improves():
+    assert ruling(window(0.85)) is Ruling.CONTINUE
+    assert ruling(window(0.85), window(0.852)) is Ruling.ROLL_BACK
+
+
+def test_a_ratio_that_still_improves_gets_another_window_but_not_for_ever():
+    rising = [window(0.80 + 0.015 * i) for i in range(1, 5)]
+    assert [ruling(*rising[:n]) for n in range(1, 5)] == [Ruling.CONTINUE] * 3 + [Ruling.ROLL_BACK]
+
+
+def test_a_change_gets_the_time_that_it_needs_to_settle():
+    slow = replace(PROMISE, settle_ms=50_000)
+    assert ruling(window(0.80), window(0.80), promise=slow, observed_ms=40_000) is Ruling.CONTINUE
+    assert ruling(window(0.80), window(0.80), promise=slow, observed_ms=60_000) is Ruling.ROLL_BACK
+
+
+def test_a_fall_below_the_guardrail_is_an_alarm_at_once():
+    assert alarm(window(0.70), PROMISE, SETTINGS)
+    assert alarm(window(0.76), PROMISE, SETTINGS) is None
+
+
+def test_a_donor_that_was_predicted_to_fall_is_measured_against_the_prediction():
+    donor = replace(PROMISE, hit_ratio_low=0.70, gain=-0.08)
+    assert alarm(window(0.68), donor, SETTINGS) is None
+    assert alarm(window(0.60), donor, SETTINGS)
+
+
+def test_few_lookups_raise_no_alarm_for_noise():
+    assert alarm(window(0.70, lookups=110), PROMISE, SETTINGS) is None
+    assert alarm(window(0.0, lookups=99), PROMISE, SETTINGS) is None
+    assert alarm(window(0.40, lookups=110), PROMISE, SETTINGS)
+
+
+@pytest.mark.parametrize(("low", "raised"), [(3000.0, False), (4001.0, True)])
+def test_latency_alarms_above_the_factor_by_the_lower_edge_of_its_bucket(low, raised):
+    assert (alarm(window(latency=latency(low)), PROMISE, SETTINGS) is not None) == raised
+
+
+def test_latency_below_the_target_is_never_an_alarm_whatever_the_factor():
+    quick = replace(PROMISE, latency_us_p99_before=20.0)
+    assert alarm(window(latency=latency(1900.0)), quick, SETTINGS) is None
+
+
+def test_refused_writes_that_were_not_there_before_are_an_alarm():
+    assert alarm(window(refused=1), PROMISE, SETTINGS)
+    assert alarm(window(refused=1), replace(PROMISE, refused_per_s_before=5.0), SETTINGS) is None
+    assert alarm(window(refused=1), replace(PROMISE, refused_per_s_before=None), SETTINGS) is None
+
+
+def test_without_lookups_a_reversible_promise_is_taken_back_in_the_end():
+    empty = [window(lookups=0)] * 4
+    assert [ruling(*empty[:n]) for n in range(1, 5)] == [Ruling.CONTINUE] * 3 + [Ruling.ROLL_BACK]
+
+
+@pytest.mark.parametrize("promise", [replace(PROMISE, gain=0.0), replace(PROMISE, reversible=False)])
+def test_without_lookups_what_promised_nothing_or_cannot_be_undone_is_kept_and_called_unverified(promise):
+    judgement = judge([window(lookups=0)] * 4, promise, SETTINGS, 80_000)
+    assert judgement.ruling is Ruling.KEEP
+    assert "unverified" in judgement.reason
+
+
+def test_a_window_that_cannot_be_compared_proves_nothing():
+    assert ruling(Window(problem="restarted")) is Ruling.CONTINUE
+
+
+def test_traffic_that_doubled_or_halved_is_noted():
+    assert not traffic_shifted(window(), PROMISE)
+    assert traffic_shifted(window(lookups=50_000), PROMISE)
+    assert traffic_shifted(window(lookups=9_000), PROMISE)
