@@ -1,4 +1,5 @@
-"""The agents as Ray actors: plain hosts, wrapped late, all options in one place. The only module of `agents` that imports Ray."""
+"""The agents as Ray actors: plain hosts, wrapped late, all options in one place. The only module of `agents` that
+imports Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ AGENT_NAMES = ("collector", "planner", "validator", "consensus", "actuator", "au
 def actor_options(name: str, namespace: str, *, detached: bool) -> dict[str, Any]:
     """Return what Ray is told about an agent.
 
-    It mostly waits (no CPU reserved), is restarted for ever, and its calls are not retried: a message is delivered at most once, since
+    It mostly waits (no CPU reserved), is restarted for ever, and its calls are not retried: a message is delivered
+    at most once, since
     agents recognise a missing answer by their deadlines and a doubled one they would have to recognise too.
     """
     return {

@@ -1,7 +1,9 @@
 """What one cache could be: its evidence, the configurations worth asking about, and the best of them at any size.
 
-It asks the cache models and compares; it proposes nothing. A switch of eviction policy must promise more than the models' own error, since a
-wrong one is expensive; a TTL is lengthened no further than is needed for nearly all of its gain, since freshness is worth something too.
+It asks the cache models and compares; it proposes nothing. A switch of eviction policy must promise more than the
+models' own error, since a
+wrong one is expensive; a TTL is lengthened no further than is needed for nearly all of its gain, since freshness is
+worth something too.
 
 INVARIANT: no choice has a TTL above the staleness that the owner declared, or a size above what was asked.
 """
@@ -26,16 +28,19 @@ __all__ = ["Appraisal", "appraise"]
 
 _SEED = 1
 _SWITCH_GAIN = 0.003
-"""Keep the eviction policy unless another is predicted to give more than this (`cachemodel`: policies are told apart to 0.2 points)."""
+"""Keep the eviction policy unless another is predicted to give more than this (`cachemodel`: policies are told apart
+to 0.2 points)."""
 _LFU_GAIN = 0.01
-"""LFU must beat LRU by more than this: it adapts slowly when the hot set moves, which a capture of a minute does not show."""
+"""LFU must beat LRU by more than this: it adapts slowly when the hot set moves, which a capture of a minute does not
+show."""
 _TTL_GAIN_SHARE = 0.95
 """Of the gain of the longest permitted TTL; the shortest TTL that reaches it is taken."""
 _CURVE_POINTS = 12
 _CURVE_TIMES = 4.0
 """How far beyond its present size a cache is imagined."""
 _LFU_DECAY_PER_AGE = 20.0
-"""LFU's counters should halve about so many times less often than keys are evicted (`docs/adr/0006`); in minutes, at least 1."""
+"""LFU's counters should halve about so many times less often than keys are evicted (`docs/adr/0006`); in minutes, at
+least 1."""
 
 
 def appraise(snapshot: Snapshot, service: Service, settings: CacheOptimizerSettings) -> Appraisal | str:
@@ -77,7 +82,11 @@ class Appraisal:
         stay = answers[0].hit_ratio.value if isinstance(answers[0], Answer) else self.evidence.hit_ratio
         best = max(sound, key=lambda a: (a.hit_ratio.value, a.candidate == current, a.candidate.eviction_policy))
         plain = next((a for a in sound if a.candidate.eviction_policy == "allkeys-lru"), None)
-        if plain is not None and best.candidate.family == "lfu" and best.hit_ratio.value - plain.hit_ratio.value <= _LFU_GAIN:
+        if (
+            plain is not None
+            and best.candidate.family == "lfu"
+            and best.hit_ratio.value - plain.hit_ratio.value <= _LFU_GAIN
+        ):
             best = plain
         switch = best.hit_ratio.value - stay > _SWITCH_GAIN and best.hit_ratio.value > self.evidence.hit_ratio
         policy = best.candidate if switch else current
@@ -86,7 +95,8 @@ class Appraisal:
 
     @cached_property
     def curve_bytes(self) -> tuple[int, ...]:
-        """Sizes at which the cache was imagined, ascending; empty where its memory is unlimited or cannot be imagined."""
+        """Sizes at which the cache was imagined, ascending; empty where its memory is unlimited or cannot be
+        imagined."""
         return tuple(size for size, _ in self._curve)
 
     @cached_property
@@ -119,7 +129,8 @@ class Appraisal:
         split = self.snapshot.miss_split
         why = "" if split is None or ratio >= 1 else f", most misses are {split.binding}"
         return (
-            f"nothing to change: hit ratio {ratio:.3f} is {goal} the goal of {settings.target_cache_hit_rate:.2f}{why}, "
+            f"nothing to change: hit ratio {ratio:.3f} is {goal} the goal of {settings.target_cache_hit_rate:.2f}"
+            f"{why}, "
             "and no other configuration is predicted to give more"
         )
 
@@ -129,7 +140,12 @@ class Appraisal:
 
     def _unchanged(self, why: str) -> Choice:
         return Choice(
-            configuration=self.evidence.current, ttl_rules=(), before=self._observed, after=self._observed, words="no change", method=why
+            configuration=self.evidence.current,
+            ttl_rules=(),
+            before=self._observed,
+            after=self._observed,
+            words="no change",
+            method=why,
         )
 
     @cached_property
@@ -140,14 +156,17 @@ class Appraisal:
         low = max(self.service.minimum_memory_bytes, self.evidence.fixed_overhead_bytes + 1024 * 1024)
         grid = {int(x) for x in np.geomspace(min(low, now), now * _CURVE_TIMES, _CURVE_POINTS)} | {now}
         sizes = sorted(grid)
-        # Replaying another family of eviction at every size would cost more than it tells: the shape is LRU's, the level is ours.
+        # Replaying another family of eviction at every size would cost more than it tells: the shape is LRU's, the
+        # level is ours.
         shape = replace(chosen, eviction_policy="allkeys-lru") if chosen.family == "lfu" else chosen
         lift = self._lift(chosen, shape)
         answers = self._inquiry.ask([replace(shape, maxmemory_bytes=s) for s in sizes])
         points = []
         for size, answer in zip(sizes, answers, strict=True):
             if isinstance(answer, Answer):
-                ratio = self._covered(answer.hit_ratio).value if self._rules_for(chosen.ttl_ms) else answer.hit_ratio.value
+                ratio = (
+                    self._covered(answer.hit_ratio).value if self._rules_for(chosen.ttl_ms) else answer.hit_ratio.value
+                )
                 points.append((size, ratio + lift * (1.0 - ratio)))
             elif size == now:
                 points.append((size, self.evidence.hit_ratio))
@@ -173,14 +192,17 @@ class Appraisal:
         return [c for c in found if c != current]
 
     def _ttl_ms(self, policy: CacheConfiguration) -> int | None:
-        """Return the shortest TTL with nearly all of the gain that the owner's staleness permits, None to leave TTLs alone."""
+        """Return the shortest TTL with nearly all of the gain that the owner's staleness permits, None to leave TTLs
+        alone."""
         if not self.rules or policy.ttl_ms is None:
             return None
         longest: int = min(r.max_staleness_ms for r in self.rules)
         ladder: list[int] = [policy.ttl_ms * 2**i for i in range(1, 12) if policy.ttl_ms * 2**i < longest] + [longest]
         answers = self._inquiry.ask([replace(policy, ttl_ms=t) for t in ladder])
         gains = [
-            (t, a.hit_ratio.value - self.evidence.hit_ratio) for t, a in zip(ladder, answers, strict=True) if isinstance(a, Answer)
+            (t, a.hit_ratio.value - self.evidence.hit_ratio)
+            for t, a in zip(ladder, answers, strict=True)
+            if isinstance(a, Answer)
         ]
         if not gains or gains[-1][1] * self._coverage < self.settings.minimum_gain:
             return None
@@ -190,7 +212,9 @@ class Appraisal:
         if ttl_ms is None or ttl_ms == self.evidence.current.ttl_ms:
             return ()
         return tuple(
-            replace(rule, extended_ttl_ms=min(ttl_ms, rule.max_staleness_ms)) for rule in self.rules if ttl_ms > rule.written_ttl_ms
+            replace(rule, extended_ttl_ms=min(ttl_ms, rule.max_staleness_ms))
+            for rule in self.rules
+            if ttl_ms > rule.written_ttl_ms
         )
 
     @cached_property
@@ -221,7 +245,8 @@ class Appraisal:
         if wanted.family == "lfu" and lfu != (current.lfu_log_factor, current.lfu_decay_time_min):
             parts.append(f"LFU log factor {lfu[0]}, decay {lfu[1]} min")
         parts += [
-            f"TTL of `{r.pattern}` {r.written_ttl_ms / 1000:g} to {r.extended_ttl_ms / 1000:g} s (its owner permits {r.max_staleness_ms / 1000:g} s)"
+            f"TTL of `{r.pattern}` {r.written_ttl_ms / 1000:g} to {r.extended_ttl_ms / 1000:g} s "
+            f"(its owner permits {r.max_staleness_ms / 1000:g} s)"
             for r in rules
         ]
         return ", ".join(parts) or "no change"
@@ -243,6 +268,11 @@ def _ttl_rules(snapshot: Snapshot, service: Service) -> tuple[TtlRule, ...]:
         longest_ms = int(staleness_s * 1000)
         if written * 2 <= longest_ms:
             rules.append(
-                TtlRule(pattern=stats.pattern, written_ttl_ms=written, extended_ttl_ms=longest_ms, max_staleness_ms=longest_ms)
+                TtlRule(
+                    pattern=stats.pattern,
+                    written_ttl_ms=written,
+                    extended_ttl_ms=longest_ms,
+                    max_staleness_ms=longest_ms,
+                )
             )
     return tuple(rules)

@@ -168,8 +168,11 @@ class Auditor:
         payload = {"seq": self._checkpoint.seq, "hash": self._checkpoint.hash, "verified_at_ms": self._checkpoint.at_ms}
         return (
             Record(
-                ref=_CHECKPOINT, kind=RecordKind.CHECKPOINT, service=None,
-                subject_id=f"checkpoint-{self._checkpoint.seq}", payload=payload,
+                ref=_CHECKPOINT,
+                kind=RecordKind.CHECKPOINT,
+                service=None,
+                subject_id=f"checkpoint-{self._checkpoint.seq}",
+                payload=payload,
             ),
         )
 

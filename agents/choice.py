@@ -25,9 +25,12 @@ class Choice:
 
     @property
     def gain(self) -> Estimate:
-        """Hit ratio after minus before. The method predicts the difference, so the interval is that of `after` alone."""
+        """Hit ratio after minus before. The method predicts the difference, so the interval is that of `after`
+        alone."""
         return Estimate(
-            self.after.value - self.before.value, self.after.low - self.before.value, self.after.high - self.before.value
+            self.after.value - self.before.value,
+            self.after.low - self.before.value,
+            self.after.high - self.before.value,
         )
 
     def worth(self, minimum_gain: float) -> bool:
@@ -39,10 +42,11 @@ class Choice:
         """Say whether the service already is as this choice wants it."""
         wanted = self.configuration
         knobs = snapshot.knobs
-        same = wanted.maxmemory_bytes == snapshot.maxmemory_bytes and wanted.eviction_policy == knobs.get("maxmemory-policy")
+        same = wanted.maxmemory_bytes == snapshot.maxmemory_bytes and wanted.eviction_policy == knobs.get(
+            "maxmemory-policy"
+        )
         if same and wanted.eviction_policy.endswith("-lfu"):
-            same = (
-                str(wanted.lfu_log_factor) == knobs.get("lfu-log-factor")
-                and str(wanted.lfu_decay_time_min) == knobs.get("lfu-decay-time")
-            )
+            same = str(wanted.lfu_log_factor) == knobs.get("lfu-log-factor") and str(
+                wanted.lfu_decay_time_min
+            ) == knobs.get("lfu-decay-time")
         return same and not self.ttl_rules

@@ -195,8 +195,8 @@ class _Round:
         return prediction.gain.value * prediction.lookups_per_s * self._situation.weights.get(proposal.service, 1.0)
 
     def _rank(self, proposal: Proposal) -> tuple[float, float, str, str]:
-        """Order among services: what needs no memory first, then by weighted gain per byte; ties by service, then id.
-        """
+        """Order among services: what needs no memory first, then by weighted gain per byte; ties by service, then
+        id."""
         growth_bytes = _growth_bytes(proposal)
         worth = self._worth(proposal)
         density = math.inf if growth_bytes == 0 else worth / growth_bytes
@@ -208,7 +208,8 @@ class _Round:
         in_flight_bytes = sum(
             max(0, intent.amount)
             for intent in self._situation.intents
-            if intent.resource == "budget" and intent.direction > 0
+            if intent.resource == "budget"
+            and intent.direction > 0
             and not (intent.until_ms and intent.until_ms <= self._now_ms)
         )
         return self._situation.budget_bytes - sum(self._situation.memory_bytes.values()) - in_flight_bytes

@@ -1,6 +1,7 @@
 """From a choice to a proposal: the exact knob changes, what they rest on, what they cost, how they are taken back.
 
-It decides no numbers of its own: what to change and what it is worth comes in. INVARIANT: a proposal names every knob with the value it
+It decides no numbers of its own: what to change and what it is worth comes in. INVARIANT: a proposal names every
+knob with the value it
 has now, and never a knob or a value outside the knob table.
 """
 
@@ -18,14 +19,23 @@ __all__ = ["draft", "knob_changes"]
 
 _CONFIG_SET_CPU_MS = 0.2
 _KEY_PASS_CPU_US = 6.0
-"""RANDOMKEY and OBJECT cost 2 + 1 us, SCAN, PEXPIRETIME and PEXPIREAT about the same per key (measured on Redis 7.0.15)."""
+"""RANDOMKEY and OBJECT cost 2 + 1 us, SCAN, PEXPIRETIME and PEXPIREAT about the same per key (measured on Redis
+7.0.15)."""
 _SETTLE_MS_MIN = 15_000
 _SETTLE_MS_MAX = 600_000
 _HOT_KEYS = 2_000
+_BINDING = {
+    "refused": "Writes are refused because the cache is full and may evict nothing: what is asked for is not stored. ",
+    "evicted": "Keys are evicted before they are asked for again. ",
+    "expired": "Keys expire before they are asked for again, although their owner allows them to be older. ",
+    "cold": "Most misses are first accesses, which no configuration avoids. ",
+    "none": "",
+}
 
 
 def knob_changes(choice: Choice, snapshot: Snapshot) -> tuple[KnobChange, ...]:
-    """Return the changes that lead from what the server has to what the choice wants; only knobs that this server has."""
+    """Return the changes that lead from what the server has to what the choice wants; only knobs that this server
+    has."""
     wanted = {
         "maxmemory": str(choice.configuration.maxmemory_bytes),
         "maxmemory-policy": choice.configuration.eviction_policy,
@@ -46,10 +56,13 @@ def knob_changes(choice: Choice, snapshot: Snapshot) -> tuple[KnobChange, ...]:
 def draft(
     snapshot: Snapshot, choice: Choice, service: Service, why: str, settings: CacheOptimizerSettings, now_ms: int
 ) -> Proposal:
-    """Return the proposal that carries out `choice`; `why` is the fleet's reason for a change of size, if there is one."""
+    """Return the proposal that carries out `choice`; `why` is the fleet's reason for a change of size, if there is
+    one."""
     changes = knob_changes(choice, snapshot)
     shrinks = any(c.knob == "maxmemory" and int(c.after) < int(c.before) for c in changes)
-    to_lfu = any(c.knob == "maxmemory-policy" and c.after.endswith("-lfu") and not c.before.endswith("-lfu") for c in changes)
+    to_lfu = any(
+        c.knob == "maxmemory-policy" and c.after.endswith("-lfu") and not c.before.endswith("-lfu") for c in changes
+    )
     playbook = "keep_hot_set" if to_lfu else "shrink" if shrinks else "direct" if changes else "ttl_rule"
     classes = [action_class_of_change(c.knob, c.before, c.after) for c in changes]
     classes += [ActionClass.REVERSIBLE] * len(choice.ttl_rules)
@@ -78,7 +91,9 @@ def draft(
 def _rollback(changes: tuple[KnobChange, ...], choice: Choice, shrinks: bool, to_lfu: bool) -> str:
     parts = []
     if changes:
-        parts.append("set back " + ", ".join(f"`{c.knob}` to `{c.before}`" for c in changes) + " in one fenced CONFIG SET")
+        parts.append(
+            "set back " + ", ".join(f"`{c.knob}` to `{c.before}`" for c in changes) + " in one fenced CONFIG SET"
+        )
     if choice.ttl_rules:
         parts.append("stop the TTL rule and shorten what it extended to the TTL as written")
     if shrinks:
@@ -92,13 +107,7 @@ def _rollback(changes: tuple[KnobChange, ...], choice: Choice, shrinks: bool, to
 
 def _rationale(snapshot: Snapshot, choice: Choice, why: str) -> str:
     split = snapshot.miss_split
-    binding = "" if split is None else {
-        "refused": "Writes are refused because the cache is full and may evict nothing, so what is asked for now is never stored. ",
-        "evicted": "Keys are evicted before they are asked for again. ",
-        "expired": "Keys expire before they are asked for again, although their owner allows them to be older. ",
-        "cold": "Most misses are first accesses, which no configuration avoids. ",
-        "none": "",
-    }[split.binding]
+    binding = "" if split is None else _BINDING[split.binding]
     size = f" Size: {why}." if why else ""
     return f"{binding}{choice.words[:1].upper()}{choice.words[1:]}: {choice.method}.{size}"
 
@@ -106,18 +115,38 @@ def _rationale(snapshot: Snapshot, choice: Choice, why: str) -> str:
 def _evidence(snapshot: Snapshot) -> tuple[Evidence, ...]:
     window = snapshot.window_ms
     facts = [
-        Evidence(name="hit_ratio", value=snapshot.hit_ratio, source="INFO keyspace_hits, keyspace_misses without own probes", window_ms=window),
+        Evidence(
+            name="hit_ratio",
+            value=snapshot.hit_ratio,
+            source="INFO keyspace_hits, keyspace_misses without own probes",
+            window_ms=window,
+        ),
         Evidence(name="lookups_per_s", value=round(snapshot.lookups_per_s, 1), source="INFO deltas", window_ms=window),
-        Evidence(name="evicted_per_s", value=round(snapshot.evicted_per_s, 2), source="INFO evicted_keys", window_ms=window),
-        Evidence(name="expired_per_s", value=round(snapshot.expired_per_s, 2), source="INFO expired_keys", window_ms=window),
-        Evidence(name="refused_per_s", value=round(snapshot.refused_per_s, 2), source="INFO errorstat_OOM", window_ms=window),
+        Evidence(
+            name="evicted_per_s", value=round(snapshot.evicted_per_s, 2), source="INFO evicted_keys", window_ms=window
+        ),
+        Evidence(
+            name="expired_per_s", value=round(snapshot.expired_per_s, 2), source="INFO expired_keys", window_ms=window
+        ),
+        Evidence(
+            name="refused_per_s", value=round(snapshot.refused_per_s, 2), source="INFO errorstat_OOM", window_ms=window
+        ),
         Evidence(name="resident_keys", value=snapshot.resident_keys, source="INFO keyspace"),
         Evidence(name="used_memory_bytes", value=snapshot.used_memory_bytes, source="INFO memory"),
     ]
     if snapshot.eviction_age_ms is not None:
-        facts.append(Evidence(name="eviction_age_ms", value=snapshot.eviction_age_ms, source="idle times of sampled keys"))
+        facts.append(
+            Evidence(name="eviction_age_ms", value=snapshot.eviction_age_ms, source="idle times of sampled keys")
+        )
     if snapshot.miss_split is not None:
-        facts.append(Evidence(name="misses_bound_by", value=snapshot.miss_split.binding, source=snapshot.miss_split.source, window_ms=window))
+        facts.append(
+            Evidence(
+                name="misses_bound_by",
+                value=snapshot.miss_split.binding,
+                source=snapshot.miss_split.source,
+                window_ms=window,
+            )
+        )
     if snapshot.sample is not None:
         facts.append(Evidence(name="sampled_keys", value=len(snapshot.sample), source="RANDOMKEY sample"))
     if snapshot.access is not None:
@@ -156,7 +185,9 @@ def _cost(
     snapshot: Snapshot, choice: Choice, playbook: str, changes: int, settings: CacheOptimizerSettings
 ) -> dict[str, float]:
     shrink = max(snapshot.maxmemory_bytes - choice.configuration.maxmemory_bytes, 0)
-    steps = 1 + int(shrink / max(snapshot.maxmemory_bytes * settings.memory_step_share, 1.0)) if playbook == "shrink" else 1
+    steps = (
+        1 + int(shrink / max(snapshot.maxmemory_bytes * settings.memory_step_share, 1.0)) if playbook == "shrink" else 1
+    )
     keys = 0.0
     if playbook == "keep_hot_set":
         keys += min(_HOT_KEYS, snapshot.resident_keys)
@@ -171,5 +202,3 @@ def _cost(
         "keys_per_s_while_kept": float(settings.ttl_keys_per_s) if choice.ttl_rules else 0.0,
         "headroom_bytes": 0.0,
     }
-
-

@@ -1,6 +1,7 @@
 """From a snapshot to the evidence that the cache models read.
 
-It translates and leaves out what was not measured; it estimates nothing. INVARIANT: a field that the snapshot lacks is None.
+It translates and leaves out what was not measured; it estimates nothing. INVARIANT: a field that the snapshot lacks
+is None.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from typing import cast
 
 import numpy as np
 
-from cachewarden.cachemodel.eviction import EvictionPolicy
 from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.cachemodel.whatif import CacheConfiguration, Evidence, MissShares, TtlStats
-from cachewarden.knobs import EVICTION_POLICIES
+from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy
 from cachewarden.observation import Snapshot
 
 __all__ = ["evidence_of"]

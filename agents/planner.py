@@ -1,10 +1,13 @@
 """The planner: which change of which cache is worth it, and what it is expected to give.
 
-It appraises each service (what would other eviction policies, TTLs and sizes give), divides the fleet's memory by marginal hits, and turns
-what is worth it into proposals with evidence, prediction, cost and rollback. It never talks to a server, never judges, and prefers no
+It appraises each service (what would other eviction policies, TTLs and sizes give), divides the fleet's memory by
+marginal hits, and turns
+what is worth it into proposals with evidence, prediction, cost and rollback. It never talks to a server, never
+judges, and prefers no
 change when the gain may be noise. For every service without a proposal it says why.
 
-INVARIANT: the same snapshots, history and time give the same proposals; the sizes proposed never add up to more than the budget.
+INVARIANT: the same snapshots, history and time give the same proposals; the sizes proposed never add up to more than
+the budget.
 """
 
 from __future__ import annotations
@@ -59,9 +62,7 @@ class _Division:
     """Memory of the budget that nobody holds now."""
 
 
-def plan_fleet(
-    question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettings, now_ms: int
-) -> FleetPlanned:
+def plan_fleet(question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettings, now_ms: int) -> FleetPlanned:
     """Return the proposals of one cycle, and a reason for each observed service that gets none."""
     idle: dict[str, str] = {}
     appraisals: dict[str, Appraisal] = {}
@@ -134,7 +135,12 @@ def _curve(appraisal: Appraisal, service: Service) -> Curve:
 
 
 def _propose(
-    appraisal: Appraisal, service: Service, division: _Division, settings: CacheOptimizerSettings, forced: bool, now_ms: int
+    appraisal: Appraisal,
+    service: Service,
+    division: _Division,
+    settings: CacheOptimizerSettings,
+    forced: bool,
+    now_ms: int,
 ) -> Proposal | str:
     """Return the proposal for one service, or why there is none."""
     now_bytes = appraisal.snapshot.maxmemory_bytes

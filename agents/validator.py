@@ -91,7 +91,13 @@ class Validator:
                 self._snapshots[snapshot.service] = replace(snapshot, sample=None, access=None)
                 self._found_bytes.setdefault(snapshot.service, snapshot.maxmemory_bytes)
         verdicts = judge(
-            self._constitution, self._fleet, self._settings, question.proposals, question.snapshots, now_ms,
-            last_seen=self._snapshots, budget_bytes=sum(self._found_bytes.values()),
+            self._constitution,
+            self._fleet,
+            self._settings,
+            question.proposals,
+            question.snapshots,
+            now_ms,
+            last_seen=self._snapshots,
+            budget_bytes=sum(self._found_bytes.values()),
         )
         return Judged(cycle=question.cycle, verdicts=verdicts)

@@ -13,10 +13,11 @@ from time import perf_counter
 import numpy as np
 
 from cachewarden.cachemodel.arbitration import Curve, allocate
-from cachewarden.cachemodel.eviction import EVICTION_POLICIES, EvictionConfig, belady, exact_lru, index, replay_indexed
+from cachewarden.cachemodel.eviction import EvictionConfig, belady, exact_lru, index, replay_indexed
 from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.shards import mix
 from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.knobs import EVICTION_POLICIES
 
 LOOKUPS_PER_S = 1000.0
 MIB = 1 << 20

@@ -116,8 +116,14 @@ def seal(draft: RecordDraft, seq: int, prev_hash: str) -> AuditRecord:
     try:
         payload: dict[str, Any] = json.loads(codec.canonical_json(draft.payload))
         record = AuditRecord(
-            seq=seq, at_ms=draft.at_ms, kind=str(draft.kind), agent=draft.agent, service=draft.service,
-            subject_id=draft.subject_id, payload=payload, prev_hash=prev_hash,
+            seq=seq,
+            at_ms=draft.at_ms,
+            kind=str(draft.kind),
+            agent=draft.agent,
+            service=draft.service,
+            subject_id=draft.subject_id,
+            payload=payload,
+            prev_hash=prev_hash,
         )
         return dataclasses.replace(record, hash=hash_of(record))
     except (TypeError, ValueError) as error:
@@ -236,8 +242,11 @@ class ChainVerifier:
             total += 1
         problems.sort(key=lambda p: (p.seq, p.kind, p.detail))
         return ChainReport(
-            height=self._height, head_hash=self._head_hash or "", checked=self._checked,
-            problems=tuple(problems[:_PROBLEMS_MAX]), problems_total=total,
+            height=self._height,
+            head_hash=self._head_hash or "",
+            checked=self._checked,
+            problems=tuple(problems[:_PROBLEMS_MAX]),
+            problems_total=total,
         )
 
     def _place(self, seq: int) -> bool:

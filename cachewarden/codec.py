@@ -1,6 +1,7 @@
 """Messages to canonical JSON and back, and the digest over it.
 
-Canonical: keys sorted, no spaces, UTF-8, floats as Python's shortest repr, NaN and infinities refused. Two equal messages have equal
+Canonical: keys sorted, no spaces, UTF-8, floats as Python's shortest repr, NaN and infinities refused. Two equal
+messages have equal
 bytes on every machine, so a digest names exactly one content. Never reads a clock, never guesses a type.
 """
 
@@ -22,7 +23,8 @@ T = TypeVar("T")
 
 
 def to_jsonable(value: Any) -> Any:
-    """Return `value` as JSON types; dataclasses become objects, enums their values, tuples lists. Raises TypeError otherwise."""
+    """Return `value` as JSON types; dataclasses become objects, enums their values, tuples lists. Raises TypeError
+    otherwise."""
     if value is None or isinstance(value, (bool, str)):
         return value.value if isinstance(value, Enum) else value
     if isinstance(value, Enum):

@@ -1,6 +1,7 @@
 """The fleet file: which caches are managed, what their owners promise and permit.
 
-It states facts and wishes of people; nothing here is measured or decided. INVARIANT: the minimum sizes of all services fit into the
+It states facts and wishes of people; nothing here is measured or decided. INVARIANT: the minimum sizes of all
+services fit into the
 total memory budget, and no service is the blackboard.
 """
 
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from cachewarden.errors import FleetFileError, UnknownService
+from cachewarden.errors import FleetFileError, SettingsError, UnknownService
 from cachewarden.knobs import parse_bytes
 from cachewarden.messages import Mode
 from cachewarden.yaml_lines import validate_yaml
@@ -23,7 +24,7 @@ def _bytes(value: Any) -> Any:
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         try:
             return parse_bytes(value)
-        except Exception as error:
+        except SettingsError as error:
             raise ValueError(str(error)) from None
     return value
 
@@ -39,7 +40,9 @@ class KeyPattern(_Strict):
     """Keys that begin with `prefix`, and how old their values may be."""
 
     prefix: str = Field(min_length=1, max_length=200, description="literal beginning of the key, without wildcards")
-    max_staleness_s: float | None = Field(None, gt=0, description="how old a value may be; without it no TTL is touched")
+    max_staleness_s: float | None = Field(
+        None, gt=0, description="how old a value may be; without it no TTL is touched"
+    )
 
     @field_validator("prefix")
     @classmethod
@@ -73,7 +76,7 @@ class Service(_Strict):
     hit_ratio_floor: float = Field(0.0, ge=0.0, lt=1.0)
     minimum_memory_bytes: Bytes = Field(2 * 1024 * 1024, ge=1024 * 1024)
     patterns: tuple[KeyPattern, ...] = ()
-    capture: bool = Field(False, description="whether bounded MONITOR captures are permitted")
+    capture: bool = Field(default=False, description="whether bounded MONITOR captures are permitted")
     default_ttl_s: float | None = Field(None, gt=0, description="TTL of warmed keys")
     origin: Origin | None = None
 
@@ -89,7 +92,9 @@ class Fleet(_Strict):
     """All managed caches and the memory that they share."""
 
     name: str = Field("fleet", pattern=r"^[a-z][a-z0-9_-]{0,62}$")
-    total_memory_bytes: Bytes | None = Field(None, description="sum of maxmemory that may never be exceeded; as found if not given")
+    total_memory_bytes: Bytes | None = Field(
+        None, description="sum of maxmemory that may never be exceeded; as found if not given"
+    )
     services: tuple[Service, ...] = Field(min_length=1, max_length=10_000)
 
     @model_validator(mode="after")

@@ -1,7 +1,9 @@
 """A home for one agent in a process of its own: an event loop in a thread, and a door for messages from other threads.
 
-Whatever hosts it (a Ray actor, a test) only calls `deliver`, `query` and `ping`. It decides nothing. When the agent's loop ends, for
-whatever reason, the process is of no use any more and `on_end` is called: fail loud, so that the supervisor starts a new life.
+Whatever hosts it (a Ray actor, a test) only calls `deliver`, `query` and `ping`. It decides nothing. When the
+agent's loop ends, for
+whatever reason, the process is of no use any more and `on_end` is called: fail loud, so that the supervisor starts a
+new life.
 """
 
 from __future__ import annotations

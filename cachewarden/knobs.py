@@ -1,6 +1,7 @@
 """The knob table: everything that cachewarden may set, and what is known about each.
 
-A knob that is not in this table cannot be set, and a value outside its range is refused with the range in the message. The table never
+A knob that is not in this table cannot be set, and a value outside its range is refused with the range in the
+message. The table never
 says whether a change is a good idea: that is the planner's, the constitution's and the consensus's business.
 
 Ranges and versions are from the servers' `config.c`; hazards from measurements on Redis 7.0.15 and Valkey 9.1.2.
@@ -14,11 +15,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Literal, get_args
 
 from cachewarden.errors import SettingsError
 from cachewarden.messages import ActionClass
 
-__all__ = ["EVICTION_POLICIES", "KNOBS", "Knob", "KnobType", "action_class_of_change", "check_value", "parse_bytes", "supported"]
+__all__ = [
+    "EVICTION_POLICIES",
+    "KNOBS",
+    "EvictionPolicy",
+    "Knob",
+    "KnobType",
+    "action_class_of_change",
+    "check_value",
+    "parse_bytes",
+    "supported",
+]
 
 
 class KnobType(StrEnum):
@@ -28,7 +40,7 @@ class KnobType(StrEnum):
     YES_NO = "yes_no"
 
 
-EVICTION_POLICIES: tuple[str, ...] = (
+EvictionPolicy = Literal[
     "allkeys-lfu",
     "allkeys-lru",
     "allkeys-random",
@@ -37,7 +49,9 @@ EVICTION_POLICIES: tuple[str, ...] = (
     "volatile-lru",
     "volatile-random",
     "volatile-ttl",
-)
+]
+"""The server's own names of `maxmemory-policy`."""
+EVICTION_POLICIES: tuple[EvictionPolicy, ...] = get_args(EvictionPolicy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,56 +92,161 @@ _REDIS_7 = MappingProxyType({"redis": (7, 0), "valkey": (7, 2)})
 
 
 def _integer(
-    name: str, low: int, high: int, since: Mapping[str, tuple[int, ...]], cls: ActionClass, *, hazard: str, by: str,
+    name: str,
+    low: int,
+    high: int,
+    since: Mapping[str, tuple[int, ...]],
+    cls: ActionClass,
+    *,
+    hazard: str,
+    by: str,
     reversible: bool = True,
 ) -> Knob:
     return Knob(
-        name=name, type=KnobType.INTEGER, low=low, high=high, since=since, action_class=cls, reversible=reversible,
-        hazard=hazard, predicted_by=by,
+        name=name,
+        type=KnobType.INTEGER,
+        low=low,
+        high=high,
+        since=since,
+        action_class=cls,
+        reversible=reversible,
+        hazard=hazard,
+        predicted_by=by,
     )
 
 
 def _switch(name: str, since: Mapping[str, tuple[int, ...]], *, hazard: str) -> Knob:
     return Knob(
-        name=name, type=KnobType.YES_NO, since=since, action_class=ActionClass.REVERSIBLE, reversible=True, hazard=hazard,
+        name=name,
+        type=KnobType.YES_NO,
+        since=since,
+        action_class=ActionClass.REVERSIBLE,
+        reversible=True,
+        hazard=hazard,
         predicted_by="none",
     )
 
 
-_LISTPACK_HAZARD = "raising it changes only keys created later; lowering it converts a key at its next write, so taking it back is not neutral"
+_LISTPACK_HAZARD = (
+    "raising it changes only keys created later; lowering it converts a key at its next write, "
+    "so taking it back is not neutral"
+)
 
 _TABLE: tuple[Knob, ...] = (
     Knob(
-        name="maxmemory", type=KnobType.BYTES, low=1 << 20, high=1 << 44, since=_EVERYWHERE, action_class=ActionClass.GROWTH,
+        name="maxmemory",
+        type=KnobType.BYTES,
+        low=1 << 20,
+        high=1 << 44,
+        since=_EVERYWHERE,
+        action_class=ActionClass.GROWTH,
         reversible=False,
-        hazard="lowering it evicts at once and for good; under noeviction, or volatile-* without TTLs, it refuses writes",
+        hazard="lowering it evicts at once and for good; "
+        "under noeviction, or volatile-* without TTLs, it refuses writes",
         predicted_by="cachemodel.whatif",
     ),
     Knob(
-        name="maxmemory-policy", type=KnobType.CHOICE, choices=EVICTION_POLICIES, since=_EVERYWHERE,
-        action_class=ActionClass.LOSSY, reversible=False,
-        hazard="LRU to LFU gives old keys frequency 0 and new ones 5: a plain switch under pressure loses 30 to 52 % of the hot set",
+        name="maxmemory-policy",
+        type=KnobType.CHOICE,
+        choices=EVICTION_POLICIES,
+        since=_EVERYWHERE,
+        action_class=ActionClass.LOSSY,
+        reversible=False,
+        hazard="LRU to LFU gives old keys frequency 0 and new ones 5: "
+        "a plain switch under pressure loses 30 to 52 % of the hot set",
         predicted_by="cachemodel.whatif",
     ),
-    _integer("maxmemory-samples", 3, 10, _EVERYWHERE, ActionClass.REVERSIBLE,
-             hazard="more samples cost CPU at each eviction and rarely gain 0.1 points", by="cachemodel.whatif"),
-    _integer("maxmemory-eviction-tenacity", 0, 20, _REDIS_62, ActionClass.REVERSIBLE,
-             hazard="above 20 eviction may hold the event loop for long", by="none"),
-    _integer("lfu-log-factor", 0, 255, _REDIS_4, ActionClass.REVERSIBLE,
-             hazard="changes the meaning of counters gradually", by="cachemodel.whatif"),
-    _integer("lfu-decay-time", 0, 1440, _REDIS_4, ActionClass.REVERSIBLE,
-             hazard="0 never forgets; must follow the eviction age", by="cachemodel.whatif"),
+    _integer(
+        "maxmemory-samples",
+        3,
+        10,
+        _EVERYWHERE,
+        ActionClass.REVERSIBLE,
+        hazard="more samples cost CPU at each eviction and rarely gain 0.1 points",
+        by="cachemodel.whatif",
+    ),
+    _integer(
+        "maxmemory-eviction-tenacity",
+        0,
+        20,
+        _REDIS_62,
+        ActionClass.REVERSIBLE,
+        hazard="above 20 eviction may hold the event loop for long",
+        by="none",
+    ),
+    _integer(
+        "lfu-log-factor",
+        0,
+        255,
+        _REDIS_4,
+        ActionClass.REVERSIBLE,
+        hazard="changes the meaning of counters gradually",
+        by="cachemodel.whatif",
+    ),
+    _integer(
+        "lfu-decay-time",
+        0,
+        1440,
+        _REDIS_4,
+        ActionClass.REVERSIBLE,
+        hazard="0 never forgets; must follow the eviction age",
+        by="cachemodel.whatif",
+    ),
     _integer("active-expire-effort", 1, 10, _REDIS_6, ActionClass.REVERSIBLE, hazard="more CPU for expiry", by="none"),
     _integer("latency-monitor-threshold", 0, 60_000, _EVERYWHERE, ActionClass.OBSERVE, hazard="none known", by="none"),
-    _integer("slowlog-log-slower-than", 100, 10_000_000, _EVERYWHERE, ActionClass.OBSERVE, hazard="too low fills the log", by="none"),
+    _integer(
+        "slowlog-log-slower-than",
+        100,
+        10_000_000,
+        _EVERYWHERE,
+        ActionClass.OBSERVE,
+        hazard="too low fills the log",
+        by="none",
+    ),
     _switch("latency-tracking", _REDIS_7, hazard="a little CPU per command"),
     _switch("lazyfree-lazy-eviction", _REDIS_4, hazard="memory may overshoot while it is freed in the background"),
     _switch("lazyfree-lazy-expire", _REDIS_4, hazard="memory may overshoot while it is freed in the background"),
     _switch("lazyfree-lazy-server-del", _REDIS_4, hazard="memory may overshoot while it is freed in the background"),
-    _integer("hash-max-listpack-entries", 0, 1024, _REDIS_7, ActionClass.LOSSY, hazard=_LISTPACK_HAZARD, by="encoding", reversible=False),
-    _integer("hash-max-listpack-value", 0, 1024, _REDIS_7, ActionClass.LOSSY, hazard=_LISTPACK_HAZARD, by="encoding", reversible=False),
-    _integer("zset-max-listpack-entries", 0, 1024, _REDIS_7, ActionClass.LOSSY, hazard=_LISTPACK_HAZARD, by="encoding", reversible=False),
-    _integer("set-max-intset-entries", 0, 4096, _EVERYWHERE, ActionClass.LOSSY, hazard=_LISTPACK_HAZARD, by="encoding", reversible=False),
+    _integer(
+        "hash-max-listpack-entries",
+        0,
+        1024,
+        _REDIS_7,
+        ActionClass.LOSSY,
+        hazard=_LISTPACK_HAZARD,
+        by="encoding",
+        reversible=False,
+    ),
+    _integer(
+        "hash-max-listpack-value",
+        0,
+        1024,
+        _REDIS_7,
+        ActionClass.LOSSY,
+        hazard=_LISTPACK_HAZARD,
+        by="encoding",
+        reversible=False,
+    ),
+    _integer(
+        "zset-max-listpack-entries",
+        0,
+        1024,
+        _REDIS_7,
+        ActionClass.LOSSY,
+        hazard=_LISTPACK_HAZARD,
+        by="encoding",
+        reversible=False,
+    ),
+    _integer(
+        "set-max-intset-entries",
+        0,
+        4096,
+        _EVERYWHERE,
+        ActionClass.LOSSY,
+        hazard=_LISTPACK_HAZARD,
+        by="encoding",
+        reversible=False,
+    ),
 )
 
 KNOBS: Mapping[str, Knob] = MappingProxyType({knob.name: knob for knob in _TABLE})
@@ -137,7 +256,8 @@ _BYTES = re.compile(r"^\s*(\d+)\s*([a-z]*)\s*$")
 
 
 def parse_bytes(text: str | int) -> int:
-    """Return bytes for `64mb`, `1gb`, `1048576` (Redis's units: mb = 1024*1024, m = 1000*1000). Raises SettingsError."""
+    """Return bytes for `64mb`, `1gb`, `1048576` (Redis's units: mb = 1024*1024, m = 1000*1000). Raises
+    SettingsError."""
     if isinstance(text, int) and not isinstance(text, bool):
         return text
     match = _BYTES.match(str(text).lower())

@@ -1,7 +1,9 @@
 """The contract between decisions and the world: events in, effects out.
 
-An agent is a plain object with `step(event, now_ms) -> tuple[Effect, ...]`. It never waits, never reads a clock, never touches a
-socket; everything that it wants done is an `Effect`, and everything that it learns is an event. `AgentShell` (in `shell.py`), a Ray
+An agent is a plain object with `step(event, now_ms) -> tuple[Effect, ...]`. It never waits, never reads a clock,
+never touches a
+socket; everything that it wants done is an `Effect`, and everything that it learns is an event. `AgentShell` (in
+`shell.py`), a Ray
 actor around it, and the simulator perform the same effects through the ports of `ports.py`.
 
 INVARIANT: the same sequence of (event, now_ms) gives the same effects.
@@ -149,7 +151,8 @@ class WriteKnobs(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectHotKeys(Effect):
-    """Remember, inside the adapter only, up to `limit` of the most recently or frequently used keys; answered by `HotKeysCollected`."""
+    """Remember, inside the adapter only, up to `limit` of the most recently or frequently used keys; answered by
+    `HotKeysCollected`."""
 
     service: str
     limit: int
@@ -179,7 +182,8 @@ class ExtendTtls(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publish(Effect):
-    """Mirror something onto the blackboard; `operation` is a method of the Blackboard port. Failure is counted, never fatal."""
+    """Mirror something onto the blackboard; `operation` is a method of the Blackboard port. Failure is counted,
+    never fatal."""
 
     operation: str
     arguments: Mapping[str, Any]

@@ -1,9 +1,12 @@
 """What the agents say to each other: frozen, versioned, each carrying the constitutional hash.
 
-A snapshot is what was seen; an intent what is wanted; a proposal the exact change with its predicted effect and evidence; a verdict
-what the constitution says of it; a resolution who goes first; an execution what became of it; an audit record what is remembered.
+A snapshot is what was seen; an intent what is wanted; a proposal the exact change with its predicted effect and
+evidence; a verdict
+what the constitution says of it; a resolution who goes first; an execution what became of it; an audit record what
+is remembered.
 
-Nothing here decides anything. INVARIANT: a message is never changed after it was made, and holds no key name and no value.
+Nothing here decides anything. INVARIANT: a message is never changed after it was made, and holds no key name and no
+value.
 """
 
 from __future__ import annotations
@@ -77,7 +80,8 @@ class Decision(StrEnum):
 
 
 class ResolutionOutcome(StrEnum):
-    """GO: act now; WAIT: agreed, but something else first; YIELD: another intent won; ADVISE: nobody asked us to act."""
+    """GO: act now; WAIT: agreed, but something else first; YIELD: another intent won; ADVISE: nobody asked us to
+    act."""
 
     GO = "go"
     WAIT = "wait"
@@ -157,9 +161,11 @@ class KnobChange(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TtlRule(Message):
-    """Keys of `pattern` that the application writes with `written_ttl_ms` may live `extended_ttl_ms`, measured from the write.
+    """Keys of `pattern` that the application writes with `written_ttl_ms` may live `extended_ttl_ms`, measured from
+    the write.
 
-    INVARIANT: written_ttl_ms < extended_ttl_ms <= max_staleness_ms, the staleness that the owner declared for the pattern.
+    INVARIANT: written_ttl_ms < extended_ttl_ms <= max_staleness_ms, the staleness that the owner declared for the
+    pattern.
     """
 
     pattern: str
@@ -268,7 +274,8 @@ class Finding(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict(Message):
-    """What the constitution says of exactly one proposal. INVARIANT: ALLOW only if every finding allows and there is one."""
+    """What the constitution says of exactly one proposal. INVARIANT: ALLOW only if every finding allows and there is
+    one."""
 
     proposal_id: str
     proposal_digest: str

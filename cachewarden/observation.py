@@ -1,7 +1,9 @@
 """What was seen of a cache: the raw facts of one look, and the snapshot derived from two of them.
 
-An `Observation` is what an adapter brings back; `agents/collector.py` turns two of them into a `Snapshot`. Keys are 64-bit keyed
-hashes and the names of patterns that the fleet file declares; values never appear. INVARIANT: a ratio without lookups is None, not 0.
+An `Observation` is what an adapter brings back; `agents/collector.py` turns two of them into a `Snapshot`. Keys are
+64-bit keyed
+hashes and the names of patterns that the fleet file declares; values never appear. INVARIANT: a ratio without
+lookups is None, not 0.
 """
 
 from __future__ import annotations
@@ -62,8 +64,10 @@ class ProbeCost(Message):
 class KeyspaceSample:
     """A uniform sample of resident keys; arrays of equal length n.
 
-    key: uint64 keyed hash; idle_ms: int64, -1 unknown; frequency: int32 LFU counter, -1 unknown; size_bytes: int64 MEMORY USAGE, -1
-    unknown; ttl_ms: int64, -1 none; pattern: int32 index into `patterns`, -1 where no declared pattern matches; encoding: int32 index
+    key: uint64 keyed hash; idle_ms: int64, -1 unknown; frequency: int32 LFU counter, -1 unknown; size_bytes: int64
+    MEMORY USAGE, -1
+    unknown; ttl_ms: int64, -1 none; pattern: int32 index into `patterns`, -1 where no declared pattern matches;
+    encoding: int32 index
     into `encodings`, -1 unknown.
     """
 
@@ -85,7 +89,8 @@ class KeyspaceSample:
 class AccessSample:
     """A bounded, spatially hashed capture of commands.
 
-    `trace` holds reads and writes of keys whose hash passes the spatial filter; `pattern` int32[n] indexes `patterns`, -1 for none.
+    `trace` holds reads and writes of keys whose hash passes the spatial filter; `pattern` int32[n] indexes
+    `patterns`, -1 for none.
     """
 
     trace: AccessTrace
@@ -124,7 +129,8 @@ class Observation:
 class MissSplit(Message):
     """Why lookups missed, each as a share of all lookups in 0..1; they add up to the miss ratio.
 
-    cold: first access ever seen or never cached; expired: its TTL had run out; evicted: pushed out by others; refused: the server had
+    cold: first access ever seen or never cached; expired: its TTL had run out; evicted: pushed out by others;
+    refused: the server had
     no room and could evict nothing, so it was never stored.
     """
 

@@ -1,6 +1,7 @@
 """Everything outside, as narrow protocols: the only way by which effects reach the world.
 
-Adapters live in `coordination/` (redis-py) and `simulation/` (fakes); each adapter of a port passes the same suite in `tests/contract/`.
+Adapters live in `coordination/` (redis-py) and `simulation/` (fakes); each adapter of a port passes the same suite
+in `tests/contract/`.
 An adapter never decides: it raises an `OperatingError` and the machine that asked for the effect is told so.
 """
 
@@ -57,7 +58,8 @@ class Journal(Protocol):
     async def append(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
         """Append all of `drafts`, in order and together; returns once the server has confirmed them.
 
-        Raises JournalUnavailable; then none or all were written, and a writer that must know reads back by `subject_id`.
+        Raises JournalUnavailable; then none or all were written, and a writer that must know reads back by
+        `subject_id`.
         """
         ...
 
@@ -78,7 +80,8 @@ class LeaseStore(Protocol):
     """Leases on the blackboard's server. Expiry is judged by that server's clock alone."""
 
     async def acquire(self, service: str, holder: str, ttl_ms: int) -> Lease | None:
-        """Take or renew; a renewal keeps the epoch, a takeover or re-acquisition after expiry raises it. None: held by another."""
+        """Take or renew; a renewal keeps the epoch, a takeover or re-acquisition after expiry raises it. None: held
+        by another."""
         ...
 
     async def release(self, lease: Lease) -> None:
@@ -111,7 +114,8 @@ class TargetCache(Protocol):
     async def observe(
         self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float
     ) -> Observation:
-        """Look once: INFO, knobs, latency; `sample_keys` random keys; a MONITOR capture if `capture_ms` > 0 and permitted."""
+        """Look once: INFO, knobs, latency; `sample_keys` random keys; a MONITOR capture if `capture_ms` > 0 and
+        permitted."""
         ...
 
     async def counters(self) -> Observation:
@@ -127,7 +131,8 @@ class TargetCache(Protocol):
         ...
 
     async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:
-        """WATCH fence, compare, MULTI CONFIG SET EXEC, then read back; StaleFencingToken where the token moved or is gone."""
+        """WATCH fence, compare, MULTI CONFIG SET EXEC, then read back; StaleFencingToken where the token moved or is
+        gone."""
         ...
 
     async def collect_hot_keys(self, limit: int) -> int:
@@ -167,7 +172,13 @@ class Blackboard(Protocol):
     async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool: ...
 
     async def finish_task(
-        self, task_id: str, agent_id: str, at_ms: int, *, output: Mapping[str, Any] | None, error: Mapping[str, Any] | None
+        self,
+        task_id: str,
+        agent_id: str,
+        at_ms: int,
+        *,
+        output: Mapping[str, Any] | None,
+        error: Mapping[str, Any] | None,
     ) -> bool: ...
 
     async def report_conflict(self, conflict: Mapping[str, Any]) -> str: ...

@@ -1,7 +1,9 @@
 """Requests and answers between agents: who asks whom for what in one cycle.
 
-coordinator -> collector ObserveFleet -> FleetObserved; -> planner PlanFleet -> FleetPlanned; -> validator Judge -> Judged;
--> consensus Settle -> Settled; -> actuator Execute -> ExecutionReport, several times. `cycle` ties an answer to its question, so that a
+coordinator -> collector ObserveFleet -> FleetObserved; -> planner PlanFleet -> FleetPlanned; -> validator Judge ->
+Judged;
+-> consensus Settle -> Settled; -> actuator Execute -> ExecutionReport, several times. `cycle` ties an answer to its
+question, so that a
 late answer of an earlier cycle is recognised and dropped.
 """
 
@@ -129,7 +131,8 @@ class Settled(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execute(Message):
-    """Carry out a judged and agreed proposal. `hit_ratio_before` and `latency_us_p99_before` are the baseline it is compared with."""
+    """Carry out a judged and agreed proposal. `hit_ratio_before` and `latency_us_p99_before` are the baseline it is
+    compared with."""
 
     proposal: Proposal
     verdict: Verdict
@@ -181,7 +184,8 @@ class AgentHealth(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FleetState(Message):
-    """What the coordinator knows, as one versioned value; snapshots are without their samples. Rebuilt, never edited."""
+    """What the coordinator knows, as one versioned value; snapshots are without their samples. Rebuilt, never
+    edited."""
 
     version: int
     at_ms: int
@@ -201,7 +205,8 @@ class FleetState(Message):
     agents: Mapping[str, AgentHealth]
     journal_seq: int
     decisions: int
-    """Decisions (verdicts on proposals and requests) since the start, and how many of them had a valid, complete verdict."""
+    """Decisions (verdicts on proposals and requests) since the start, and how many of them had a valid, complete
+    verdict."""
     decisions_compliant: int
     last_change_ms: int | None = None
 

@@ -1,6 +1,7 @@
 """Operator's settings: one name, one default, one unit each; from the environment or `.env`, case-insensitive.
 
-Names without a prefix are those of the specification; every other one is ours and bounded here. Settings are read once, at the start
+Names without a prefix are those of the specification; every other one is ours and bounded here. Settings are read
+once, at the start
 of a process, and are frozen from then on.
 """
 
@@ -28,18 +29,24 @@ class CacheOptimizerSettings(BaseSettings):
     target_memory_efficiency: float = Field(0.85, ge=0.0, le=1.0, description="goal of each service, 0..1")
     target_p99_latency_ms: float = Field(2.0, gt=0.0, description="goal of each service")
 
-    redis_url: str = Field("redis://localhost:6389", description="the one cache that is managed when there is no fleet file")
+    redis_url: str = Field(
+        "redis://localhost:6389", description="the one cache that is managed when there is no fleet file"
+    )
     redis_max_connections: int = Field(50, ge=1, le=10_000, description="per server")
     redis_timeout: float = Field(5.0, gt=0.0, le=60.0, description="seconds per command")
 
-    blackboard_url: str = Field("redis://localhost:6389/1", description="ACGS's blackboard; the db number is part of it")
+    blackboard_url: str = Field(
+        "redis://localhost:6389/1", description="ACGS's blackboard; the db number is part of it"
+    )
     agent_heartbeat_interval: int = Field(30, ge=1, le=3600, description="seconds")
 
     constitutional_ai_url: str = "http://localhost:8001"
     integrity_service_url: str = "http://localhost:8002"
 
     journal_url: str | None = Field(None, description="server of the journal and leases; the blackboard's if not given")
-    key_prefix: str = Field("cachewarden", pattern=r"^[a-z0-9_-]{1,32}$", description="of journal, leases and fence keys")
+    key_prefix: str = Field(
+        "cachewarden", pattern=r"^[a-z0-9_-]{1,32}$", description="of journal, leases and fence keys"
+    )
     constitution_path: Path = Path("config/constitution.yaml")
     fleet_path: Path | None = Field(None, description="fleet file; the embedded demo fleet if not given")
     state_dir: Path = Field(Path("var"), description="tokens, checkpoints, spools")
@@ -47,22 +54,34 @@ class CacheOptimizerSettings(BaseSettings):
 
     cycle_interval_ms: int = Field(10_000, ge=1_000, le=3_600_000, description="pause between two cycles")
     observation_window_ms: int = Field(60_000, ge=5_000, le=3_600_000, description="over which a change is judged")
-    observation_windows_max: int = Field(4, ge=1, le=100, description="windows until a change must have kept its promise")
+    observation_windows_max: int = Field(
+        4, ge=1, le=100, description="windows until a change must have kept its promise"
+    )
     cool_down_ms: int = Field(120_000, ge=0, le=86_400_000, description="between two changes of one service")
     minimum_gain: float = Field(0.005, ge=0.0, le=1.0, description="hit ratio below which nothing is changed")
     changes_per_hour: int = Field(12, ge=0, le=10_000, description="change budget of one service")
-    rollback_margin: float = Field(0.02, ge=0.0, le=1.0, description="hit ratio below the prediction that takes a change back")
-    guardrail_hit_ratio_drop: float = Field(0.05, gt=0.0, le=1.0, description="fall below the ratio before that takes it back at once")
-    guardrail_latency_factor: float = Field(4.0, gt=1.0, description="P99 over the P99 before that takes a change back at once")
+    rollback_margin: float = Field(
+        0.02, ge=0.0, le=1.0, description="hit ratio below the prediction that takes a change back"
+    )
+    guardrail_hit_ratio_drop: float = Field(
+        0.05, gt=0.0, le=1.0, description="fall below the ratio before that takes it back at once"
+    )
+    guardrail_latency_factor: float = Field(
+        4.0, gt=1.0, description="P99 over the P99 before that takes a change back at once"
+    )
     memory_step_share: float = Field(0.15, gt=0.0, le=1.0, description="largest single step of maxmemory downwards")
     proposal_ttl_ms: int = Field(300_000, ge=10_000, description="after which a proposal is stale")
     lease_ttl_ms: int = Field(15_000, ge=1_000, le=600_000, description="of the right to write to one cache")
 
     probe_sample_keys: int = Field(1_000, ge=0, le=100_000, description="random keys per look")
-    probe_server_share: float = Field(0.01, gt=0.0, le=0.2, description="of one core of the server that probes may take")
+    probe_server_share: float = Field(
+        0.01, gt=0.0, le=0.2, description="of one core of the server that probes may take"
+    )
     capture_ms: int = Field(20_000, ge=0, le=600_000, description="bound of one MONITOR capture")
     capture_lines: int = Field(200_000, ge=0, le=10_000_000, description="bound of one MONITOR capture")
-    capture_history_ms: int = Field(240_000, ge=0, le=3_600_000, description="how much of captured accesses is remembered")
+    capture_history_ms: int = Field(
+        240_000, ge=0, le=3_600_000, description="how much of captured accesses is remembered"
+    )
 
     ttl_keys_per_s: int = Field(2_000, ge=1, le=100_000, description="budget of the TTL governor on one cache")
     http_host: str = "127.0.0.1"
@@ -80,5 +99,7 @@ def load_settings(**overrides: object) -> CacheOptimizerSettings:
         )
         raise SettingsError(f"settings cannot be used: {problems}") from None
     if settings.constitutional_hash != CONSTITUTIONAL_HASH:
-        raise SettingsError(f"`constitutional_hash` must be `{CONSTITUTIONAL_HASH}`, got `{settings.constitutional_hash}`")
+        raise SettingsError(
+            f"`constitutional_hash` must be `{CONSTITUTIONAL_HASH}`, got `{settings.constitutional_hash}`"
+        )
     return settings

@@ -1,7 +1,10 @@
-"""The shell around an agent: takes one event at a time, calls `step`, performs the effects through ports, feeds answers back.
+"""The shell around an agent: takes one event at a time, calls `step`, performs the effects through ports, feeds
+answers back.
 
-It decides nothing. It is the only awaiting code of the library, and the only place where any exception may be caught: an operating
-error becomes an `EffectFailed` event; an exception out of `step` is a bug, stops the agent and leaves every cache untouched.
+It decides nothing. It is the only awaiting code of the library, and the only place where any exception may be
+caught: an operating
+error becomes an `EffectFailed` event; an exception out of `step` is a bug, stops the agent and leaves every cache
+untouched.
 
 INVARIANT: `step` is never entered twice at once, and messages of one step leave in the order in which it gave them.
 """
@@ -169,7 +172,12 @@ class AgentShell:
         now_ms = self._ports.clock.now_ms()
         drafts = [
             RecordDraft(
-                at_ms=now_ms, kind=r.kind, agent=self.agent.name, service=r.service, subject_id=r.subject_id, payload=r.payload
+                at_ms=now_ms,
+                kind=r.kind,
+                agent=self.agent.name,
+                service=r.service,
+                subject_id=r.subject_id,
+                payload=r.payload,
             )
             for r in records
         ]
@@ -204,11 +212,17 @@ class AgentShell:
     def _fail(self, effect: m.Effect, error: Exception) -> None:
         # An unexpected exception may have come after the command left: its outcome counts as unknown.
         expected = isinstance(error, CachewardenError)
-        details = {k: v for k, v in vars(error).items() if isinstance(v, (str, int, float, type(None)))} if expected else {}
+        details = (
+            {k: v for k, v in vars(error).items() if isinstance(v, (str, int, float, type(None)))} if expected else {}
+        )
         self._enqueue(
             m.EffectFailed(
-                ref=effect.ref, effect=type(effect).__name__, kind=type(error).__name__, reason=str(error),
-                outcome_unknown=bool(getattr(error, "outcome_unknown", not expected)), details=details,
+                ref=effect.ref,
+                effect=type(effect).__name__,
+                kind=type(error).__name__,
+                reason=str(error),
+                outcome_unknown=bool(getattr(error, "outcome_unknown", not expected)),
+                details=details,
             )
         )
 
@@ -234,7 +248,10 @@ class AgentShell:
 
     async def _observe(self, e: m.Observe) -> m.Observed:
         seen = await self._target(e.service).observe(
-            sample_keys=e.sample_keys, capture_ms=e.capture_ms, capture_lines=e.capture_lines, capture_rate=e.capture_rate
+            sample_keys=e.sample_keys,
+            capture_ms=e.capture_ms,
+            capture_lines=e.capture_lines,
+            capture_rate=e.capture_rate,
         )
         return m.Observed(ref=e.ref, service=e.service, observation=seen)
 
@@ -265,7 +282,9 @@ class AgentShell:
         return m.KnobsWritten(ref=e.ref, service=e.service, values=values)
 
     async def _collect_hot_keys(self, e: m.CollectHotKeys) -> m.HotKeysCollected:
-        return m.HotKeysCollected(ref=e.ref, service=e.service, keys=await self._target(e.service).collect_hot_keys(e.limit))
+        return m.HotKeysCollected(
+            ref=e.ref, service=e.service, keys=await self._target(e.service).collect_hot_keys(e.limit)
+        )
 
     async def _touch_hot_keys(self, e: m.TouchHotKeys) -> m.HotKeysCollected:
         kept = await self._target(e.service).touch_hot_keys(e.lease, e.times, e.keys_per_s)
@@ -274,5 +293,10 @@ class AgentShell:
     async def _extend_ttls(self, e: m.ExtendTtls) -> m.TtlsExtended:
         done = await self._target(e.service).extend_ttls(e.lease, e.rule, e.cursor, e.max_keys, e.restore)
         return m.TtlsExtended(
-            ref=e.ref, service=e.service, cursor=done.cursor, examined=done.examined, extended=done.extended, commands=done.commands
+            ref=e.ref,
+            service=e.service,
+            cursor=done.cursor,
+            examined=done.examined,
+            extended=done.extended,
+            commands=done.commands,
         )

@@ -69,4 +69,6 @@ def validate_yaml(model: type[M], text: str, source: str, error: type[Configurat
         given = "" if isinstance(first.get("input"), (dict, list)) else f", got `{str(first.get('input'))[:80]}`"
         if first["type"] == "extra_forbidden":
             message, given = "is not a known name here", ""
-        raise error(f"`{where}`: {message[:1].lower()}{message[1:]}{given}{more}", path=source, line=_line_of(path, lines)) from None
+        raise error(
+            f"`{where}`: {message[:1].lower()}{message[1:]}{given}{more}", path=source, line=_line_of(path, lines)
+        ) from None

@@ -25,7 +25,9 @@ app.add_typer(token_app, name="token")
 
 @app.command()
 def run(
-    fleet: Annotated[Path | None, typer.Option(help="Fleet file of your own servers; the embedded demo fleet without it.")] = None,
+    fleet: Annotated[
+        Path | None, typer.Option(help="Fleet file of your own servers; the embedded demo fleet without it.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the demo's load.")] = 42,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="End by itself after so long.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of the API (HTTP_PORT).")] = None,
@@ -35,7 +37,9 @@ def run(
     from cluster.run import RunOptions
     from cluster.run import run as run_all
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr
+    )
     options = RunOptions(fleet_path=fleet, seed=seed, minutes=minutes, use_ray=not no_ray, port=port)
     raise typer.Exit(asyncio.run(run_all(options, Console())))
 
@@ -58,7 +62,8 @@ def validate_fleet(path: Annotated[Path, typer.Argument(help="Fleet file.")]) ->
     """Load a fleet file and say what is wrong with it, with line numbers."""
     fleet = load_fleet(path)
     for service in fleet.services:
-        typer.echo(f"{service.name}: {service.mode.value}, {len(service.patterns)} patterns, captures {'permitted' if service.capture else 'not permitted'}")
+        captures = "permitted" if service.capture else "not permitted"
+        typer.echo(f"{service.name}: {service.mode.value}, {len(service.patterns)} patterns, captures {captures}")
     typer.echo(f"{path}: {len(fleet.services)} services, no errors")
 
 

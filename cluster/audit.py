@@ -90,8 +90,13 @@ class AuditResult:
         """Return the outcome for a program."""
         report = None if self.report is None else codec.to_jsonable(self.report)
         return {
-            "source": self.source, "ok": self.ok, "exit_code": self.exit_code, "reason": self.reason, "report": report,
-            "notes": list(self.notes), "constitutional_hash": CONSTITUTIONAL_HASH,
+            "source": self.source,
+            "ok": self.ok,
+            "exit_code": self.exit_code,
+            "reason": self.reason,
+            "report": report,
+            "notes": list(self.notes),
+            "constitutional_hash": CONSTITUTIONAL_HASH,
         }
 
 

@@ -21,7 +21,9 @@ __all__ = ["add_audit_commands"]
 
 T = TypeVar("T")
 
-_Url = Annotated[str | None, typer.Option("--url", help="Server of the journal; JOURNAL_URL or BLACKBOARD_URL without it.")]
+_Url = Annotated[
+    str | None, typer.Option("--url", help="Server of the journal; JOURNAL_URL or BLACKBOARD_URL without it.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
@@ -72,7 +74,8 @@ def add_audit_commands(app: typer.Typer) -> None:
 
     @app.command("export")
     def export_(
-        out: Annotated[Path | None, typer.Argument(help="File to write; standard output without it.")] = None, url: _Url = None
+        out: Annotated[Path | None, typer.Argument(help="File to write; standard output without it.")] = None,
+        url: _Url = None,
     ) -> None:
         """Write every record as a line of JSON; `audit verify --export` checks such a file."""
         if out is None:

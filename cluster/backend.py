@@ -1,6 +1,7 @@
 """What the HTTP API stands on: the agents, wherever they run, and a journal of its own connections.
 
-The same class serves a Ray Serve replica (agents are actors) and one process (agents are tasks): only `runtime` differs. It keeps the
+The same class serves a Ray Serve replica (agents are actors) and one process (agents are tasks): only `runtime`
+differs. It keeps the
 newest state that the coordinator gave and says how old it is; it decides nothing.
 """
 

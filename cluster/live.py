@@ -1,6 +1,8 @@
-"""What a person sees while cachewarden runs: services, hit ratio now and before, memory, what is being done, and why nothing is.
+"""What a person sees while cachewarden runs: services, hit ratio now and before, memory, what is being done, and why
+nothing is.
 
-It turns values into words and tables; it asks nobody and decides nothing. On a terminal it is redrawn in place, elsewhere it is a few
+It turns values into words and tables; it asks nobody and decides nothing. On a terminal it is redrawn in place,
+elsewhere it is a few
 lines now and then.
 """
 
@@ -51,14 +53,21 @@ def why(decision: StandingDecision | None) -> str:
         return "not looked at yet"
     if decision.proposal is None:
         return decision.idle_reason or "nothing to do"
-    changes = ", ".join(f"{c.knob} {_value(c.knob, c.before)}→{_value(c.knob, c.after)}" for c in decision.proposal.knob_changes)
-    rules = ", ".join(f"TTL {r.pattern}* {r.written_ttl_ms // 1000}→{r.extended_ttl_ms // 1000} s" for r in decision.proposal.ttl_rules)
+    changes = ", ".join(
+        f"{c.knob} {_value(c.knob, c.before)}→{_value(c.knob, c.after)}" for c in decision.proposal.knob_changes
+    )
+    rules = ", ".join(
+        f"TTL {r.pattern}* {r.written_ttl_ms // 1000}→{r.extended_ttl_ms // 1000} s"
+        for r in decision.proposal.ttl_rules
+    )
     what = ", ".join(part for part in (changes, rules) if part)
     gain = decision.proposal.prediction.gain
     promise = f"{gain.value * 100:+.1f} pts predicted ({gain.low * 100:+.1f}…{gain.high * 100:+.1f})"
     if decision.verdict is not None and decision.verdict.denied_by:
         return f"denied by {', '.join(decision.verdict.denied_by)}: {what}"
-    settled = "" if decision.resolution is None else f"{decision.resolution.outcome.value}: {decision.resolution.reason}; "
+    settled = (
+        "" if decision.resolution is None else f"{decision.resolution.outcome.value}: {decision.resolution.reason}; "
+    )
     return f"{settled}{what}; {promise}"
 
 
@@ -74,7 +83,9 @@ def scoreboard(executions: Iterable[Execution]) -> Table:
     for execution in executions:
         proposal, gain = execution.proposal, execution.proposal.prediction.gain
         changes = [f"{c.knob} {_value(c.knob, c.before)}→{_value(c.knob, c.after)}" for c in proposal.knob_changes]
-        changes += [f"TTL {r.pattern}* {r.written_ttl_ms // 1000}→{r.extended_ttl_ms // 1000} s" for r in proposal.ttl_rules]
+        changes += [
+            f"TTL {r.pattern}* {r.written_ttl_ms // 1000}→{r.extended_ttl_ms // 1000} s" for r in proposal.ttl_rules
+        ]
         realised = execution.realised_gain
         table.add_row(
             proposal.service,
@@ -89,7 +100,8 @@ def scoreboard(executions: Iterable[Execution]) -> Table:
 
 @dataclass(slots=True)
 class LiveView:
-    """Keeps the newest facts and draws them. `managed` and `control` name the driver's fleets; without a driver both stay empty."""
+    """Keeps the newest facts and draws them. `managed` and `control` name the driver's fleets; without a driver both
+    stay empty."""
 
     place: Place
     services: tuple[str, ...]
@@ -127,7 +139,9 @@ class LiveView:
         if rate <= 0:
             return None, None
         now = sum((s.hit_ratio or 0.0) * s.lookups_per_s for s in seen) / rate
-        first = sum(self.state.first_hit_ratio.get(s.service, s.hit_ratio or 0.0) * s.lookups_per_s for s in seen) / rate
+        first = (
+            sum(self.state.first_hit_ratio.get(s.service, s.hit_ratio or 0.0) * s.lookups_per_s for s in seen) / rate
+        )
         return now, first
 
     def line(self) -> str:
@@ -137,8 +151,9 @@ class LiveView:
         if state is None:
             return self.trouble or "the agents are starting"
         flying = [e.proposal.service for e in state.executions if not e.state.final]
+        compared = "control" if self.control else "first"
         parts = [
-            f"hit ratio {percent(now)} ({'control' if self.control else 'first'} {percent(before)}, {points(now, before)} pts)",
+            f"hit ratio {percent(now)} ({compared} {percent(before)}, {points(now, before)} pts)",
             f"cycle {state.cycle}: {state.phase}",
             f"in flight: {', '.join(flying) or 'nothing'}",
             f"journal {state.journal_seq}",
@@ -153,18 +168,28 @@ class LiveView:
         now, before = self.overall()
         against = "with nothing changed (control fleet, same requests)" if self.control else "in the first window"
         text = Text.assemble(
-            ("overall hit ratio ", "bold"), (percent(now), "bold green"), f"   {against}: {percent(before)}   ",
+            ("overall hit ratio ", "bold"),
+            (percent(now), "bold green"),
+            f"   {against}: {percent(before)}   ",
             (f"{points(now, before)} points", "bold cyan"),
         )
         phase = self.state.phase if self.state else "the agents are starting"
-        return Panel(Group(text, Text(self.trouble or phase, style="red" if self.trouble else "dim")), title="cachewarden")
+        return Panel(
+            Group(text, Text(self.trouble or phase, style="red" if self.trouble else "dim")), title="cachewarden"
+        )
 
     def _table(self) -> Table:
         table = Table(expand=True)
         before = "control" if self.control else "first"
         for name, justify in (
-            ("service", "left"), ("req/s", "right"), ("hit ratio", "right"), (before, "right"), ("±", "right"),
-            ("memory MiB", "right"), ("eviction policy", "left"), ("now", "left"),
+            ("service", "left"),
+            ("req/s", "right"),
+            ("hit ratio", "right"),
+            (before, "right"),
+            ("±", "right"),
+            ("memory MiB", "right"),
+            ("eviction policy", "left"),
+            ("now", "left"),
         ):
             table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
         window = self.window()
@@ -187,7 +212,16 @@ class LiveView:
                 memory = f"{first / _MIB:.1f}→{memory}"
             policy = snapshot.knobs.get("maxmemory-policy", "–")
             rate = f"{snapshot.lookups_per_s:.0f}"
-        return (service, rate, percent(ratio), percent(before), points(ratio, before), memory, policy, self._now(service))
+        return (
+            service,
+            rate,
+            percent(ratio),
+            percent(before),
+            points(ratio, before),
+            memory,
+            policy,
+            self._now(service),
+        )
 
     def _now(self, service: str) -> str:
         if self.state is None:
@@ -195,7 +229,8 @@ class LiveView:
         flying = [e for e in self.state.executions if e.proposal.service == service and not e.state.final]
         if flying:
             newest = flying[-1]
-            return f"{newest.state.value} {newest.proposal.playbook} (step {newest.step} of {newest.steps}) {newest.reason}".strip()
+            step = f"step {newest.step} of {newest.steps}"
+            return f"{newest.state.value} {newest.proposal.playbook} ({step}) {newest.reason}".strip()
         return why(self.state.standing.get(service))
 
     def _changes(self) -> RenderableType:
@@ -207,10 +242,13 @@ class LiveView:
         state = self.state
         agents: Mapping[str, object] = state.agents if state else {}
         alive = sum(1 for a in state.agents.values() if a.alive) if state else 0
-        verdicts = f"{state.decisions_compliant} of {state.decisions} decisions with a complete verdict" if state else ""
+        verdicts = (
+            f"{state.decisions_compliant} of {state.decisions} decisions with a complete verdict" if state else ""
+        )
         return Text(
             f"API {self.place.url}   token in {self.place.token_path}   journal {self.place.journal} height "
-            f"{state.journal_seq if state else 0}   agents alive {alive} of {len(agents)}   {verdicts}   Ctrl-C ends everything",
+            f"{state.journal_seq if state else 0}   agents alive {alive} of {len(agents)}   {verdicts}   "
+            "Ctrl-C ends everything",
             style="dim",
         )
 

@@ -1,6 +1,7 @@
 """All agents in one process and one loop, without Ray: for embedding, for tests, and for one small machine.
 
-The same shells and agents as in the Ray actors; only the mailbox differs. An agent whose `step` raises is started anew from the journal,
+The same shells and agents as in the Ray actors; only the mailbox differs. An agent whose `step` raises is started
+anew from the journal,
 as Ray would do.
 """
 

@@ -1,6 +1,7 @@
 """The agents as named Ray actors, and the way to reach them from anywhere in the Ray cluster.
 
-It starts and ends what it started itself and nothing else; an actor that dies is restarted by Ray and rebuilds itself from the journal.
+It starts and ends what it started itself and nothing else; an actor that dies is restarted by Ray and rebuilds
+itself from the journal.
 """
 
 from __future__ import annotations

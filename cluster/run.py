@@ -1,7 +1,9 @@
 """`python -m cluster run`: everything up, a live view, everything down.
 
-Whatever is started is put on one stack and taken down in reverse, whichever way the run ends. Without a fleet file it is the demo: five
-embedded caches, their untouched twins as control, and the same load on both. INVARIANT: nothing that was started outlives the run.
+Whatever is started is put on one stack and taken down in reverse, whichever way the run ends. Without a fleet file
+it is the demo: five
+embedded caches, their untouched twins as control, and the same load on both. INVARIANT: nothing that was started
+outlives the run.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import functools
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -48,7 +51,8 @@ DEMO_SETTINGS: dict[str, Any] = {
     "capture_history_ms": 120_000,
     "changes_per_hour": 60,
 }
-"""A demo is watched for minutes, production for weeks: faster cycles, shorter windows. Overridden by the environment."""
+"""A demo is watched for minutes, production for weeks: faster cycles, shorter windows. Overridden by the
+environment."""
 
 _LINE_EVERY_S = 10.0
 _VIEW_EVERY_S = 1.0
@@ -149,14 +153,17 @@ async def _until_loaded(stats_path: Path, driver: Any) -> None:
             if stats is not None and stats.phase == "load":
                 return
             if driver.poll() is not None:
-                raise OperatingError(f"the load driver ended with code {driver.returncode}, see driver.log beside {stats_path}")
+                raise OperatingError(
+                    f"the load driver ended with code {driver.returncode}, see driver.log beside {stats_path}"
+                )
             await asyncio.sleep(0.2)
 
 
 def _blackboard(
     settings: CacheOptimizerSettings, home: ServerHome, stack: contextlib.AsyncExitStack, console: Console
 ) -> tuple[CacheOptimizerSettings, str]:
-    """Return settings with a blackboard: the operator's if one is named, else an embedded one whose files stay in state_dir."""
+    """Return settings with a blackboard: the operator's if one is named, else an embedded one whose files stay in
+    state_dir."""
     if "blackboard_url" in settings.model_fields_set:
         return settings, settings.journal_url or "on the blackboard's server"
     directory = Path(settings.state_dir).resolve() / "blackboard"
@@ -174,7 +181,9 @@ def _plan(fleet: Fleet, settings: CacheOptimizerSettings) -> Plan:
     absolute = settings.model_copy(
         update={"constitution_path": found.resolve(), "state_dir": Path(settings.state_dir).resolve()}
     )
-    plan = Plan(fleet=fleet, settings=absolute, secret=hash_secret(absolute), holder=f"{fleet.name}-{os.uname().nodename}")
+    plan = Plan(
+        fleet=fleet, settings=absolute, secret=hash_secret(absolute), holder=f"{fleet.name}-{os.uname().nodename}"
+    )
     # Fails here, with file and line, and not in an actor's log.
     plan.constitution()
     return plan
@@ -201,17 +210,19 @@ async def _start_agents(
     await asyncio.to_thread(agents.start)
     stack.callback(deployments.stop_api)
     build = functools.partial(make_app, world.plan, ray_runtime.RayMailbox)
-    await asyncio.to_thread(
-        deployments.serve_api, build, host=settings.http_host, port=settings.http_port
-    )
+    await asyncio.to_thread(deployments.serve_api, build, host=settings.http_host, port=settings.http_port)
     return ray_runtime.RayMailbox()
 
 
 @contextlib.asynccontextmanager
 async def _local_api(plan: Plan, runtime: Runtime) -> AsyncIterator[None]:
     config = uvicorn.Config(
-        make_app(plan, lambda: runtime), host=plan.settings.http_host, port=plan.settings.http_port, log_level="warning",
-        access_log=False, lifespan="on",
+        make_app(plan, lambda: runtime),
+        host=plan.settings.http_host,
+        port=plan.settings.http_port,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
@@ -270,6 +281,6 @@ def _end_process(process: Any) -> None:
     process.terminate()
     try:
         process.wait(timeout=_STOP_TIMEOUT_S)
-    except Exception:
+    except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

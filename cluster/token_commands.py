@@ -1,4 +1,5 @@
-"""`python -m cluster token ...`: make, list and revoke the API's bearer tokens. A token is shown once, when it is made."""
+"""`python -m cluster token ...`: make, list and revoke the API's bearer tokens. A token is shown once, when it is
+made."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """The composition root: the one place that knows every concrete class.
 
-`Plan` says what is to be run (picklable, so that an actor can build its part on any node); `build_shell` makes one agent with exactly the
-ports that it needs: planner, validator and consensus get none, the collector may look, the actuator alone may write to caches.
+`Plan` says what is to be run (picklable, so that an actor can build its part on any node); `build_shell` makes one
+agent with exactly the
+ports that it needs: planner, validator and consensus get none, the collector may look, the actuator alone may write
+to caches.
 """
 
 from __future__ import annotations
@@ -76,14 +78,14 @@ def hash_secret(settings: CacheOptimizerSettings) -> bytes:
                 file.write(secrets.token_hex(32).encode())
         return path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"the secret of the key hash cannot be kept in `{path}`: {error}, set STATE_DIR or HASH_SECRET") from None
+        raise SettingsError(
+            f"the secret of the key hash cannot be kept in `{path}`: {error}, set STATE_DIR or HASH_SECRET"
+        ) from None
 
 
 def make_journal(plan: Plan) -> RedisJournal:
     """Return a journal of its own connections."""
-    return RedisJournal(
-        plan.journal_url, prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout
-    )
+    return RedisJournal(plan.journal_url, prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout)
 
 
 def service_password(service: Service) -> str | None:
@@ -93,7 +95,8 @@ def service_password(service: Service) -> str | None:
     password = os.environ.get(service.password_env)
     if password is None:
         raise SettingsError(
-            f"service `{service.name}` takes its password from `{service.password_env}`, which is not set in the environment"
+            f"service `{service.name}` takes its password from the environment variable `{service.password_env}`, "
+            "which is not set"
         )
     return password
 
@@ -135,7 +138,9 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     """Return the shell of one agent with the ports that it may use; call inside the loop that will run it."""
     journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor") else None
     blackboard = (
-        RedisBlackboard(plan.settings.blackboard_url, timeout_s=plan.settings.redis_timeout) if name == "coordinator" else None
+        RedisBlackboard(plan.settings.blackboard_url, timeout_s=plan.settings.redis_timeout)
+        if name == "coordinator"
+        else None
     )
     if name == "auditor":
         # What it reports as proven is kept in a file that no writer of the journal can reach.
@@ -154,6 +159,12 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
             await closer()
 
     ports = Ports(
-        clock=SystemClock(), mailbox=mailbox, journal=journal, leases=leases, targets=targets, blackboard=blackboard, close=close
+        clock=SystemClock(),
+        mailbox=mailbox,
+        journal=journal,
+        leases=leases,
+        targets=targets,
+        blackboard=blackboard,
+        close=close,
     )
     return AgentShell(build_agent(plan, name), ports)

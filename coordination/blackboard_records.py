@@ -103,8 +103,12 @@ def agent_record(agent_id: str, agent_type: str, capabilities: Sequence[str], at
     """Return an agent that registers at `at_ms`."""
     at = iso_utc(at_ms)
     return {
-        "agent_id": agent_id, "agent_type": agent_type, "capabilities": list(capabilities), "status": "active",
-        "registered_at": at, "last_heartbeat": at,
+        "agent_id": agent_id,
+        "agent_type": agent_type,
+        "capabilities": list(capabilities),
+        "status": "active",
+        "registered_at": at,
+        "last_heartbeat": at,
     }
 
 
@@ -124,35 +128,75 @@ def knowledge_item(
 ) -> dict[str, Any]:
     """Return an item of knowledge that lives `ttl_ms`, at least 2 s (less would never expire on ACGS's side)."""
     return {
-        "id": item_id, "space": space, "agent_id": agent_id, "task_id": task_id, "knowledge_type": knowledge_type,
-        "content": dict(content), "timestamp": iso_utc(at_ms), "priority": priority,
-        "expires_at": iso_utc(at_ms + max(_TTL_MS_MIN, ttl_ms)), "dependencies": list(dependencies), "tags": list(tags),
+        "id": item_id,
+        "space": space,
+        "agent_id": agent_id,
+        "task_id": task_id,
+        "knowledge_type": knowledge_type,
+        "content": dict(content),
+        "timestamp": iso_utc(at_ms),
+        "priority": priority,
+        "expires_at": iso_utc(at_ms + max(_TTL_MS_MIN, ttl_ms)),
+        "dependencies": list(dependencies),
+        "tags": list(tags),
     }
 
 
 def task_record(
-    *, task_id: str, task_type: str, input_data: Mapping[str, Any], at_ms: int, priority: int = 1,
-    requirements: Mapping[str, Any] | None = None, dependencies: Sequence[str] = (), deadline_ms: int | None = None,
+    *,
+    task_id: str,
+    task_type: str,
+    input_data: Mapping[str, Any],
+    at_ms: int,
+    priority: int = 1,
+    requirements: Mapping[str, Any] | None = None,
+    dependencies: Sequence[str] = (),
+    deadline_ms: int | None = None,
 ) -> dict[str, Any]:
     """Return a pending task."""
     return {
-        "id": task_id, "task_type": task_type, "status": "pending", "agent_id": None, "priority": priority,
-        "requirements": dict(requirements or {}), "input_data": dict(input_data), "output_data": None,
-        "error_details": None, "dependencies": list(dependencies),
-        "deadline": None if deadline_ms is None else iso_utc(deadline_ms), "created_at": iso_utc(at_ms),
-        "claimed_at": None, "completed_at": None, "retries": 0, "max_retries": 3,
+        "id": task_id,
+        "task_type": task_type,
+        "status": "pending",
+        "agent_id": None,
+        "priority": priority,
+        "requirements": dict(requirements or {}),
+        "input_data": dict(input_data),
+        "output_data": None,
+        "error_details": None,
+        "dependencies": list(dependencies),
+        "deadline": None if deadline_ms is None else iso_utc(deadline_ms),
+        "created_at": iso_utc(at_ms),
+        "claimed_at": None,
+        "completed_at": None,
+        "retries": 0,
+        "max_retries": 3,
     }
 
 
 def conflict_record(
-    *, conflict_id: str, conflict_type: str, involved_agents: Sequence[str], involved_tasks: Sequence[str],
-    description: str, at_ms: int, severity: str = "medium",
+    *,
+    conflict_id: str,
+    conflict_type: str,
+    involved_agents: Sequence[str],
+    involved_tasks: Sequence[str],
+    description: str,
+    at_ms: int,
+    severity: str = "medium",
 ) -> dict[str, Any]:
     """Return an open conflict."""
     return {
-        "id": conflict_id, "conflict_type": conflict_type, "involved_agents": list(involved_agents),
-        "involved_tasks": list(involved_tasks), "description": description, "severity": severity, "status": "open",
-        "resolution_strategy": None, "resolution_data": None, "created_at": iso_utc(at_ms), "resolved_at": None,
+        "id": conflict_id,
+        "conflict_type": conflict_type,
+        "involved_agents": list(involved_agents),
+        "involved_tasks": list(involved_tasks),
+        "description": description,
+        "severity": severity,
+        "status": "open",
+        "resolution_strategy": None,
+        "resolution_data": None,
+        "created_at": iso_utc(at_ms),
+        "resolved_at": None,
     }
 
 
@@ -204,39 +248,56 @@ class _Field:
 
 
 _AGENT: Final = (
-    _Field("agent_id", _text, "text"), _Field("agent_type", _text, "text"),
-    _Field("capabilities", _texts, "a list of texts", []), _Field("status", _text, "text", "active"),
-    _Field("registered_at", _time, "a time"), _Field("last_heartbeat", _time, "a time"),
+    _Field("agent_id", _text, "text"),
+    _Field("agent_type", _text, "text"),
+    _Field("capabilities", _texts, "a list of texts", []),
+    _Field("status", _text, "text", "active"),
+    _Field("registered_at", _time, "a time"),
+    _Field("last_heartbeat", _time, "a time"),
 )
 _KNOWLEDGE: Final = (
-    _Field("id", _text, "text"), _Field("space", lambda v: v in SPACES, f"one of {', '.join(SPACES)}"),
-    _Field("agent_id", _text, "text"), _Field("task_id", _nothing_or(_text), "text or null", None),
-    _Field("knowledge_type", _text, "text"), _Field("content", _object, "an object"),
-    _Field("timestamp", _time, "a time"), _Field("priority", _priority, "a whole number from 1 to 5", 1),
+    _Field("id", _text, "text"),
+    _Field("space", lambda v: v in SPACES, f"one of {', '.join(SPACES)}"),
+    _Field("agent_id", _text, "text"),
+    _Field("task_id", _nothing_or(_text), "text or null", None),
+    _Field("knowledge_type", _text, "text"),
+    _Field("content", _object, "an object"),
+    _Field("timestamp", _time, "a time"),
+    _Field("priority", _priority, "a whole number from 1 to 5", 1),
     _Field("expires_at", _nothing_or(_time), "a time or null", None),
-    _Field("dependencies", _texts, "a list of texts", []), _Field("tags", _texts, "a list of texts", []),
+    _Field("dependencies", _texts, "a list of texts", []),
+    _Field("tags", _texts, "a list of texts", []),
 )
 _TASK: Final = (
-    _Field("id", _text, "text"), _Field("task_type", _text, "text"),
+    _Field("id", _text, "text"),
+    _Field("task_type", _text, "text"),
     _Field("status", lambda v: v in TASK_STATES, f"one of {', '.join(TASK_STATES)}"),
     _Field("agent_id", _nothing_or(_text), "text or null", None),
     _Field("priority", _priority, "a whole number from 1 to 5", 1),
-    _Field("requirements", _object, "an object", {}), _Field("input_data", _object, "an object", {}),
+    _Field("requirements", _object, "an object", {}),
+    _Field("input_data", _object, "an object", {}),
     _Field("output_data", _nothing_or(_object), "an object or null", None),
     _Field("error_details", _nothing_or(_object), "an object or null", None),
     _Field("dependencies", _texts, "a list of texts", []),
     _Field("deadline", _nothing_or(_time), "a time or null", None),
-    _Field("created_at", _time, "a time"), _Field("claimed_at", _nothing_or(_time), "a time or null", None),
+    _Field("created_at", _time, "a time"),
+    _Field("claimed_at", _nothing_or(_time), "a time or null", None),
     _Field("completed_at", _nothing_or(_time), "a time or null", None),
-    _Field("retries", _whole, "a whole number", 0), _Field("max_retries", _whole, "a whole number", 3),
+    _Field("retries", _whole, "a whole number", 0),
+    _Field("max_retries", _whole, "a whole number", 3),
 )
 _CONFLICT: Final = (
-    _Field("id", _text, "text"), _Field("conflict_type", _text, "text"),
-    _Field("involved_agents", _texts, "a list of texts"), _Field("involved_tasks", _texts, "a list of texts", []),
-    _Field("description", lambda v: isinstance(v, str), "text", ""), _Field("severity", _text, "text", "medium"),
-    _Field("status", _text, "text"), _Field("resolution_strategy", _nothing_or(_text), "text or null", None),
+    _Field("id", _text, "text"),
+    _Field("conflict_type", _text, "text"),
+    _Field("involved_agents", _texts, "a list of texts"),
+    _Field("involved_tasks", _texts, "a list of texts", []),
+    _Field("description", lambda v: isinstance(v, str), "text", ""),
+    _Field("severity", _text, "text", "medium"),
+    _Field("status", _text, "text"),
+    _Field("resolution_strategy", _nothing_or(_text), "text or null", None),
     _Field("resolution_data", _nothing_or(_object), "an object or null", None),
-    _Field("created_at", _time, "a time"), _Field("resolved_at", _nothing_or(_time), "a time or null", None),
+    _Field("created_at", _time, "a time"),
+    _Field("resolved_at", _nothing_or(_time), "a time or null", None),
 )
 
 

@@ -1,10 +1,13 @@
 """The coordinator: what runs when, and what is known.
 
-It runs one cycle after the other (observe, plan, judge, settle), hands agreed proposals to the actuator, keeps the standing decision of
-every service, pauses and resumes, and mirrors what happened onto the blackboard. It never decides what a proposal is worth, never
+It runs one cycle after the other (observe, plan, judge, settle), hands agreed proposals to the actuator, keeps the
+standing decision of
+every service, pauses and resumes, and mirrors what happened onto the blackboard. It never decides what a proposal is
+worth, never
 judges, and never writes to a cache.
 
-INVARIANT: at most one question of a cycle is open; an answer that is late, doubled or of an earlier cycle changes nothing.
+INVARIANT: at most one question of a cycle is open; an answer that is late, doubled or of an earlier cycle changes
+nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +65,8 @@ _AFTER_CHANGE_MS = 1_000
 
 
 class Coordinator:
-    """States: idle -> observing -> planning -> judging -> settling -> idle; a stage that is not answered in time ends in idle."""
+    """States: idle -> observing -> planning -> judging -> settling -> idle; a stage that is not answered in time
+    ends in idle."""
 
     name = "coordinator"
     replay_kinds = FleetMemory.replay_kinds
@@ -120,7 +124,9 @@ class Coordinator:
         return (
             *projection.register(now_ms),
             Record(
-                kind=RecordKind.AGENT_STARTED, service=None, subject_id=self.name,
+                kind=RecordKind.AGENT_STARTED,
+                service=None,
+                subject_id=self.name,
                 payload={"replayed_records": len(event.records), "services": list(self._fleet.names)},
             ),
             SetTimer(ref="cycle", due_ms=now_ms + 500),
@@ -134,7 +140,7 @@ class Coordinator:
             due_ms = now_ms + self._settings.agent_heartbeat_interval * 1000
             return (*projection.heartbeat(now_ms), SetTimer(ref="heartbeat", due_ms=due_ms))
         if ref == f"deadline:{self._cycle}:{self._stage}":
-            agent = {stage: name for stage, name in _STAGES.values()}[self._stage]
+            agent = dict(_STAGES.values())[self._stage]
             self._memory.note_trouble(agent, f"did not answer while {self._stage} in cycle {self._cycle}")
             return self._end(now_ms)
         return ()
@@ -176,7 +182,9 @@ class Coordinator:
         self._snapshots = message.snapshots
         self._memory.note_snapshots(message.snapshots, message.missing, now_ms)
         if self._memory.paused:
-            self._memory.note_idle({s.service: f"paused: {self._memory.pause_reason}" for s in message.snapshots}, now_ms)
+            self._memory.note_idle(
+                {s.service: f"paused: {self._memory.pause_reason}" for s in message.snapshots}, now_ms
+            )
             return self._end(now_ms)
         if not message.snapshots:
             return self._end(now_ms)
@@ -193,7 +201,9 @@ class Coordinator:
             return self._end(now_ms)
         self._proposals = {p.proposal_id: p for p in message.proposals}
         # All snapshots, not only those of the services concerned: budget and blast radius are the fleet's.
-        question = Judge(cycle=self._cycle, proposals=message.proposals, snapshots=tuple(s.light() for s in self._snapshots))
+        question = Judge(
+            cycle=self._cycle, proposals=message.proposals, snapshots=tuple(s.light() for s in self._snapshots)
+        )
         return (Send(to="validator", message=question), *self._enter("judging", now_ms))
 
     def _on_judged(self, message: Judged, _sender: str, now_ms: int) -> tuple[Effect, ...]:
@@ -223,7 +233,11 @@ class Coordinator:
                 continue
             self._memory.note_standing(
                 StandingDecision(
-                    service=proposal.service, decided_at_ms=now_ms, proposal=proposal, verdict=verdict, resolution=resolution
+                    service=proposal.service,
+                    decided_at_ms=now_ms,
+                    proposal=proposal,
+                    verdict=verdict,
+                    resolution=resolution,
                 )
             )
             effects += self._tell(proposal, verdict, resolution, now_ms)
@@ -232,9 +246,11 @@ class Coordinator:
         return (*effects, *self._end(now_ms))
 
     def _tell(self, proposal: Proposal, verdict: Verdict, resolution: Resolution, now_ms: int) -> list[Effect]:
-        # The same advice comes out of every cycle while nothing changes; journal and blackboard hear of it once.
-        gist = f"{self._memory.signature(proposal)} {verdict.decision} {verdict.denied_by} {resolution.outcome} {resolution.reason}"
-        if self._told.get(proposal.service) == gist:
+        # The same advice comes out of every cycle while nothing changes, with other figures each time; journal and
+        # blackboard hear of it once, but of everything that is going to be done.
+        knobs = sorted(c.knob for c in proposal.knob_changes) + sorted(r.pattern for r in proposal.ttl_rules)
+        gist = f"{knobs} {verdict.decision} {verdict.denied_by} {resolution.outcome}"
+        if self._told.get(proposal.service) == gist and resolution.outcome is not ResolutionOutcome.GO:
             return []
         self._told[proposal.service] = gist
         common = {"service": proposal.service, "subject_id": proposal.proposal_id}
@@ -248,7 +264,9 @@ class Coordinator:
     def _hand_over(self, proposal: Proposal, verdict: Verdict, resolution: Resolution) -> list[Effect]:
         snapshot = self._memory.snapshot(proposal.service)
         order = Execute(
-            proposal=proposal, verdict=verdict, resolution=resolution,
+            proposal=proposal,
+            verdict=verdict,
+            resolution=resolution,
             hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
             latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
         )
@@ -261,7 +279,9 @@ class Coordinator:
         execution: Execution = message.execution
         before = self._memory.execution(execution.proposal.proposal_id)
         self._memory.note_execution(execution, now_ms)
-        effects: list[Effect] = list(projection.execution_changed(before, execution, now_ms, self._memory.verdict(execution.proposal)))
+        effects: list[Effect] = list(
+            projection.execution_changed(before, execution, now_ms, self._memory.verdict(execution.proposal))
+        )
         if execution.state.final:
             self._told.pop(execution.proposal.service, None)
             if self._stage == "idle" and execution.state is not ExecutionState.ABANDONED:
@@ -278,7 +298,10 @@ class Coordinator:
             return ()
         self._memory.note_standing(
             StandingDecision(
-                service=message.proposal.service, decided_at_ms=now_ms, proposal=message.proposal, verdict=message.verdict,
+                service=message.proposal.service,
+                decided_at_ms=now_ms,
+                proposal=message.proposal,
+                verdict=message.verdict,
                 resolution=message.resolution,
             )
         )
@@ -288,7 +311,9 @@ class Coordinator:
         self._memory.paused = message.paused
         self._memory.pause_reason = message.reason if message.paused else ""
         record = Record(
-            kind=RecordKind.PAUSED if message.paused else RecordKind.RESUMED, service=None, subject_id=message.by,
+            kind=RecordKind.PAUSED if message.paused else RecordKind.RESUMED,
+            service=None,
+            subject_id=message.by,
             payload={"by": message.by, "reason": message.reason, "kill": message.kill},
         )
         # The actuator must know even when nothing is in flight: an order may be on its way to it.

@@ -1,7 +1,9 @@
 """What the coordinator remembers between two events: snapshots, standing decisions, executions, budgets, health.
 
-Plain bookkeeping, rebuilt from the journal after a restart as far as it bears on what may be done (changes, roll-backs, pause). It
-starts nothing and sends nothing. INVARIANT: memory that a change in flight may still need is reserved, whichever way the change ends.
+Plain bookkeeping, rebuilt from the journal after a restart as far as it bears on what may be done (changes,
+roll-backs, pause). It
+starts nothing and sends nothing. INVARIANT: memory that a change in flight may still need is reserved, whichever way
+the change ends.
 """
 
 from __future__ import annotations
@@ -154,7 +156,10 @@ class FleetMemory:
     def note_trouble(self, agent: str, detail: str) -> None:
         old = self._health.get(agent)
         self._health[agent] = AgentHealth(
-            name=agent, alive=False, last_seen_ms=old.last_seen_ms if old else 0, restarts=old.restarts if old else 0,
+            name=agent,
+            alive=False,
+            last_seen_ms=old.last_seen_ms if old else 0,
+            restarts=old.restarts if old else 0,
             detail=detail,
         )
 
@@ -220,15 +225,29 @@ class FleetMemory:
     def state(self, now_ms: int, cycle: int, phase: str) -> FleetState:
         """Return everything as one value."""
         health = {
-            name: h if now_ms - h.last_seen_ms < _SILENT_MS else
-            AgentHealth(name=name, alive=False, last_seen_ms=h.last_seen_ms, restarts=h.restarts, detail=h.detail or "silent")
+            name: h
+            if now_ms - h.last_seen_ms < _SILENT_MS
+            else AgentHealth(
+                name=name, alive=False, last_seen_ms=h.last_seen_ms, restarts=h.restarts, detail=h.detail or "silent"
+            )
             for name, h in self._health.items()
         }
         last = [t for times in self._changes.values() for t in times]
         return FleetState(
-            version=self._version, at_ms=now_ms, cycle=cycle, phase=phase, paused=self.paused, pause_reason=self.pause_reason,
-            snapshots=dict(self._snapshots), missing=dict(self._missing), first_hit_ratio=dict(self._first),
-            standing=dict(self._standing), executions=tuple(self._executions.values()), agents=health,
-            journal_seq=self._journal_seq, decisions=self._decisions, decisions_compliant=self._compliant,
+            version=self._version,
+            at_ms=now_ms,
+            cycle=cycle,
+            phase=phase,
+            paused=self.paused,
+            pause_reason=self.pause_reason,
+            snapshots=dict(self._snapshots),
+            missing=dict(self._missing),
+            first_hit_ratio=dict(self._first),
+            standing=dict(self._standing),
+            executions=tuple(self._executions.values()),
+            agents=health,
+            journal_seq=self._journal_seq,
+            decisions=self._decisions,
+            decisions_compliant=self._compliant,
             last_change_ms=max(last, default=None),
         )

@@ -93,7 +93,8 @@ def plan_settled(proposal: Proposal, verdict: Verdict, resolution: Resolution, n
     status = "denied" if denied else _STATUS_OF_OUTCOME[resolution.outcome]
     content = _plan(proposal, status, resolution.reason) | {
         "verdict": {
-            "decision": verdict.decision.value, "denied_by": list(verdict.denied_by),
+            "decision": verdict.decision.value,
+            "denied_by": list(verdict.denied_by),
             "constitution_digest": verdict.constitution_digest,
         },
         "resolution": {"outcome": resolution.outcome.value, "conflicts_with": list(resolution.conflicts_with)},
@@ -115,15 +116,22 @@ def execution_changed(
     task_id = task_id_of(execution)
     if before is None or before.execution_id != execution.execution_id:
         task = task_record(
-            task_id=task_id, task_type="cache_optimization", at_ms=execution.started_at_ms,
-            priority=_priority(execution.proposal), input_data=_task_input(execution.proposal),
+            task_id=task_id,
+            task_type="cache_optimization",
+            at_ms=execution.started_at_ms,
+            priority=_priority(execution.proposal),
+            input_data=_task_input(execution.proposal),
         )
         effects.append(_publish("create_task", task=task))
         effects.append(_publish("claim_task", task_id=task_id, agent_id=AGENT_ID, at_ms=now_ms))
     status = _STATUS_OF_FINAL_STATE.get(execution.state, "in_progress")
     content = _plan(execution.proposal, status, execution.reason) | {
-        "execution_id": execution.execution_id, "task_id": task_id, "state": execution.state.value,
-        "step": execution.step, "steps": execution.steps, "realised": _realised(execution),
+        "execution_id": execution.execution_id,
+        "task_id": task_id,
+        "state": execution.state.value,
+        "step": execution.step,
+        "steps": execution.steps,
+        "realised": _realised(execution),
     }
     ttl_ms = _TTL_MS_FINISHED if execution.state.final else _TTL_MS_UNDER_WAY
     effects.extend(_knowledge_of_plan(execution.proposal, content, now_ms, ttl_ms, task_id))
@@ -153,14 +161,24 @@ def fleet_changed(before: FleetState | None, after: FleetState, now_ms: int) -> 
 def chain_checked(message: ChainChecked, now_ms: int) -> tuple[Publish, ...]:
     """Put the newest checkpoint of the journal, or the alarm that it does not verify, where its writers do not look."""
     content = {
-        "constitutional_hash": CONSTITUTIONAL_HASH, "ok": message.ok, "height": message.height,
+        "constitutional_hash": CONSTITUTIONAL_HASH,
+        "ok": message.ok,
+        "height": message.height,
         "checkpoint": {"seq": message.checkpoint_seq, "hash": message.checkpoint_hash, "at_ms": message.checked_at_ms},
-        "problems": list(message.problems), "problems_total": message.problems_total,
+        "problems": list(message.problems),
+        "problems_total": message.problems_total,
     }
     kind = "audit_checkpoint" if message.ok else "audit_chain_alarm"
     item = knowledge_item(
-        item_id=record_id(kind), space="compliance", agent_id=AGENT_ID, knowledge_type=kind, content=content,
-        at_ms=now_ms, ttl_ms=_TTL_MS_FINISHED, priority=3 if message.ok else 1, tags=("audit", "cache"),
+        item_id=record_id(kind),
+        space="compliance",
+        agent_id=AGENT_ID,
+        knowledge_type=kind,
+        content=content,
+        at_ms=now_ms,
+        ttl_ms=_TTL_MS_FINISHED,
+        priority=3 if message.ok else 1,
+        tags=("audit", "cache"),
     )
     return (_publish("add_knowledge", item=item),)
 
@@ -182,8 +200,11 @@ def _priority(proposal: Proposal) -> int:
 
 def _task_input(proposal: Proposal) -> dict[str, Any]:
     request = {
-        "service": proposal.service, "optimization_types": list(proposal.kinds), "proposal_id": proposal.proposal_id,
-        "changes": _changes(proposal), "author": proposal.author,
+        "service": proposal.service,
+        "optimization_types": list(proposal.kinds),
+        "proposal_id": proposal.proposal_id,
+        "changes": _changes(proposal),
+        "author": proposal.author,
     }
     return {"request": request, "agent_id": AGENT_ID, "constitutional_hash": CONSTITUTIONAL_HASH}
 
@@ -226,7 +247,8 @@ def _plan(proposal: Proposal, status: str, reason: str) -> dict[str, Any]:
 
 def _realised(execution: Execution) -> dict[str, float | None]:
     return {
-        "hit_ratio_before": execution.hit_ratio_before, "hit_ratio_after": execution.hit_ratio_after,
+        "hit_ratio_before": execution.hit_ratio_before,
+        "hit_ratio_after": execution.hit_ratio_after,
         "gain": execution.realised_gain,
     }
 
@@ -239,9 +261,16 @@ def _knowledge_of_plan(
         _publish(
             "add_knowledge",
             item=knowledge_item(
-                item_id=record_id(kind, proposal.proposal_id), space="performance", agent_id=AGENT_ID,
-                knowledge_type=kind, content=content, at_ms=now_ms, ttl_ms=ttl_ms, priority=_priority(proposal),
-                tags=_TAGS, task_id=task_id,
+                item_id=record_id(kind, proposal.proposal_id),
+                space="performance",
+                agent_id=AGENT_ID,
+                knowledge_type=kind,
+                content=content,
+                at_ms=now_ms,
+                ttl_ms=ttl_ms,
+                priority=_priority(proposal),
+                tags=_TAGS,
+                task_id=task_id,
             ),
         )
         for kind in ("cache_optimization_plan", "optimization_activity")
@@ -258,12 +287,21 @@ def _conflicts(proposal: Proposal, resolution: Resolution, now_ms: int) -> tuple
         pair = sorted((proposal.proposal_id, other))
         conflict_id = record_id("conflict", *pair)
         conflict = conflict_record(
-            conflict_id=conflict_id, conflict_type="resource_conflict", involved_agents=[AGENT_ID], involved_tasks=[],
-            description=f"plans `{pair[0]}` and `{pair[1]}`: {resolution.reason}", at_ms=now_ms, severity="low",
+            conflict_id=conflict_id,
+            conflict_type="resource_conflict",
+            involved_agents=[AGENT_ID],
+            involved_tasks=[],
+            description=f"plans `{pair[0]}` and `{pair[1]}`: {resolution.reason}",
+            at_ms=now_ms,
+            severity="low",
         )
         data = {
-            "constitutional_hash": CONSTITUTIONAL_HASH, "strategy": "priority_based_allocation", "plans": pair,
-            "decided_for": proposal.proposal_id, "outcome": resolution.outcome.value, "reasoning": resolution.reason,
+            "constitutional_hash": CONSTITUTIONAL_HASH,
+            "strategy": "priority_based_allocation",
+            "plans": pair,
+            "decided_for": proposal.proposal_id,
+            "outcome": resolution.outcome.value,
+            "reasoning": resolution.reason,
         }
         effects.append(_publish("report_conflict", conflict=conflict))
         strategy = data["strategy"]
@@ -298,7 +336,8 @@ def _finish(task_id: str, execution: Execution, verdict: Verdict | None, now_ms:
     error: dict[str, Any] | None = None
     if execution.state in (ExecutionState.ABANDONED, ExecutionState.FAILED):
         error = {
-            "error": execution.reason or execution.state.value, "state": execution.state.value,
+            "error": execution.reason or execution.state.value,
+            "state": execution.state.value,
             "constitutional_hash": CONSTITUTIONAL_HASH,
         }
     return _publish("finish_task", task_id=task_id, agent_id=AGENT_ID, at_ms=now_ms, output=output, error=error)

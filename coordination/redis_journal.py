@@ -116,9 +116,15 @@ class RedisJournal:
         self._barrier_key = f"{prefix}:journal:barrier"
         # A client that repeats by itself would hide that the outcome of the first try is unknown.
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=max_connections, timeout=timeout_s, decode_responses=True,
-            encoding_errors="surrogateescape", socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0), client_name="cachewarden-journal",
+            url,
+            max_connections=max_connections,
+            timeout=timeout_s,
+            decode_responses=True,
+            encoding_errors="surrogateescape",
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            client_name="cachewarden-journal",
         )
         # redis-py's types do not tell its asynchronous answers from its synchronous ones, hence Any.
         self._redis: Any = Redis.from_pool(pool)

@@ -41,8 +41,14 @@ class RedisRecords:
 
     def __init__(self, url: str, *, timeout_s: float, max_connections: int) -> None:
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=max_connections, timeout=timeout_s, decode_responses=True, encoding_errors="replace",
-            socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0),
+            url,
+            max_connections=max_connections,
+            timeout=timeout_s,
+            decode_responses=True,
+            encoding_errors="replace",
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
             client_name="cachewarden-blackboard",
         )
         # redis-py's types do not tell its asynchronous answers from its synchronous ones, hence Any.

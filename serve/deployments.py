@@ -1,6 +1,7 @@
 """The API on Ray Serve. The only module of `serve` that imports Ray.
 
-`make_app` is called in each replica and returns the ASGI application; where agents, caches and journal are is its business. What listens
+`make_app` is called in each replica and returns the ASGI application; where agents, caches and journal are is its
+business. What listens
 where: Serve's proxy on the host and port given; replicas and Ray's own ports as `docs/OPERATIONS.md` says.
 """
 
@@ -18,7 +19,9 @@ APPLICATION = "cachewarden"
 
 def serve_api(make_app: Callable[[], Any], *, host: str, port: int, replicas: int = 1) -> None:
     """Start Serve's proxy and the API, and wait until it answers; raises RuntimeError when it cannot be deployed."""
-    ray_serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"enable_access_log": False})
+    ray_serve.start(
+        http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"enable_access_log": False}
+    )
     deployment = ray_serve.deployment(
         ray_serve.ingress(make_app)(),
         name="api",

@@ -115,8 +115,13 @@ class Arrivals:
     def rows(self, selection: npt.NDArray[np.bool_] | npt.NDArray[np.int64] | slice) -> Arrivals:
         """Return the selected rows, in the same order."""
         return Arrivals(
-            self.time_ms[selection], self.key[selection], self.op[selection], self.size_bytes[selection],
-            self.ttl_ms[selection], self.prefix[selection], self.prefixes,
+            self.time_ms[selection],
+            self.key[selection],
+            self.op[selection],
+            self.size_bytes[selection],
+            self.ttl_ms[selection],
+            self.prefix[selection],
+            self.prefixes,
         )
 
     def slice_time(self, from_ms: int, to_ms: int) -> Arrivals:
@@ -141,9 +146,13 @@ class Arrivals:
         if len(parts) == 1:
             return parts[0]
         return Arrivals(
-            np.concatenate([p.time_ms for p in parts]), np.concatenate([p.key for p in parts]),
-            np.concatenate([p.op for p in parts]), np.concatenate([p.size_bytes for p in parts]),
-            np.concatenate([p.ttl_ms for p in parts]), np.concatenate([p.prefix for p in parts]), parts[0].prefixes,
+            np.concatenate([p.time_ms for p in parts]),
+            np.concatenate([p.key for p in parts]),
+            np.concatenate([p.op for p in parts]),
+            np.concatenate([p.size_bytes for p in parts]),
+            np.concatenate([p.ttl_ms for p in parts]),
+            np.concatenate([p.prefix for p in parts]),
+            parts[0].prefixes,
         )
 
 
@@ -251,5 +260,3 @@ class Workload:
         sizes = self.spec.size_median_bytes * np.exp(self.spec.size_sigma * normal)
         sizes = np.clip(sizes, *self.spec.size_limits_bytes).astype(np.int32)
         return Arrivals(times, keys, op, sizes, self._ttls[prefix], prefix.astype(np.uint8), self._names)
-
-

@@ -10,7 +10,6 @@ INVARIANT: hits + misses = reads, misses = the sum of the misses by cause, and t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +17,10 @@ import numpy.typing as npt
 from cachewarden.cachemodel import eviction_kernel as kernel
 from cachewarden.cachemodel.eviction_bounds import belady, exact_lru
 from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy
 
 __all__ = [
-    "EVICTION_POLICIES",
     "EvictionConfig",
-    "EvictionPolicy",
     "IndexedTrace",
     "ReplayResult",
     "ResidentSet",
@@ -33,17 +31,6 @@ __all__ = [
     "replay_indexed",
 ]
 
-EvictionPolicy = Literal[
-    "noeviction",
-    "allkeys-lru",
-    "allkeys-lfu",
-    "allkeys-random",
-    "volatile-lru",
-    "volatile-lfu",
-    "volatile-random",
-    "volatile-ttl",
-]
-EVICTION_POLICIES: tuple[EvictionPolicy, ...] = get_args(EvictionPolicy)
 
 _FAMILY = {
     "lru": kernel.LRU,

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cachewarden.cachemodel.eviction import EVICTION_POLICIES, EvictionPolicy, ResidentSet
+from cachewarden.cachemodel.eviction import ResidentSet
 from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy
 
 __all__ = ["CacheConfiguration", "Evidence", "MissShares", "TtlStats"]
 

@@ -1,6 +1,7 @@
 """From what a server saw to what the application asked: fold the fills of a cache-aside client back into its reads.
 
-A capture shows GET, and after a miss the SET that fills the cache. Under another configuration that GET might have hit and the SET would
+A capture shows GET, and after a miss the SET that fills the cache. Under another configuration that GET might have
+hit and the SET would
 not have come, so a what-if must not replay it as a write of its own. It decides nothing else.
 
 INVARIANT: every read of the capture is a read of the result, in the same order.
@@ -42,8 +43,10 @@ class FoldedCapture:
 def fold_fills(captured: AccessTrace, typical_size_bytes: int = 0) -> FoldedCapture:
     """Return the capture with fills folded into the reads that caused them.
 
-    A read takes size and TTL of the nearest write of its key (later first, it is the one it caused; else earlier); a key that was
-    never written in the capture takes `typical_size_bytes` (0: the mean size of all writes) and the median TTL of all writes.
+    A read takes size and TTL of the nearest write of its key (later first, it is the one it caused; else earlier); a
+    key that was
+    never written in the capture takes `typical_size_bytes` (0: the mean size of all writes) and the median TTL of
+    all writes.
     """
     n = len(captured)
     if n == 0:
@@ -82,7 +85,8 @@ def fold_fills(captured: AccessTrace, typical_size_bytes: int = 0) -> FoldedCapt
 
 
 def _nearest_write(key: npt.NDArray[np.uint64], writes: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return for each row, sorted by key and time, the row of the next write of its key, else of the last one, else -1."""
+    """Return for each row, sorted by key and time, the row of the next write of its key, else of the last one, else
+    -1."""
     n = len(key)
     index = np.arange(n, dtype=np.int64)
     following = np.where(writes, index, n)

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cachewarden.cachemodel.eviction import EvictionConfig, EvictionPolicy, ResidentSet, index, replay_indexed
+from cachewarden.cachemodel.eviction import EvictionConfig, ResidentSet, index, replay_indexed
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence
 from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.prehistory import with_past
 from cachewarden.cachemodel.shards import MODULUS
 from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.knobs import EvictionPolicy
 
 __all__ = ["PolicyDifference", "policy_difference"]
 

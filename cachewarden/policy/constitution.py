@@ -85,7 +85,11 @@ class Principle:
     def finding(self, decision: Decision, reason: str, *, evaluated: bool = True) -> Finding:
         """Return what this principle says of a proposal."""
         return Finding(
-            principle_id=self.id, title=self.title, severity=self.severity, decision=decision, reason=reason,
+            principle_id=self.id,
+            title=self.title,
+            severity=self.severity,
+            decision=decision,
+            reason=reason,
             evaluated=evaluated,
         )
 
@@ -237,7 +241,8 @@ def parse_constitution(text: str, source: str = "constitution.yaml") -> Constitu
         if principle.id in first_line:
             raise ConstitutionError(
                 f"principle `{principle.id}` stands twice, first in line {first_line[principle.id]}",
-                path=source, line=here,
+                path=source,
+                line=here,
             )
         first_line[principle.id] = here
         for name, problem in (
@@ -251,7 +256,8 @@ def parse_constitution(text: str, source: str = "constitution.yaml") -> Constitu
     if missing:
         raise ConstitutionError(
             f"no principle has the check {', '.join(f'`{m}`' for m in missing)}, each of the four needs one",
-            path=source, line=lines[("principles",)],
+            path=source,
+            line=lines[("principles",)],
         )
     return Constitution(
         version=document.version,

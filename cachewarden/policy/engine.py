@@ -41,8 +41,12 @@ def refusal(constitution: Constitution, proposal: Proposal, now_ms: int, reason:
     not evaluated."""
     findings = tuple(_unevaluated(principle, reason) for principle in constitution.principles)
     return Verdict(
-        proposal_id=proposal.proposal_id, proposal_digest=_digest_of(proposal), decision=Decision.DENY,
-        findings=findings, constitution_digest=constitution.digest, judged_at_ms=now_ms,
+        proposal_id=proposal.proposal_id,
+        proposal_digest=_digest_of(proposal),
+        decision=Decision.DENY,
+        findings=findings,
+        constitution_digest=constitution.digest,
+        judged_at_ms=now_ms,
     )
 
 

@@ -71,8 +71,15 @@ def _owner_facts(service: Service | None, proposal: Proposal, others: Surroundin
         # A service that nobody declared has no owner who could have consented; `off` keeps every principle of consent
         # from holding.
         return {
-            "service": proposal.service, "tenant": "", "region": "", "namespaces": [], "mode": "off", "weight": 1.0,
-            "shares_blackboard_server": True, "hit_ratio_floor": 1.0, "minimum_memory_bytes": 0,
+            "service": proposal.service,
+            "tenant": "",
+            "region": "",
+            "namespaces": [],
+            "mode": "off",
+            "weight": 1.0,
+            "shares_blackboard_server": True,
+            "hit_ratio_floor": 1.0,
+            "minimum_memory_bytes": 0,
         }
     return {
         "service": service.name,

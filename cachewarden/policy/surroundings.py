@@ -65,8 +65,8 @@ class Surroundings:
 
 
 def memory_change(proposal: Proposal) -> tuple[int, int] | None:
-    """Return maxmemory before and after in bytes; None if the proposal leaves it alone or does not write it in bytes.
-    """
+    """Return maxmemory before and after in bytes; None if the proposal leaves it alone or does not write it in
+    bytes."""
     for change in proposal.knob_changes:
         if change.knob == "maxmemory" and change.before.isdecimal() and change.after.isdecimal():
             return int(change.before), int(change.after)

@@ -34,8 +34,12 @@ class Requests:
         self.names: list[bytes] = []
         self.writes: list[bytes] = []
         columns = zip(
-            arrivals.key.tolist(), arrivals.op.tolist(), arrivals.size_bytes.tolist(), arrivals.ttl_ms.tolist(),
-            arrivals.prefix.tolist(), strict=True,
+            arrivals.key.tolist(),
+            arrivals.op.tolist(),
+            arrivals.size_bytes.tolist(),
+            arrivals.ttl_ms.tolist(),
+            arrivals.prefix.tolist(),
+            strict=True,
         )
         for key, op, size, ttl_ms, prefix in columns:
             name = key_name(prefixes[prefix], key).encode()

@@ -74,8 +74,14 @@ class Driver:
                 fleets.setdefault(fleet, {})[service] = counters
         elapsed_ms = round((time.monotonic() - self._started_s) * 1000) if self._phase != "prefill" else 0
         return DriverStats(
-            at_ms=time.time_ns() // 1_000_000, phase=self._phase, elapsed_ms=elapsed_ms, lag_ms=round(self._lag_ms, 1),
-            late=self._late, cpu_share=self._cpu_share(), prefill_ms=self._prefill_ms, fleets=fleets,
+            at_ms=time.time_ns() // 1_000_000,
+            phase=self._phase,
+            elapsed_ms=elapsed_ms,
+            lag_ms=round(self._lag_ms, 1),
+            late=self._late,
+            cpu_share=self._cpu_share(),
+            prefill_ms=self._prefill_ms,
+            fleets=fleets,
         )
 
     async def run(self, report: Callable[[DriverStats], None]) -> None:
@@ -243,7 +249,10 @@ def start_driver(plan: DriverPlan, home: ServerHome) -> subprocess.Popen[bytes]:
     with (home.directory / "driver.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cluster.demo.driver", "--plan", str(path), "--parent", str(os.getpid())],
-            cwd=root, stdin=subprocess.DEVNULL, stdout=None if plan.stats_path == "-" else log, stderr=log,
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=None if plan.stats_path == "-" else log,
+            stderr=log,
             start_new_session=True,
         )
     home.watch(process.pid)

@@ -37,7 +37,11 @@ __all__ = [
 
 MANAGED, CONTROL = "managed", "control"
 SERVICES: tuple[str, ...] = (
-    "constitutional_ai", "integrity_service", "api_gateway", "multi_agent_coordinator", "blackboard_service",
+    "constitutional_ai",
+    "integrity_service",
+    "api_gateway",
+    "multi_agent_coordinator",
+    "blackboard_service",
 )
 CACHE_BYTES = 12 * 1024 * 1024
 """maxmemory of each cache at the start; an empty Valkey takes about 1 MiB of it."""
@@ -73,20 +77,43 @@ _OFFSET = 6.0
 
 _SPECS: tuple[WorkloadSpec, ...] = (
     WorkloadSpec(
-        service="constitutional_ai", rate_per_s=650.0, universe=9_500, zipf_skew=0.95, zipf_offset=_OFFSET,
-        replaced_per_s=1.2, one_hit_share=0.001, write_share=0.01, size_median_bytes=1_000, size_sigma=_GRAPH_SIGMA,
+        service="constitutional_ai",
+        rate_per_s=650.0,
+        universe=9_500,
+        zipf_skew=0.95,
+        zipf_offset=_OFFSET,
+        replaced_per_s=1.2,
+        one_hit_share=0.001,
+        write_share=0.01,
+        size_median_bytes=1_000,
+        size_sigma=_GRAPH_SIGMA,
         prefixes=(KeyPrefix(prefix="verdict:", share=0.7), KeyPrefix(prefix="principle:", share=0.3)),
         past=Past(long_ago_requests=120_000, turnover=0.2, recent_ms=180_000),
     ),
     WorkloadSpec(
-        service="integrity_service", rate_per_s=500.0, universe=7_000, zipf_skew=0.85, zipf_offset=_OFFSET,
-        replaced_per_s=0.8, write_share=0.03, size_median_bytes=1_500, size_sigma=_KEY_VALUE_SIGMA,
+        service="integrity_service",
+        rate_per_s=500.0,
+        universe=7_000,
+        zipf_skew=0.85,
+        zipf_offset=_OFFSET,
+        replaced_per_s=0.8,
+        write_share=0.03,
+        size_median_bytes=1_500,
+        size_sigma=_KEY_VALUE_SIGMA,
         prefixes=(KeyPrefix(prefix="proof:", share=0.8), KeyPrefix(prefix="chain:", share=0.2)),
         past=Past(long_ago_requests=120_000, turnover=0.2, recent_ms=180_000),
     ),
     WorkloadSpec(
-        service="api_gateway", rate_per_s=750.0, universe=9_900, zipf_skew=0.9, zipf_offset=_OFFSET,
-        replaced_per_s=4.0, one_hit_share=0.004, write_share=0.01, size_median_bytes=950, size_sigma=_GRAPH_SIGMA,
+        service="api_gateway",
+        rate_per_s=750.0,
+        universe=9_900,
+        zipf_skew=0.9,
+        zipf_offset=_OFFSET,
+        replaced_per_s=4.0,
+        one_hit_share=0.004,
+        write_share=0.01,
+        size_median_bytes=950,
+        size_sigma=_GRAPH_SIGMA,
         prefixes=(
             KeyPrefix(prefix="route:", share=0.5),
             KeyPrefix(prefix="session:", share=0.3),
@@ -95,8 +122,15 @@ _SPECS: tuple[WorkloadSpec, ...] = (
         past=Past(long_ago_requests=300_000, turnover=0.5, recent_ms=150_000),
     ),
     WorkloadSpec(
-        service="multi_agent_coordinator", rate_per_s=500.0, universe=3_000, zipf_skew=0.8, zipf_offset=_OFFSET,
-        replaced_per_s=0.6, write_share=0.02, size_median_bytes=900, size_sigma=_KEY_VALUE_SIGMA,
+        service="multi_agent_coordinator",
+        rate_per_s=500.0,
+        universe=3_000,
+        zipf_skew=0.8,
+        zipf_offset=_OFFSET,
+        replaced_per_s=0.6,
+        write_share=0.02,
+        size_median_bytes=900,
+        size_sigma=_KEY_VALUE_SIGMA,
         prefixes=(
             KeyPrefix(prefix="plan:", share=0.6, ttl_ms=_SHORT_TTL_MS),
             KeyPrefix(prefix="agent:", share=0.4, ttl_ms=_SHORT_TTL_MS),
@@ -104,8 +138,16 @@ _SPECS: tuple[WorkloadSpec, ...] = (
         past=Past(recent_ms=90_000),
     ),
     WorkloadSpec(
-        service="blackboard_service", rate_per_s=450.0, universe=4_000, zipf_skew=0.95, zipf_offset=_OFFSET,
-        replaced_per_s=0.8, one_hit_share=0.008, write_share=0.05, size_median_bytes=800, size_sigma=_KEY_VALUE_SIGMA,
+        service="blackboard_service",
+        rate_per_s=450.0,
+        universe=4_000,
+        zipf_skew=0.95,
+        zipf_offset=_OFFSET,
+        replaced_per_s=0.8,
+        one_hit_share=0.008,
+        write_share=0.05,
+        size_median_bytes=800,
+        size_sigma=_KEY_VALUE_SIGMA,
         prefixes=(KeyPrefix(prefix="knowledge:", share=0.75), KeyPrefix(prefix="task:", share=0.25)),
         past=Past(long_ago_requests=40_000, turnover=0.3, recent_ms=180_000),
     ),
@@ -148,8 +190,15 @@ def demo_fleet(urls: Mapping[str, str]) -> Fleet:
         )
         services.append(
             Service(
-                name=spec.service, url=urls[spec.service], mode=Mode.AUTO, tenant=_TENANT, region=_REGION, weight=1.0,
-                hit_ratio_floor=_FLOORS[spec.service], minimum_memory_bytes=_MINIMUM_BYTES, patterns=patterns,
+                name=spec.service,
+                url=urls[spec.service],
+                mode=Mode.AUTO,
+                tenant=_TENANT,
+                region=_REGION,
+                weight=1.0,
+                hit_ratio_floor=_FLOORS[spec.service],
+                minimum_memory_bytes=_MINIMUM_BYTES,
+                patterns=patterns,
                 capture=True,
             )
         )
@@ -162,8 +211,9 @@ def driver_plan(
     """Return the load for the fleets in `urls` (fleet name to service to URL)."""
     services = tuple(
         PlannedService(
-            name=spec.service, urls={fleet: by_service[spec.service] for fleet, by_service in urls.items()},
-            traffic=spec
+            name=spec.service,
+            urls={fleet: by_service[spec.service] for fleet, by_service in urls.items()},
+            traffic=spec,
         )
         for spec in workloads(seed)
     )

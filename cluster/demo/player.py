@@ -36,8 +36,13 @@ class TraceSource:
         ttls = np.where(trace.ttl_ms > 0, trace.ttl_ms, ttl_ms)
         times = trace.time_ms - trace.time_ms[0]
         self._rows = Arrivals(
-            times, trace.key, trace.op, np.minimum(sizes, _VALUE_MAX_BYTES).astype(np.int32), ttls.astype(np.int64),
-            np.zeros(len(trace), dtype=np.uint8), (_PREFIX,),
+            times,
+            trace.key,
+            trace.op,
+            np.minimum(sizes, _VALUE_MAX_BYTES).astype(np.int32),
+            ttls.astype(np.int64),
+            np.zeros(len(trace), dtype=np.uint8),
+            (_PREFIX,),
         ).rows(kept)
         self._length_ms = int(times[-1]) + 1
         self._repeat = repeat

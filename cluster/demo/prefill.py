@@ -23,12 +23,8 @@ _CHUNK_ROWS = 400
 async def prefill(clients: Sequence[tuple[Workload, Sequence[CacheAside]]]) -> None:
     """Replay the past of each workload into each of its caches, all side by side, and return when all have answered."""
     pasts = [past_of(workload) for workload, _ in clients]
-    await asyncio.gather(
-        *(_replay(past.replayed, caches) for past, (_, caches) in zip(pasts, clients, strict=True))
-    )
-    await asyncio.gather(
-        *(_store(past.expiring, caches) for past, (_, caches) in zip(pasts, clients, strict=True))
-    )
+    await asyncio.gather(*(_replay(past.replayed, caches) for past, (_, caches) in zip(pasts, clients, strict=True)))
+    await asyncio.gather(*(_store(past.expiring, caches) for past, (_, caches) in zip(pasts, clients, strict=True)))
 
 
 async def _replay(rows: Arrivals, caches: Sequence[CacheAside]) -> None:

@@ -88,8 +88,13 @@ class ServerHome:
         self._lock = threading.Lock()
         # Its own session keeps the terminal's Ctrl-C away from it; -I keeps the environment's Python settings out.
         self._reaper = subprocess.Popen(
-            [sys.executable, "-I", str(Path(reaper.__file__).resolve())], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/", text=True,
+            [sys.executable, "-I", str(Path(reaper.__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            text=True,
         )
         self._tell(f"dir {self.directory}")
 
@@ -198,8 +203,13 @@ class EmbeddedServer:
             # A session of its own keeps Ctrl-C away: servers end after those who still talk to them, not with them.
             # What runs between fork and exec is two system calls, looked up before, so threads cannot deadlock it.
             self._process = subprocess.Popen(
-                [str(program), str(configuration)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                cwd=self.directory, start_new_session=True, preexec_fn=_die_with_parent(),  # noqa: PLW1509
+                [str(program), str(configuration)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509
             )
         self._home.watch(self._process.pid)
 

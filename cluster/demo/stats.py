@@ -112,8 +112,14 @@ class DriverStats:
             for fleet, services in self.fleets.items()
         }
         return DriverStats(
-            at_ms=self.at_ms, phase=self.phase, elapsed_ms=self.elapsed_ms - earlier.elapsed_ms, lag_ms=self.lag_ms,
-            late=self.late - earlier.late, cpu_share=self.cpu_share, prefill_ms=self.prefill_ms, fleets=fleets,
+            at_ms=self.at_ms,
+            phase=self.phase,
+            elapsed_ms=self.elapsed_ms - earlier.elapsed_ms,
+            lag_ms=self.lag_ms,
+            late=self.late - earlier.late,
+            cpu_share=self.cpu_share,
+            prefill_ms=self.prefill_ms,
+            fleets=fleets,
         )
 
     def to_json(self) -> str:

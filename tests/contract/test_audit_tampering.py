@@ -42,7 +42,9 @@ async def with_journal(server, work):
 
 async def fill(journal: RedisJournal) -> None:
     drafts = [
-        RecordDraft(at_ms=n, kind="cycle", agent="coordinator", service=None, subject_id=f"s{n}", payload={"n": n, "t": "ä"})
+        RecordDraft(
+            at_ms=n, kind="cycle", agent="coordinator", service=None, subject_id=f"s{n}", payload={"n": n, "t": "ä"}
+        )
         for n in range(COUNT)
     ]
     await journal.append(drafts)
@@ -111,7 +113,15 @@ def tamper(server, how: str, a: int, b: int) -> None:
 
 HOW = st.sampled_from(
     [
-        "delete", "cut", "cut_tail_and_move_head", "edit_text", "forge_one", "forge_all_behind", "swap", "insert", "garbage",
+        "delete",
+        "cut",
+        "cut_tail_and_move_head",
+        "edit_text",
+        "forge_one",
+        "forge_all_behind",
+        "swap",
+        "insert",
+        "garbage",
         "delete_everything",
     ]
 )

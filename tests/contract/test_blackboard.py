@@ -57,20 +57,33 @@ def board(request, tmp_path, connect):
 
 def item(name: str, at_ms: int, **more) -> dict:
     fields = {
-        "item_id": name, "space": "performance", "agent_id": US, "knowledge_type": "optimization_activity",
-        "content": {"list": []}, "at_ms": at_ms, "ttl_ms": 60_000, "tags": ["cache"],
+        "item_id": name,
+        "space": "performance",
+        "agent_id": US,
+        "knowledge_type": "optimization_activity",
+        "content": {"list": []},
+        "at_ms": at_ms,
+        "ttl_ms": 60_000,
+        "tags": ["cache"],
     }
     return records.knowledge_item(**(fields | more))
 
 
 def task(name: str, at_ms: int = 1_800_000_000_000, **more) -> dict:
-    return records.task_record(**({"task_id": name, "task_type": "cache_optimization", "input_data": {"a": []}, "at_ms": at_ms} | more))
+    return records.task_record(
+        **({"task_id": name, "task_type": "cache_optimization", "input_data": {"a": []}, "at_ms": at_ms} | more)
+    )
 
 
 def conflict(name: str, severity: str = "high") -> dict:
     return records.conflict_record(
-        conflict_id=name, conflict_type="resource_conflict", involved_agents=[US], involved_tasks=[], description="d",
-        at_ms=1_800_000_000_123, severity=severity,
+        conflict_id=name,
+        conflict_type="resource_conflict",
+        involved_agents=[US],
+        involved_tasks=[],
+        description="d",
+        at_ms=1_800_000_000_123,
+        severity=severity,
     )
 
 
@@ -149,7 +162,11 @@ async def test_only_the_claimer_finishes_a_task_and_only_once(board):
     assert await board.finish_task("t", US, NOW + 5, output={"x": []}, error=None)
     assert not await board.finish_task("t", US, NOW, output={}, error=None)
     done = await board.task("t")
-    assert (done["status"], done["output_data"], done["completed_at"]) == ("completed", {"x": []}, records.iso_utc(NOW + 5))
+    assert (done["status"], done["output_data"], done["completed_at"]) == (
+        "completed",
+        {"x": []},
+        records.iso_utc(NOW + 5),
+    )
 
 
 async def test_a_failed_task_tells_its_error_in_both_places(board):
@@ -175,7 +192,11 @@ async def test_a_conflict_is_settled_once(board):
     assert not await board.resolve_conflict("none", "other", {}, NOW)
     await board.report_conflict(conflict("c"))
     settled = await board.conflict("c")
-    assert (settled["status"], settled["resolution_strategy"], settled["resolution_data"]) == ("resolved", "priority_based_allocation", {"w": 1})
+    assert (settled["status"], settled["resolution_strategy"], settled["resolution_data"]) == (
+        "resolved",
+        "priority_based_allocation",
+        {"w": 1},
+    )
 
 
 async def test_every_operation_of_others_arrives_as_an_event(board):
@@ -186,11 +207,32 @@ async def test_every_operation_of_others_arrives_as_an_event(board):
     await board.finish_task("t", US, NOW, output={"o": 1}, error=None)
     await board.report_conflict(conflict("c"))
     seen = [await anext(stream) for _ in range(5)]
-    assert [e["event_type"] for e in seen] == ["knowledge_added", "task_created", "task_claimed", "task_completed", "conflict_detected"]
-    assert seen[0]["data"] == {"knowledge_id": "k", "space": "performance", "agent_id": US, "knowledge_type": "optimization_activity"}
+    assert [e["event_type"] for e in seen] == [
+        "knowledge_added",
+        "task_created",
+        "task_claimed",
+        "task_completed",
+        "conflict_detected",
+    ]
+    assert seen[0]["data"] == {
+        "knowledge_id": "k",
+        "space": "performance",
+        "agent_id": US,
+        "knowledge_type": "optimization_activity",
+    }
     assert seen[1]["data"] == {"task_id": "t", "task_type": "cache_optimization", "priority": 1}
-    assert seen[3]["data"] == {"task_id": "t", "agent_id": US, "task_type": "cache_optimization", "output_data": {"o": 1}}
-    assert seen[4]["data"] == {"conflict_id": "c", "conflict_type": "resource_conflict", "severity": "high", "involved_agents": [US]}
+    assert seen[3]["data"] == {
+        "task_id": "t",
+        "agent_id": US,
+        "task_type": "cache_optimization",
+        "output_data": {"o": 1},
+    }
+    assert seen[4]["data"] == {
+        "conflict_id": "c",
+        "conflict_type": "resource_conflict",
+        "severity": "high",
+        "involved_agents": [US],
+    }
     if hasattr(stream, "aclose"):
         await stream.aclose()
 
@@ -310,7 +352,9 @@ async def test_all_three_forms_of_events_are_understood_and_garbage_is_counted(s
     stream = await board.events()
     server.admin.publish("events:task_claimed", "garbage")
     server.admin.publish("events:task_claimed", json.dumps({"task_id": "bare", "constitutional_hash": "h"}))
-    server.admin.publish("events:task_created", json.dumps({"event_type": "task_created", "timestamp": "", "data": {"task_id": "core"}}))
+    server.admin.publish(
+        "events:task_created", json.dumps({"event_type": "task_created", "timestamp": "", "data": {"task_id": "core"}})
+    )
     await board.create_task(task("mono"))
     seen = [await anext(stream) for _ in range(3)]
     assert [e["data"]["task_id"] for e in seen] == ["bare", "core", "mono"]
@@ -369,10 +413,18 @@ async def test_a_server_that_is_gone_makes_everything_unavailable(tmp_path, conn
     stream = await board.events()
     server.kill()
     attempts = [
-        board.register_agent(US, "t", [], NOW), board.heartbeat(US, "t", [], NOW), board.deregister_agent(US),
-        board.add_knowledge(item("k", NOW)), board.query_knowledge("performance"), board.create_task(task("t")),
-        board.claim_task("t", US, NOW), board.finish_task("t", US, NOW, output=None, error=None),
-        board.report_conflict(conflict("c")), board.resolve_conflict("c", "s", {}, NOW), board.events(), anext(stream),
+        board.register_agent(US, "t", [], NOW),
+        board.heartbeat(US, "t", [], NOW),
+        board.deregister_agent(US),
+        board.add_knowledge(item("k", NOW)),
+        board.query_knowledge("performance"),
+        board.create_task(task("t")),
+        board.claim_task("t", US, NOW),
+        board.finish_task("t", US, NOW, output=None, error=None),
+        board.report_conflict(conflict("c")),
+        board.resolve_conflict("c", "s", {}, NOW),
+        board.events(),
+        anext(stream),
     ]
     for attempt in attempts:
         with pytest.raises(BlackboardUnavailable):

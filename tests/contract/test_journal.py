@@ -19,7 +19,11 @@ REAL = [pytest.param(engine, marks=pytest.mark.integration) for engine in ENGINE
 
 def draft(number: int, kind: str = "cycle") -> RecordDraft:
     return RecordDraft(
-        at_ms=1_800_000_000_000 + number, kind=kind, agent="coordinator", service="shop", subject_id=f"s{number}",
+        at_ms=1_800_000_000_000 + number,
+        kind=kind,
+        agent="coordinator",
+        service="shop",
+        subject_id=f"s{number}",
         payload={"number": number, "text": 'ä\n"', "ratio": 0.95, "nothing": None},
     )
 

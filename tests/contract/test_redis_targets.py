@@ -61,7 +61,7 @@ class Traffic:
 
 async def started(target, command: str) -> None:
     """Wait until the adapter has sent its first `command`."""
-    while target._wire.ledger.commands[command] == 0:  # noqa: ASYNC110 - the ledger is a plain count without an event
+    while target._wire.ledger.commands[command] == 0:
         await asyncio.sleep(0.005)
 
 

@@ -30,7 +30,8 @@ def server(tmp_path: Path) -> Iterator[redis.Redis]:
         pytest.skip("no redis-server in the path")
     port = _free_port()
     process = subprocess.Popen(
-        [binary, "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"], stdout=subprocess.DEVNULL
+        [binary, "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"],
+        stdout=subprocess.DEVNULL,
     )
     client = redis.Redis(port=port, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.05), 100))
     try:

@@ -51,7 +51,9 @@ def small_spec(**changes) -> WorkloadSpec:
 def test_a_server_answers_only_with_its_password_and_is_gone_after_stop(home, engine):
     if engine == "redis" and shutil.which("redis-server") is None:
         pytest.skip("no redis-server in PATH")
-    server = EmbeddedServer(ServerOptions(name="one", maxmemory_bytes=8 << 20, eviction_policy="allkeys-lru", engine=engine), home)
+    server = EmbeddedServer(
+        ServerOptions(name="one", maxmemory_bytes=8 << 20, eviction_policy="allkeys-lru", engine=engine), home
+    )
     server.start()
     with redis.Redis.from_url(server.url) as client, redis.Redis(port=server.port) as stranger:
         assert client.config_get("maxmemory")["maxmemory"] == str(8 << 20)
@@ -143,7 +145,7 @@ async def loaded(driver: Driver, fleet: str, service: str, lookups: int) -> None
     """Return once that many lookups were answered."""
     async with asyncio.timeout(20):
         # Counters have no event to wait for.
-        while fleet not in (fleets := driver.stats().fleets) or fleets[fleet][service].lookups < lookups:  # noqa: ASYNC110
+        while fleet not in (fleets := driver.stats().fleets) or fleets[fleet][service].lookups < lookups:
             await asyncio.sleep(0.05)
 
 
@@ -151,7 +153,9 @@ async def test_client_and_server_count_the_same_hits_and_both_fleets_get_the_sam
     servers = [EmbeddedServer(ServerOptions(name=name, maxmemory_bytes=8 << 20), home) for name in ("a", "b")]
     for server in servers:
         server.start()
-    service = PlannedService(name="s", urls={"a": servers[0].url, "b": servers[1].url}, traffic=small_spec(write_share=0.1))
+    service = PlannedService(
+        name="s", urls={"a": servers[0].url, "b": servers[1].url}, traffic=small_spec(write_share=0.1)
+    )
     plan = DriverPlan(seed=4, services=(service,), stats_path="-", duration_s=2.0, prefill=False)
     final = (await drive(plan))[-1]
     first, second = final.fleets["a"]["s"], final.fleets["b"]["s"]
@@ -168,7 +172,8 @@ async def test_the_driver_survives_a_crash_and_restart_of_a_server(home):
     server.start()
     other.start()
     services = tuple(
-        PlannedService(name=name, urls={"f": s.url}, traffic=small_spec(service=name)) for name, s in (("s", server), ("o", other))
+        PlannedService(name=name, urls={"f": s.url}, traffic=small_spec(service=name))
+        for name, s in (("s", server), ("o", other))
     )
     plan = DriverPlan(seed=4, services=services, stats_path="-", prefill=False)
 
@@ -189,7 +194,8 @@ async def test_a_server_that_hangs_does_not_slow_the_others_down(home):
     server.start()
     other.start()
     services = tuple(
-        PlannedService(name=name, urls={"f": s.url}, traffic=small_spec(service=name)) for name, s in (("s", server), ("o", other))
+        PlannedService(name=name, urls={"f": s.url}, traffic=small_spec(service=name))
+        for name, s in (("s", server), ("o", other))
     )
     plan = DriverPlan(seed=4, services=services, stats_path="-", prefill=False, behind_ms=300)
 

@@ -6,7 +6,12 @@ from cachewarden.messages import Mode, ResolutionOutcome
 from tests.unit.agents.settlements import Table
 from tests.unit.policy.builders import MIB, proposal, resize
 
-GO, WAIT, YIELD, ADVISE = ResolutionOutcome.GO, ResolutionOutcome.WAIT, ResolutionOutcome.YIELD, ResolutionOutcome.ADVISE
+GO, WAIT, YIELD, ADVISE = (
+    ResolutionOutcome.GO,
+    ResolutionOutcome.WAIT,
+    ResolutionOutcome.YIELD,
+    ResolutionOutcome.ADVISE,
+)
 
 
 def outcomes(resolutions):
@@ -32,7 +37,10 @@ def test_two_services_gain_the_same_per_byte__the_name_decides_and_not_the_order
 
 def test_a_small_efficient_growth_goes_before_a_large_one_with_more_hits_in_total():
     table = Table("a", "b", budget_mib=40)
-    large, small = resize("a", 16, 24, gain=0.06, proposal_id="large"), resize("b", 16, 18, gain=0.02, proposal_id="small")
+    large, small = (
+        resize("a", 16, 24, gain=0.06, proposal_id="large"),
+        resize("b", 16, 18, gain=0.02, proposal_id="small"),
+    )
     assert outcomes(table.settle(large, small)) == {"large": YIELD, "small": GO}
 
 

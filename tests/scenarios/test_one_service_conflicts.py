@@ -37,7 +37,9 @@ def test_two_compatible_changes_of_one_service__the_second_waits_for_the_first()
 
 
 def test_the_best_change_does_not_fit__the_next_best_of_the_service_goes():
-    resolutions = Table("a", budget_mib=16).settle(resize("a", gain=0.2, proposal_id="grow"), samples(10, 0.01, "samples"))
+    resolutions = Table("a", budget_mib=16).settle(
+        resize("a", gain=0.2, proposal_id="grow"), samples(10, 0.01, "samples")
+    )
     assert outcomes(resolutions) == {"grow": WAIT, "samples": GO}
 
 

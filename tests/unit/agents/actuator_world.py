@@ -50,13 +50,16 @@ services:
 )
 RULE = TtlRule(pattern="user:", written_ttl_ms=15_000, extended_ttl_ms=600_000, max_staleness_ms=600_000)
 KNOBS = {
-    "maxmemory": str(40 * MIB), "maxmemory-policy": "noeviction", "lfu-decay-time": "1", "lfu-log-factor": "10",
+    "maxmemory": str(40 * MIB),
+    "maxmemory-policy": "noeviction",
+    "lfu-decay-time": "1",
+    "lfu-log-factor": "10",
     "maxmemory-samples": "5",
 }
 
 
 class WriteAheadError(AssertionError):
-    """A write reached a cache before its intention was in the journal."""
+    """A write left before its intention was in the journal, or after the lease had run out."""
 
 
 class CrashError(Exception):
@@ -97,18 +100,39 @@ def change(knob: str, after: Any, before: Any = None) -> KnobChange:
 
 
 def proposal(
-    *changes: KnobChange, rules: tuple[TtlRule, ...] = (), playbook: str = "direct", service: str = "sessions",
-    low: float = 0.90, before: float = 0.80, **other: Any,
+    *changes: KnobChange,
+    rules: tuple[TtlRule, ...] = (),
+    playbook: str = "direct",
+    service: str = "sessions",
+    low: float = 0.90,
+    before: float = 0.80,
+    **other: Any,
 ) -> Proposal:
     """A proposal that promises a hit ratio of 0.95, at least `low`."""
     values: dict[str, Any] = {
-        "proposal_id": "p-1", "service": service, "author": "planner", "created_at_ms": T0, "expires_at_ms": T0 + 300_000,
-        "kinds": ("memory",), "knob_changes": changes, "ttl_rules": rules, "action_class": ActionClass.LOSSY, "reversible": True,
-        "playbook": playbook, "rollback": "set the old values again", "rationale": "test", "evidence": (),
+        "proposal_id": "p-1",
+        "service": service,
+        "author": "planner",
+        "created_at_ms": T0,
+        "expires_at_ms": T0 + 300_000,
+        "kinds": ("memory",),
+        "knob_changes": changes,
+        "ttl_rules": rules,
+        "action_class": ActionClass.LOSSY,
+        "reversible": True,
+        "playbook": playbook,
+        "rollback": "set the old values again",
+        "rationale": "test",
+        "evidence": (),
         "prediction": Prediction(
-            hit_ratio_before=Estimate.around(before, 0.01), hit_ratio_after=Estimate(max(0.95, low), low, 1.0),
-            gain=Estimate(0.15, 0.1, 0.2), lookups_per_s=1000.0, memory_bytes_after=40 * MIB, latency_us_p99_after=None,
-            method="test", settle_ms=0,
+            hit_ratio_before=Estimate.around(before, 0.01),
+            hit_ratio_after=Estimate(max(0.95, low), low, 1.0),
+            gain=Estimate(0.15, 0.1, 0.2),
+            lookups_per_s=1000.0,
+            memory_bytes_after=40 * MIB,
+            latency_us_p99_after=None,
+            method="test",
+            settle_ms=0,
         ),
         "cost": {},
     }
@@ -121,13 +145,18 @@ def order(wanted: Proposal, **other: Any) -> Execute:
     values: dict[str, Any] = {
         "proposal": wanted,
         "verdict": Verdict(
-            proposal_id=wanted.proposal_id, proposal_digest=digest(wanted), decision=Decision.ALLOW, findings=(finding,),
-            constitution_digest="c", judged_at_ms=T0,
+            proposal_id=wanted.proposal_id,
+            proposal_digest=digest(wanted),
+            decision=Decision.ALLOW,
+            findings=(finding,),
+            constitution_digest="c",
+            judged_at_ms=T0,
         ),
         "resolution": Resolution(
             proposal_id=wanted.proposal_id, service=wanted.service, outcome=ResolutionOutcome.GO, reason="alone"
         ),
-        "hit_ratio_before": 0.80, "latency_us_p99_before": None,
+        "hit_ratio_before": 0.80,
+        "latency_us_p99_before": None,
     }
     return Execute(**{**values, **other})
 
@@ -151,6 +180,8 @@ class Cache:
         self.ratio: Callable[[Cache], float] = lambda c: 0.95
         self.touches = 0
         self.passes_per_round = 1
+        self.pass_ms = 0
+        """How long a TTL pass is on its way before it does anything."""
         self.passes: list[m.ExtendTtls] = []
 
     def pass_time(self, ms: int) -> None:
@@ -162,17 +193,33 @@ class Cache:
 
     def observe(self, service: str, now_ms: int) -> Observation:
         info = {
-            "run_id": self.run_id, "role": self.role, "loading": self.loading, "uptime_in_seconds": str(now_ms // 1000),
-            "keyspace_hits": str(int(self.hits)), "keyspace_misses": str(int(self.misses)), "evicted_keys": "0",
-            "expired_keys": "0", "used_memory": str(self.used), "total_system_memory": str(1 << 30), "db0": "keys=20000,expires=0",
-            "total_error_replies": str(self.refused), "total_commands_processed": str(int(self.hits + self.misses)),
+            "run_id": self.run_id,
+            "role": self.role,
+            "loading": self.loading,
+            "uptime_in_seconds": str(now_ms // 1000),
+            "keyspace_hits": str(int(self.hits)),
+            "keyspace_misses": str(int(self.misses)),
+            "evicted_keys": "0",
+            "expired_keys": "0",
+            "used_memory": str(self.used),
+            "total_system_memory": str(1 << 30),
+            "db0": "keys=20000,expires=0",
+            "total_error_replies": str(self.refused),
+            "total_commands_processed": str(int(self.hits + self.misses)),
             "server_time_usec": str(now_ms * 1000),
         }
         if self.refused:
             info["errorstat_OOM"] = f"count={self.refused}"
         return Observation(
-            service=service, at_ms=now_ms, info=info, latency_us={}, knobs=dict(self.knobs),
-            capabilities=Capabilities(config_get=True, config_set=True), own_hits_total=0, own_misses_total=0, round_trip_us=100.0,
+            service=service,
+            at_ms=now_ms,
+            info=info,
+            latency_us={},
+            knobs=dict(self.knobs),
+            capabilities=Capabilities(config_get=True, config_set=True),
+            own_hits_total=0,
+            own_misses_total=0,
+            round_trip_us=100.0,
             cost=ProbeCost(),
         )
 
@@ -180,7 +227,9 @@ class Cache:
 class World:
     """Caches, leases, journal and clock around one actuator after the other."""
 
-    def __init__(self, faults: Faults = no_faults, crash_at: int | None = None, settings: CacheOptimizerSettings = SETTINGS) -> None:
+    def __init__(
+        self, faults: Faults = no_faults, crash_at: int | None = None, settings: CacheOptimizerSettings = SETTINGS
+    ) -> None:
         self.now_ms = T0
         self.settings = settings
         self.caches = {"sessions": Cache(), "pages": Cache()}
@@ -259,10 +308,16 @@ class World:
                 cache.pass_time(due_ms - self.now_ms)
             self.now_ms = due_ms
 
-    def _land_late(self, effect: m.WriteKnobs, fence_writes: int) -> None:
+    def _land_late(self, effect: Any, fence_writes: int | None) -> None:
+        """A command that was on its way arrives; with `fence_writes` only if the fence was not written since."""
         cache = self.caches[effect.service]
-        if cache.fence_writes == fence_writes and cache.fence == effect.lease.epoch:
-            cache.knobs.update({c.knob: c.after for c in effect.changes})
+        if fence_writes is None:
+            self._later(0, self._do(effect))
+        elif (cache.fence_writes, cache.fence) == (fence_writes, effect.lease.epoch):
+            if isinstance(effect, m.WriteKnobs):
+                cache.knobs.update({c.knob: c.after for c in effect.changes})
+            elif isinstance(effect, m.ExtendTtls) and not effect.restore:
+                cache.extended.add(effect.rule.pattern)
 
     def _step(self, event: Any) -> None:
         try:
@@ -290,18 +345,25 @@ class World:
         if self.crash_at is not None and self.crash_at == 2 * number + 1:
             raise CrashError
         fault = self.faults(number, effect)
+        if fault is None and isinstance(effect, m.ExtendTtls) and self.caches[effect.service].pass_ms:
+            self._later(self.caches[effect.service].pass_ms, (effect, None))
+            return
         if fault is not None and fault.evicts_fence:
             for cache in self.caches.values():
                 cache.fence = None
             fault = None
         answer = self._do(effect) if fault is None or fault.applied else None
-        if fault is not None and fault.late_ms and isinstance(effect, m.WriteKnobs):
+        if fault is not None and fault.late_ms:
             self._later(fault.late_ms, (effect, self.caches[effect.service].fence_writes))
         if self.crash_at is not None and self.crash_at == 2 * number:
             raise CrashError
         if fault is not None:
             answer = m.EffectFailed(
-                ref=effect.ref, effect=type(effect).__name__, kind=fault.kind, reason=fault.reason, outcome_unknown=fault.unknown,
+                ref=effect.ref,
+                effect=type(effect).__name__,
+                kind=fault.kind,
+                reason=fault.reason,
+                outcome_unknown=fault.unknown,
                 details=fault.details,
             )
         if answer is not None:
@@ -313,7 +375,12 @@ class World:
     def _do_Record(self, e: m.Record) -> Any:  # noqa: N802
         payload = json.loads(canonical_json(e.payload))
         record = AuditRecord(
-            seq=len(self.journal) + 1, at_ms=self.now_ms, kind=e.kind, agent="actuator", service=e.service, subject_id=e.subject_id,
+            seq=len(self.journal) + 1,
+            at_ms=self.now_ms,
+            kind=e.kind,
+            agent="actuator",
+            service=e.service,
+            subject_id=e.subject_id,
             payload=payload,
         )
         self.journal.append(record)
@@ -321,7 +388,9 @@ class World:
 
     def _do_AcquireLease(self, e: m.AcquireLease) -> Any:  # noqa: N802
         if self.foreign_lease is not None:
-            return m.LeaseDenied(ref=e.ref, service=e.service, holder=self.foreign_lease, reason=f"held by `{self.foreign_lease}`")
+            return m.LeaseDenied(
+                ref=e.ref, service=e.service, holder=self.foreign_lease, reason=f"held by `{self.foreign_lease}`"
+            )
         holder, epoch, until = self._lease.get(e.service, ("", 0, 0))
         if holder != self.actuator.holder and until > self.now_ms:
             return m.LeaseDenied(ref=e.ref, service=e.service, holder=holder, reason=f"held by `{holder}`")
@@ -331,7 +400,10 @@ class World:
         self.caches[e.service].fence = max(self.caches[e.service].fence or 0, epoch)
         self.caches[e.service].fence_writes += 1
         return m.LeaseGranted(
-            ref=e.ref, lease=Lease(service=e.service, holder=self.actuator.holder, epoch=epoch, expires_at_ms=self.now_ms + e.ttl_ms)
+            ref=e.ref,
+            lease=Lease(
+                service=e.service, holder=self.actuator.holder, epoch=epoch, expires_at_ms=self.now_ms + e.ttl_ms
+            ),
         )
 
     def _do_ReleaseLease(self, e: m.ReleaseLease) -> Any:  # noqa: N802
@@ -344,14 +416,22 @@ class World:
         return m.KnobsRead(ref=e.ref, service=e.service, values={k: knobs[k] for k in e.knobs if k in knobs})
 
     def _do_ReadCounters(self, e: m.ReadCounters) -> Any:  # noqa: N802
-        return m.Observed(ref=e.ref, service=e.service, observation=self.caches[e.service].observe(e.service, self.now_ms))
+        return m.Observed(
+            ref=e.ref, service=e.service, observation=self.caches[e.service].observe(e.service, self.now_ms)
+        )
 
     def _fenced(self, e: Any) -> Any:
         cache = self.caches[e.service]
+        holder, _, until_ms = self._lease[e.service]
+        if holder == self.actuator.holder and until_ms <= self.now_ms:
+            raise WriteAheadError(f"a write to `{e.service}` without a lease")
         if cache.fence == e.lease.epoch:
             return None
         return m.EffectFailed(
-            ref=e.ref, effect=type(e).__name__, kind="StaleFencingToken", reason=f"the fence is `{cache.fence}`",
+            ref=e.ref,
+            effect=type(e).__name__,
+            kind="StaleFencingToken",
+            reason=f"the fence is `{cache.fence}`",
             details={"found": cache.fence},
         )
 

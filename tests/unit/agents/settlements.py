@@ -44,7 +44,9 @@ class Table:
 
     def intends(self, service, resource, direction, *, holder="other_agent", amount=0, until_ms=0):
         self.intents.append(
-            Intent(holder=holder, service=service, resource=resource, direction=direction, amount=amount, until_ms=until_ms)
+            Intent(
+                holder=holder, service=service, resource=resource, direction=direction, amount=amount, until_ms=until_ms
+            )
         )
 
     def is_on_its_way(self, service, growth_mib):

@@ -46,8 +46,21 @@ def test_it_is_an_agent():
 def test_a_direct_change_is_leased_checked_recorded_written_observed_and_kept():
     world = done(World(), proposal(*SWITCH))
     assert names(world) == [
-        "AcquireLease", "ReadKnobs", "ReadCounters", "Record", "Record", "WriteKnobs", "Record",
-        "ReadCounters", "ReadCounters", "ReadCounters", "ReadCounters", "ReadCounters", "Record", "Record", "ReleaseLease",
+        "AcquireLease",
+        "ReadKnobs",
+        "ReadCounters",
+        "Record",
+        "Record",
+        "WriteKnobs",
+        "Record",
+        "ReadCounters",
+        "ReadCounters",
+        "ReadCounters",
+        "ReadCounters",
+        "ReadCounters",
+        "Record",
+        "Record",
+        "ReleaseLease",
     ]
     assert world.kinds == ["change_intended", "step_intended", "step_applied", "observed", "change_kept"]
     assert world.last.state is ExecutionState.KEPT
@@ -111,7 +124,9 @@ def test_writes_that_begin_to_be_refused_while_shrinking_take_it_back():
 
 def test_a_hot_set_is_carried_over_to_lfu():
     wanted = proposal(
-        change("maxmemory-policy", "allkeys-lfu"), change("maxmemory", 50 * MIB), playbook="keep_hot_set",
+        change("maxmemory-policy", "allkeys-lfu"),
+        change("maxmemory", 50 * MIB),
+        playbook="keep_hot_set",
         cost={"headroom_bytes": 3 * MIB},
     )
     world = done(World(), wanted)
@@ -201,7 +216,11 @@ def deny():
     finding = Finding(principle_id="fair-floor", title="t", severity="high", decision=Decision.DENY, reason="no")
     wanted = proposal(*SWITCH)
     verdict = Verdict(
-        proposal_id="p-1", proposal_digest=digest(wanted), decision=Decision.DENY, findings=(finding,), constitution_digest="c",
+        proposal_id="p-1",
+        proposal_digest=digest(wanted),
+        decision=Decision.DENY,
+        findings=(finding,),
+        constitution_digest="c",
         judged_at_ms=T0,
     )
     return order(wanted, verdict=verdict)
@@ -210,7 +229,10 @@ def deny():
 GOOD = order(proposal(*SWITCH))
 REFUSALS = {
     "denied": (deny(), "fair-floor"),
-    "another proposal judged": (order(proposal(*SWITCH), verdict=order(proposal(change("maxmemory-samples", 9))).verdict), "another"),
+    "another proposal judged": (
+        order(proposal(*SWITCH), verdict=order(proposal(change("maxmemory-samples", 9))).verdict),
+        "another",
+    ),
     "not resolved": (replace(GOOD, resolution=replace(GOOD.resolution, outcome=ResolutionOutcome.WAIT)), "`wait`"),
     "resolution of another": (replace(GOOD, resolution=replace(GOOD.resolution, proposal_id="p-2")), "another"),
     "expired": (order(proposal(*SWITCH, expires_at_ms=T0)), "expired"),

@@ -20,7 +20,9 @@ RUNS = {
     "grow": proposal(change("maxmemory-policy", "allkeys-lru"), change("maxmemory", 80 * MIB)),
     "shrink": proposal(change("maxmemory-policy", "allkeys-lru"), change("maxmemory", 20 * MIB), playbook="shrink"),
     "keep_hot_set": proposal(
-        change("maxmemory-policy", "allkeys-lfu"), change("maxmemory", 50 * MIB), playbook="keep_hot_set",
+        change("maxmemory-policy", "allkeys-lfu"),
+        change("maxmemory", 50 * MIB),
+        playbook="keep_hot_set",
         cost={"headroom_bytes": 3 * MIB},
     ),
     "ttl_rule": proposal(rules=(RULE,), playbook="ttl_rule"),
@@ -122,7 +124,9 @@ def test_what_somebody_else_did_meanwhile_is_left_alone():
 
 def test_an_intention_that_cannot_be_read_is_told_to_a_person():
     world = World()
-    world._do_Record(m.Record(kind="change_intended", service="sessions", subject_id="p-9", payload={"execution_id": "e-9"}))
+    world._do_Record(
+        m.Record(kind="change_intended", service="sessions", subject_id="p-9", payload={"execution_id": "e-9"})
+    )
     world.start()
     assert world.kinds[-1] == "rollback_failed"
     assert "cannot be read" in world.journal[-1].payload["reason"]
@@ -132,7 +136,15 @@ def test_doubled_records_change_nothing_for_recovery():
     world = play(RUNS["shrink"], 0.60)
     unfinished = [r for r in world.journal if r.kind not in ("rollback_intended", "change_rolled_back")]
     doubled = [
-        AuditRecord(seq=i, at_ms=r.at_ms, kind=r.kind, agent=r.agent, service=r.service, subject_id=r.subject_id, payload=r.payload)
+        AuditRecord(
+            seq=i,
+            at_ms=r.at_ms,
+            kind=r.kind,
+            agent=r.agent,
+            service=r.service,
+            subject_id=r.subject_id,
+            payload=r.payload,
+        )
         for i, r in enumerate((r for r in unfinished for _ in range(2)), 1)
     ]
     (one,), (two,) = read_journal(unfinished).unfinished, read_journal(doubled).unfinished
@@ -151,9 +163,13 @@ def answers(ref):
     record = AuditRecord(seq=1, at_ms=0, kind="k", agent="a", service=None, subject_id="s")
     lease = Lease(service="sessions", holder="x", epoch=9, expires_at_ms=0)
     return [
-        m.LeaseGranted(ref=ref, lease=lease), m.LeaseDenied(ref=ref, service="sessions", holder=None, reason="r"),
-        m.KnobsRead(ref=ref, service="sessions", values={}), m.KnobsWritten(ref=ref, service="sessions", values={}),
-        m.Recorded(ref=ref, record=record), m.TimerFired(ref=ref), m.HotKeysCollected(ref=ref, service="sessions", keys=1),
+        m.LeaseGranted(ref=ref, lease=lease),
+        m.LeaseDenied(ref=ref, service="sessions", holder=None, reason="r"),
+        m.KnobsRead(ref=ref, service="sessions", values={}),
+        m.KnobsWritten(ref=ref, service="sessions", values={}),
+        m.Recorded(ref=ref, record=record),
+        m.TimerFired(ref=ref),
+        m.HotKeysCollected(ref=ref, service="sessions", keys=1),
         m.TtlsExtended(ref=ref, service="sessions", cursor=0, examined=0, extended=0, commands=0),
         m.Observed(ref=ref, service="sessions", observation=World().cache.observe("sessions", 1)),
         m.EffectFailed(ref=ref, effect="e", kind="k", reason="r"),
@@ -197,7 +213,13 @@ def test_every_illegal_event_raises_and_changes_nothing():
             assert spy.refused
             phases |= spy.phases
     expected = set(Phase) - {
-        Phase.DONE, Phase.GOVERNING, Phase.READING_BACK, Phase.REFENCING, Phase.VERIFYING, Phase.RECOVERING, Phase.UNDO_REFENCING,
+        Phase.DONE,
+        Phase.GOVERNING,
+        Phase.READING_BACK,
+        Phase.REFENCING,
+        Phase.VERIFYING,
+        Phase.RECOVERING,
+        Phase.UNDO_REFENCING,
     }
     assert phases == expected
 

@@ -149,8 +149,11 @@ def test_a_fence_that_is_evicted_again_and_again_takes_the_change_back():
 def test_a_lease_that_lapsed_is_taken_again_and_the_values_are_verified_before_the_next_write():
     world = World()
     world.faults = lambda _i, e: (
-        Fault("BlackboardUnavailable") if isinstance(e, m.AcquireLease) and T0 + 600 < world.now_ms < T0 + 20_000 else
-        JOURNAL_DOWN if isinstance(e, m.Record) and T0 + 600 < world.now_ms < T0 + 20_000 else None
+        Fault("BlackboardUnavailable")
+        if isinstance(e, m.AcquireLease) and T0 + 600 < world.now_ms < T0 + 20_000
+        else JOURNAL_DOWN
+        if isinstance(e, m.Record) and T0 + 600 < world.now_ms < T0 + 20_000
+        else None
     )
     world.tell(order(SHRINK))
     world.run()
@@ -162,8 +165,11 @@ def test_a_lease_that_lapsed_is_taken_again_and_the_values_are_verified_before_t
 def test_values_that_changed_while_the_lease_had_lapsed_belong_to_somebody_else():
     world = World()
     world.faults = lambda _i, e: (
-        Fault("BlackboardUnavailable") if isinstance(e, m.AcquireLease) and T0 + 600 < world.now_ms < T0 + 20_000 else
-        JOURNAL_DOWN if isinstance(e, m.Record) and T0 + 600 < world.now_ms < T0 + 20_000 else None
+        Fault("BlackboardUnavailable")
+        if isinstance(e, m.AcquireLease) and T0 + 600 < world.now_ms < T0 + 20_000
+        else JOURNAL_DOWN
+        if isinstance(e, m.Record) and T0 + 600 < world.now_ms < T0 + 20_000
+        else None
     )
     world.tell(order(SHRINK))
     world.run(15_000, until=lambda: False)
@@ -251,7 +257,9 @@ def test_a_cache_that_cannot_be_looked_at_is_not_written_to(kind, fault):
 def test_a_cache_that_vanishes_while_it_is_observed_is_taken_back_when_it_returns():
     world = World()
     world.faults = lambda _i, e: (
-        UNAVAILABLE if isinstance(e, (m.ReadCounters, m.WriteKnobs, m.ReadKnobs)) and T0 + 3_000 < world.now_ms < T0 + 120_000 else None
+        UNAVAILABLE
+        if isinstance(e, (m.ReadCounters, m.WriteKnobs, m.ReadKnobs)) and T0 + 3_000 < world.now_ms < T0 + 120_000
+        else None
     )
     world.tell(order(SWITCH))
     world.run()
@@ -305,7 +313,7 @@ FAULTS = {
     m.Record: (JOURNAL_DOWN, JOURNAL_DOUBTFUL),
     m.WriteKnobs: (REFUSED, UNAVAILABLE, LOST, LOST_BUT_DONE, LOST_AND_LATE, FENCE_EVICTED),
     m.AcquireLease: (UNAVAILABLE, Fault("TargetTimeout", applied=True, unknown=True)),
-    m.ExtendTtls: (REFUSED, UNAVAILABLE, LOST, LOST_BUT_DONE, FENCE_EVICTED),
+    m.ExtendTtls: (REFUSED, UNAVAILABLE, LOST, LOST_BUT_DONE, LOST_AND_LATE, FENCE_EVICTED),
     m.TouchHotKeys: (REFUSED, UNAVAILABLE, LOST, LOST_BUT_DONE, FENCE_EVICTED),
     m.ReadKnobs: (UNAVAILABLE, LOST, REFUSED),
     m.ReadCounters: (UNAVAILABLE, LOST, REFUSED),
@@ -355,3 +363,47 @@ def test_a_stop_that_comes_while_the_lease_is_being_renewed_after_a_lost_answer_
     world.run()
     assert world.last.state is ExecutionState.ROLLED_BACK
     assert world.cache.knobs == KNOBS
+
+
+def test_a_stop_while_a_write_is_on_its_way_takes_back_even_what_arrives_late():
+    world = World(nth(m.WriteKnobs, 1, LOST_AND_LATE))
+    world.tell(order(SWITCH))
+    world.run(until=lambda: len(world.written) == 1)
+    world.tell(CancelExecution(service="sessions", reason="stop"))
+    world.run(2_000, until=lambda: False)
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert world.cache.knobs == KNOBS
+
+
+def test_a_ttl_pass_that_arrives_late_is_not_left_behind_by_the_rollback():
+    world = play(RUNS["ttl_rule"], nth(m.ExtendTtls, 1, LOST_AND_LATE))
+    world.run(2_000, until=lambda: False)
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert world.cache.extended == set()
+
+
+def test_a_value_that_somebody_sets_between_two_tries_to_take_back_is_left_alone():
+    world = World(nth(m.WriteKnobs, 2, REFUSED))
+    world.cache.ratio = lambda c: 0.60
+    world.tell(order(SWITCH))
+    world.run(until=lambda: len(world.written) == 2)
+    world.cache.knobs["maxmemory-policy"] = "volatile-ttl"
+    world.run()
+    assert world.last.state is ExecutionState.ABANDONED
+    assert "not of our making" in world.last.reason
+    assert world.cache.knobs["maxmemory-policy"] == "volatile-ttl"
+
+
+def test_nothing_is_taken_back_under_a_lease_that_has_run_out():
+    world = World()
+    world.cache.ratio = lambda c: 0.60 if world.now_ms > T0 + 10_000 else 0.95
+    world.faults = lambda _i, e: (
+        Fault("BlackboardUnavailable")
+        if isinstance(e, m.AcquireLease) and T0 + 3_000 < world.now_ms < T0 + 60_000
+        else None
+    )
+    world.tell(order(SWITCH))
+    world.run()
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert world.now_ms > T0 + 60_000
+    assert world.cache.fence == 2

@@ -95,6 +95,7 @@ def test_taking_a_standing_rule_back_restores_the_keys_in_a_whole_round():
 
 def test_no_pass_extends_beside_the_one_that_restores():
     world = kept()
+    world.cache.pass_ms = 300
     world.run(60_000, until=lambda: any(r.in_flight for run in world.actuator._runs.values() for r in run.rules))
     world.tell(CancelExecution(service="sessions", reason="now"))
     world.run(60_000)
@@ -199,8 +200,6 @@ def test_a_fence_that_is_missing_at_the_first_pass_is_written_again():
     assert world.last.state is ExecutionState.KEPT
 
 
-
-
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5_000)), min_size=5, max_size=60), st.integers(1, 20_000))
 def test_the_budget_of_keys_per_second_is_never_exceeded(passes, keys_per_s):
     rounds = RuleRounds(rule=RULE, keys_per_s=keys_per_s, round_started_ms=T0)
@@ -219,3 +218,28 @@ def test_a_standing_rule_that_waits_for_its_lease_does_not_block_other_changes_n
     world.tell(order(proposal(change("maxmemory-samples", 10), proposal_id="p-2")))
     world.run(1_000, until=lambda: False)
     assert "busy" not in world.last.reason
+
+
+def test_a_newer_rule_takes_over_one_pattern_and_leaves_the_other_to_the_older():
+    other = replace(RULE, pattern="page:")
+    world = kept(proposal(rules=(RULE, other), playbook="ttl_rule"))
+    newer = replace(RULE, extended_ttl_ms=300_000)
+    world.tell(order(proposal(rules=(newer,), playbook="ttl_rule", proposal_id="p-2")))
+    world.run(until=lambda: world.last.proposal.proposal_id == "p-2" and world.last.state.final)
+    world.run(10_000, until=lambda: False)
+    assert {p.rule for p in passes_after(world, 30_000)} == {newer, other}
+    world.start()
+    assert {p.rule for p in passes_after(world, 30_000)} == {newer, other}
+
+
+def test_revoking_over_a_crash_respects_what_later_changes_have_set():
+    world = kept(proposal(change("maxmemory-policy", "allkeys-lru"), rules=(RULE,)))
+    world.cache.knobs["maxmemory-policy"] = "allkeys-lfu"
+    world.cache.passes_per_round = 3
+    world.tell(CancelExecution(service="sessions", reason="now"))
+    world.run(700, until=lambda: False)
+    world.start()
+    world.run(60_000, until=lambda: "change_rolled_back" in world.kinds)
+    assert world.kinds[-1] == "change_rolled_back"
+    assert world.cache.knobs["maxmemory-policy"] == "allkeys-lfu"
+    assert world.cache.extended == set()

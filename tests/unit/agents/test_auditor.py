@@ -43,7 +43,10 @@ class World:
         self.due_ms: int | None = None
 
     def write(self, count: int, kind: str = "cycle") -> None:
-        drafts = [RecordDraft(at_ms=n, kind=kind, agent="a", service=None, subject_id=str(n), payload={}) for n in range(count)]
+        drafts = [
+            RecordDraft(at_ms=n, kind=kind, agent="a", service=None, subject_id=str(n), payload={})
+            for n in range(count)
+        ]
         asyncio.run(self.journal.append(drafts))
 
     def start(self) -> None:
@@ -68,10 +71,28 @@ class World:
             self.told.append(effect.message)
         elif isinstance(effect, ReadJournal):
             self.asked.append(effect)
-            return [self.answer(effect, lambda: JournalRead(ref=effect.ref, records=tuple(asyncio.run(self.journal.read(effect.after_seq, effect.limit)))))]
+            return [
+                self.answer(
+                    effect,
+                    lambda: JournalRead(
+                        ref=effect.ref, records=tuple(asyncio.run(self.journal.read(effect.after_seq, effect.limit)))
+                    ),
+                )
+            ]
         elif isinstance(effect, Record):
-            draft = RecordDraft(at_ms=self.now_ms, kind=effect.kind, agent="auditor", service=None, subject_id=effect.subject_id, payload=effect.payload)
-            return [self.answer(effect, lambda: Recorded(ref=effect.ref, record=asyncio.run(self.journal.append([draft]))[0]))]
+            draft = RecordDraft(
+                at_ms=self.now_ms,
+                kind=effect.kind,
+                agent="auditor",
+                service=None,
+                subject_id=effect.subject_id,
+                payload=effect.payload,
+            )
+            return [
+                self.answer(
+                    effect, lambda: Recorded(ref=effect.ref, record=asyncio.run(self.journal.append([draft]))[0])
+                )
+            ]
         return []
 
     @staticmethod
@@ -79,7 +100,9 @@ class World:
         try:
             return work()
         except JournalUnavailable as error:
-            return EffectFailed(ref=effect.ref, effect=type(effect).__name__, kind="JournalUnavailable", reason=str(error))
+            return EffectFailed(
+                ref=effect.ref, effect=type(effect).__name__, kind="JournalUnavailable", reason=str(error)
+            )
 
 
 def test_an_intact_journal_is_proven_page_by_page_and_told():
@@ -217,7 +240,16 @@ def test_an_answer_that_never_comes_does_not_hold_up_the_next_pass():
     assert auditor.step(JournalRead(ref=again.ref, records=()), START_MS + 60_002)
 
 
-@pytest.mark.parametrize("event", [TimerFired(ref="other"), Recorded(ref="x", record=None), EffectFailed(ref="", effect="Send", kind="x", reason=""), object(), None])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "event",
+    [
+        TimerFired(ref="other"),
+        Recorded(ref="x", record=None),
+        EffectFailed(ref="", effect="Send", kind="x", reason=""),
+        object(),
+        None,
+    ],
+)  # type: ignore[arg-type]
 def test_events_that_answer_nothing_are_ignored(event):
     assert Auditor().step(event, START_MS) == ()
 

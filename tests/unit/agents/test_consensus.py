@@ -18,7 +18,12 @@ from coordination.fleet_memory import signature
 from tests.unit.agents.settlements import Table, verdict
 from tests.unit.policy.builders import MIB, NOW_MS, SETTINGS, fleet, knob, proposal, resize, service, ttl_rule
 
-GO, WAIT, YIELD, ADVISE = ResolutionOutcome.GO, ResolutionOutcome.WAIT, ResolutionOutcome.YIELD, ResolutionOutcome.ADVISE
+GO, WAIT, YIELD, ADVISE = (
+    ResolutionOutcome.GO,
+    ResolutionOutcome.WAIT,
+    ResolutionOutcome.YIELD,
+    ResolutionOutcome.ADVISE,
+)
 MINUTE_MS = 60_000
 
 
@@ -135,7 +140,10 @@ def test_the_signature_is_the_coordinator_s():
 
 def test_what_a_proposal_touches_has_a_direction():
     given = proposal(
-        "cart", knob("maxmemory", 2 * MIB, MIB), knob("maxmemory-policy", "noeviction", "allkeys-lru"), ttl_rules=(ttl_rule(),)
+        "cart",
+        knob("maxmemory", 2 * MIB, MIB),
+        knob("maxmemory-policy", "noeviction", "allkeys-lru"),
+        ttl_rules=(ttl_rule(),),
     )
     assert touched(given) == {"maxmemory": -1, "maxmemory-policy": 0, "ttl:session:": 1}
 
@@ -223,7 +231,9 @@ def rounds(draw):
     """Any table and any proposals, also with needs in circles, doubled services, and memory that is over the budget already."""
     table = Table(*NAMES, budget_mib=draw(st.integers(40, 130)))
     for name in NAMES:
-        table.modes[name] = draw(st.sampled_from([Mode.AUTO, Mode.AUTO, Mode.AUTO, Mode.APPROVE, Mode.ADVISE, Mode.OFF]))
+        table.modes[name] = draw(
+            st.sampled_from([Mode.AUTO, Mode.AUTO, Mode.AUTO, Mode.APPROVE, Mode.ADVISE, Mode.OFF])
+        )
         table.memory_bytes[name] = draw(st.integers(4, 24)) * MIB
         if draw(st.integers(0, 5)) == 0:
             table.happened(name, in_flight="p-other", last_change_ms=NOW_MS - draw(st.integers(0, 200_000)))

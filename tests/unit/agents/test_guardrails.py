@@ -11,8 +11,15 @@ from agents.windows import LatencyQuantile, Window
 from tests.unit.agents.actuator_world import SETTINGS
 
 PROMISE = Promise(
-    hit_ratio_before=0.80, hit_ratio_low=0.90, gain=0.15, lookups_per_s=1000.0, settle_ms=0, latency_us_p99_before=1000.0,
-    latency_us_target=2000.0, reversible=True, refused_per_s_before=0.0,
+    hit_ratio_before=0.80,
+    hit_ratio_low=0.90,
+    gain=0.15,
+    lookups_per_s=1000.0,
+    settle_ms=0,
+    latency_us_p99_before=1000.0,
+    latency_us_target=2000.0,
+    reversible=True,
+    refused_per_s_before=0.0,
 )
 
 
@@ -51,6 +58,7 @@ def test_a_change_gets_the_time_that_it_needs_to_settle():
     slow = replace(PROMISE, settle_ms=50_000)
     assert ruling(window(0.80), window(0.80), promise=slow, observed_ms=40_000) is Ruling.CONTINUE
     assert ruling(window(0.80), window(0.80), promise=slow, observed_ms=60_000) is Ruling.ROLL_BACK
+    assert ruling(*[window(0.80)] * SETTINGS.observation_windows_max, promise=slow) is Ruling.ROLL_BACK
 
 
 def test_a_fall_below_the_guardrail_is_an_alarm_at_once():

@@ -54,7 +54,9 @@ def test_memory_falls_in_steps_even_if_the_playbook_is_called_direct():
 
 def test_a_hot_set_is_collected_before_the_switch_and_touched_after_it_and_the_headroom_is_taken_back_last():
     wanted = proposal(
-        change("maxmemory-policy", "allkeys-lfu", "allkeys-lru"), change("maxmemory", 50 * MIB), playbook="keep_hot_set",
+        change("maxmemory-policy", "allkeys-lfu", "allkeys-lru"),
+        change("maxmemory", 50 * MIB),
+        playbook="keep_hot_set",
         cost={"headroom_bytes": 3 * MIB},
     )
     steps = plan(wanted)
@@ -71,7 +73,9 @@ def test_without_permitted_headroom_none_is_taken():
 
 def test_headroom_is_never_more_than_a_tenth_of_the_cache():
     wanted = proposal(
-        change("maxmemory-policy", "allkeys-lfu"), change("maxmemory", 50 * MIB), playbook="keep_hot_set",
+        change("maxmemory-policy", "allkeys-lfu"),
+        change("maxmemory", 50 * MIB),
+        playbook="keep_hot_set",
         cost={"headroom_bytes": 30 * MIB},
     )
     assert headroom_bytes(wanted) == 4 * MIB

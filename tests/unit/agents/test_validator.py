@@ -17,7 +17,9 @@ pytestmark = pytest.mark.constitutional
 
 
 def validator(*services, total=None):
-    return Validator(SHIPPED, fleet(*(services or (service("cart"), service("search"))), total_memory_bytes=total), SETTINGS)
+    return Validator(
+        SHIPPED, fleet(*(services or (service("cart"), service("search"))), total_memory_bytes=total), SETTINGS
+    )
 
 
 BOTH = (snapshot("cart"), snapshot("search"))
@@ -53,7 +55,9 @@ def test_no_proposals_are_an_answer_too():
     assert ask(validator()) == ()
 
 
-@pytest.mark.parametrize("event", [Started(), TimerFired(ref="x"), Received(sender="api", message=RunCycle()), object()])
+@pytest.mark.parametrize(
+    "event", [Started(), TimerFired(ref="x"), Received(sender="api", message=RunCycle()), object()]
+)
 def test_other_events_change_nothing(event):
     assert validator().step(event, NOW_MS) == ()
 

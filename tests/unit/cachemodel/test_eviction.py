@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachewarden.cachemodel.eviction import (
-    EVICTION_POLICIES,
     EvictionConfig,
     ResidentSet,
     belady,
@@ -17,6 +16,7 @@ from cachewarden.cachemodel.eviction import (
 )
 from cachewarden.cachemodel.eviction_bounds import stack_distances
 from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.knobs import EVICTION_POLICIES
 
 from .workloads import letters
 

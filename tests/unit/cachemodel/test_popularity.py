@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachewarden.cachemodel.eviction import EvictionConfig, EvictionPolicy, index, replay, replay_indexed
+from cachewarden.cachemodel.eviction import EvictionConfig, index, replay, replay_indexed
 from cachewarden.cachemodel.popularity import Anchor, PopularityMixture
 from cachewarden.cachemodel.popularity_fit import ReuseTable, kaplan_meier
 from cachewarden.cachemodel.residence import hits_per_load
 from cachewarden.cachemodel.trace import AccessTrace, Op
+from cachewarden.knobs import EvictionPolicy
 
 from .workloads import LOOKUPS_PER_S, zipf_requests
 

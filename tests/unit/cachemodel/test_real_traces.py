@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cachewarden.cachemodel.eviction import EvictionConfig, EvictionPolicy, IndexedTrace, index, replay_indexed
+from cachewarden.cachemodel.eviction import EvictionConfig, IndexedTrace, index, replay_indexed
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, TtlStats
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.cachemodel.trace_files import load
 from cachewarden.cachemodel.whatif import Answer, evaluate
+from cachewarden.knobs import EvictionPolicy
 
 ROOT = Path(__file__).resolve().parents[3]
 TRACES = Path(os.environ.get("CACHEWARDEN_TRACES", ROOT.parent / "shared" / "traces"))

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cachewarden.cachemodel.eviction import EvictionConfig, EvictionPolicy, ResidentSet, index, replay, replay_indexed
+from cachewarden.cachemodel.eviction import EvictionConfig, ResidentSet, index, replay, replay_indexed
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
 from cachewarden.cachemodel.shards import SpatialFilter
 from cachewarden.cachemodel.whatif import Answer, Insufficient, diagnose, evaluate
+from cachewarden.knobs import EvictionPolicy
 
 from .workloads import LOOKUPS_PER_S, zipf_requests
 

@@ -28,8 +28,12 @@ async def journal_of(count: int) -> FakeJournal:
     await journal.append(
         [
             RecordDraft(
-                at_ms=1_800_000_000_000 + n, kind="cycle" if n % 2 else "paused", agent="coordinator",
-                service="shop" if n % 3 else None, subject_id=f"s{n}", payload={"n": n},
+                at_ms=1_800_000_000_000 + n,
+                kind="cycle" if n % 2 else "paused",
+                agent="coordinator",
+                service="shop" if n % 3 else None,
+                subject_id=f"s{n}",
+                payload={"n": n},
             )
             for n in range(count)
         ]

@@ -51,23 +51,64 @@ MIB = 1024 * 1024
 
 def _snapshot(service: str = "api", ratio: float | None = 0.8) -> Snapshot:
     return Snapshot(
-        service=service, taken_at_ms=NOW, window_ms=10_000, run_id="r", role="master", capabilities=Capabilities(config_set=True),
-        knobs={"maxmemory": str(8 * MIB)}, hits=800, misses=200, hit_ratio=ratio, lookups_per_s=100, evicted_per_s=1, expired_per_s=0,
-        refused_per_s=0, miss_split=None, used_memory_bytes=8 * MIB, maxmemory_bytes=8 * MIB, memory_usage=1.0, memory_efficiency=0.9,
-        fixed_overhead_bytes=MIB, host_memory_bytes=None, resident_keys=1000, keys_with_ttl=0, eviction_age_ms=60_000,
-        latency_us_p99=5.0, round_trip_us=100.0, hotspot_count=0, cost=ProbeCost(),
+        service=service,
+        taken_at_ms=NOW,
+        window_ms=10_000,
+        run_id="r",
+        role="master",
+        capabilities=Capabilities(config_set=True),
+        knobs={"maxmemory": str(8 * MIB)},
+        hits=800,
+        misses=200,
+        hit_ratio=ratio,
+        lookups_per_s=100,
+        evicted_per_s=1,
+        expired_per_s=0,
+        refused_per_s=0,
+        miss_split=None,
+        used_memory_bytes=8 * MIB,
+        maxmemory_bytes=8 * MIB,
+        memory_usage=1.0,
+        memory_efficiency=0.9,
+        fixed_overhead_bytes=MIB,
+        host_memory_bytes=None,
+        resident_keys=1000,
+        keys_with_ttl=0,
+        eviction_age_ms=60_000,
+        latency_us_p99=5.0,
+        round_trip_us=100.0,
+        hotspot_count=0,
+        cost=ProbeCost(),
     )
 
 
 def _proposal(service: str = "api", after: int = 16 * MIB, proposal_id: str = "p-1") -> Proposal:
     estimate = Estimate(0.05, 0.03, 0.07)
     return Proposal(
-        proposal_id=proposal_id, service=service, author="planner", created_at_ms=NOW, expires_at_ms=NOW + 60_000, kinds=("memory",),
-        knob_changes=(KnobChange(knob="maxmemory", before=str(8 * MIB), after=str(after)),), ttl_rules=(),
-        action_class=ActionClass.GROWTH, reversible=True, playbook="direct", rollback="set it back", rationale="evicted too early",
-        evidence=(), cost={}, prediction=Prediction(
-            hit_ratio_before=Estimate(0.8, 0.8, 0.8), hit_ratio_after=Estimate(0.85, 0.83, 0.87), gain=estimate, lookups_per_s=100,
-            memory_bytes_after=after, latency_us_p99_after=None, method="replay", settle_ms=1000,
+        proposal_id=proposal_id,
+        service=service,
+        author="planner",
+        created_at_ms=NOW,
+        expires_at_ms=NOW + 60_000,
+        kinds=("memory",),
+        knob_changes=(KnobChange(knob="maxmemory", before=str(8 * MIB), after=str(after)),),
+        ttl_rules=(),
+        action_class=ActionClass.GROWTH,
+        reversible=True,
+        playbook="direct",
+        rollback="set it back",
+        rationale="evicted too early",
+        evidence=(),
+        cost={},
+        prediction=Prediction(
+            hit_ratio_before=Estimate(0.8, 0.8, 0.8),
+            hit_ratio_after=Estimate(0.85, 0.83, 0.87),
+            gain=estimate,
+            lookups_per_s=100,
+            memory_bytes_after=after,
+            latency_us_p99_after=None,
+            method="replay",
+            settle_ms=1000,
         ),
     )
 
@@ -75,13 +116,19 @@ def _proposal(service: str = "api", after: int = 16 * MIB, proposal_id: str = "p
 def _verdict(proposal: Proposal, decision: Decision = Decision.ALLOW) -> Verdict:
     finding = Finding(principle_id="floor", title="Floor", severity="high", decision=decision, reason="as it should be")
     return Verdict(
-        proposal_id=proposal.proposal_id, proposal_digest=digest(proposal), decision=decision, findings=(finding,),
-        constitution_digest="d", judged_at_ms=NOW,
+        proposal_id=proposal.proposal_id,
+        proposal_digest=digest(proposal),
+        decision=decision,
+        findings=(finding,),
+        constitution_digest="d",
+        judged_at_ms=NOW,
     )
 
 
 def _resolution(proposal: Proposal, outcome: ResolutionOutcome = ResolutionOutcome.GO) -> Resolution:
-    return Resolution(proposal_id=proposal.proposal_id, service=proposal.service, outcome=outcome, reason="nothing in its way")
+    return Resolution(
+        proposal_id=proposal.proposal_id, service=proposal.service, outcome=outcome, reason="nothing in its way"
+    )
 
 
 class _Desk:
@@ -187,11 +234,30 @@ def test_the_kill_switch_takes_back_what_is_in_flight():
 
 
 def test_a_pause_survives_a_restart():
-    record = AuditRecord(seq=7, at_ms=NOW, kind=RecordKind.PAUSED, agent="coordinator", service=None, subject_id="ann", payload={"reason": "x"})
+    record = AuditRecord(
+        seq=7,
+        at_ms=NOW,
+        kind=RecordKind.PAUSED,
+        agent="coordinator",
+        service=None,
+        subject_id="ann",
+        payload={"reason": "x"},
+    )
     desk = _Desk(records=(record,))
     assert desk.coordinator.state(NOW).paused
-    assert desk.hear(Execute(proposal=_proposal(), verdict=_verdict(_proposal()), resolution=_resolution(_proposal()),
-                             hit_ratio_before=None, latency_us_p99_before=None), "api") == ()
+    assert (
+        desk.hear(
+            Execute(
+                proposal=_proposal(),
+                verdict=_verdict(_proposal()),
+                resolution=_resolution(_proposal()),
+                hit_ratio_before=None,
+                latency_us_p99_before=None,
+            ),
+            "api",
+        )
+        == ()
+    )
 
 
 def test_memory_that_a_change_in_flight_may_need_again_stays_reserved():
@@ -213,7 +279,9 @@ def test_memory_that_a_change_in_flight_may_need_again_stays_reserved():
 def test_a_change_that_was_taken_back_is_remembered_by_what_it_wanted():
     desk, proposal = _Desk(), _proposal()
     desk.run_to(proposal, _resolution(proposal))
-    done = Execution(execution_id="e", proposal=proposal, state=ExecutionState.ROLLED_BACK, started_at_ms=NOW, updated_at_ms=NOW)
+    done = Execution(
+        execution_id="e", proposal=proposal, state=ExecutionState.ROLLED_BACK, started_at_ms=NOW, updated_at_ms=NOW
+    )
     desk.hear(ExecutionReport(execution=done), "actuator")
     desk.tick()
     question = _sent(desk.hear(FleetObserved(cycle=2, snapshots=(_snapshot(),))), PlanFleet)[0]

@@ -63,8 +63,13 @@ class QueueLink:
 def arrivals(keys: list[int], op: Op = Op.READ, ttl_ms: int = 0) -> Arrivals:
     n = len(keys)
     return Arrivals(
-        np.arange(n), np.array(keys, dtype=np.uint64), np.full(n, op, dtype=np.uint8), np.full(n, 50, dtype=np.int32),
-        np.full(n, ttl_ms, dtype=np.int64), np.zeros(n, dtype=np.uint8), ("k:",),
+        np.arange(n),
+        np.array(keys, dtype=np.uint64),
+        np.full(n, op, dtype=np.uint8),
+        np.full(n, 50, dtype=np.int32),
+        np.full(n, ttl_ms, dtype=np.int64),
+        np.zeros(n, dtype=np.uint8),
+        ("k:",),
     )
 
 

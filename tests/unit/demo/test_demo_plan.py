@@ -73,7 +73,9 @@ def test_seeds_move_the_traffic_within_bounds_and_reproducibly(seed):
 
 def test_a_plan_survives_its_file_and_is_for_its_owner_only(tmp_path):
     plan = driver_plan({MANAGED: URLS, CONTROL: URLS}, 3, "-", duration_s=5.0)
-    trace = PlannedService(name="t", urls={"a": "redis://h:1/0"}, traffic=TracePlan(service="t", path="x.csv", ttl_ms=5))
+    trace = PlannedService(
+        name="t", urls={"a": "redis://h:1/0"}, traffic=TracePlan(service="t", path="x.csv", ttl_ms=5)
+    )
     plan = replace(plan, services=(*plan.services, trace))
     path = tmp_path / "plan.json"
     save_plan(plan, path)
@@ -81,7 +83,9 @@ def test_a_plan_survives_its_file_and_is_for_its_owner_only(tmp_path):
     assert path.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"services": [{}]}', '{"services": [], "sed": 1, "stats_path": "-"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"services": [{}]}', '{"services": [], "sed": 1, "stats_path": "-"}']
+)
 def test_a_plan_that_cannot_be_used_names_its_file(tmp_path, text):
     path = tmp_path / "plan.json"
     path.write_text(text)

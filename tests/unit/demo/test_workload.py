@@ -15,8 +15,16 @@ from simulation.past import past_of
 from simulation.workload import Arrivals, KeyPrefix, Past, Workload, WorkloadSpec, key_name
 
 SPEC = WorkloadSpec(
-    service="test", rate_per_s=500.0, universe=1_000, zipf_skew=0.9, zipf_offset=2.0, one_hit_share=0.01, write_share=0.05,
-    replaced_per_s=2.0, size_median_bytes=1_000, size_sigma=0.5,
+    service="test",
+    rate_per_s=500.0,
+    universe=1_000,
+    zipf_skew=0.9,
+    zipf_offset=2.0,
+    one_hit_share=0.01,
+    write_share=0.05,
+    replaced_per_s=2.0,
+    size_median_bytes=1_000,
+    size_sigma=0.5,
     prefixes=(KeyPrefix(prefix="a:", share=0.75), KeyPrefix(prefix="b:", share=0.25, ttl_ms=15_000)),
     past=Past(long_ago_requests=5_000, turnover=0.4, recent_ms=60_000),
 )
@@ -168,7 +176,11 @@ def test_key_names_carry_the_prefix_and_a_fixed_width_number():
 @pytest.mark.parametrize(
     "change",
     [
-        {"universe": 0}, {"rate_per_s": 0.0}, {"prefixes": ()}, {"one_hit_share": 0.99}, {"scan_share": 0.1},
+        {"universe": 0},
+        {"rate_per_s": 0.0},
+        {"prefixes": ()},
+        {"one_hit_share": 0.99},
+        {"scan_share": 0.1},
         {"prefixes": (KeyPrefix(prefix="a:", share=0.5),)},
     ],
 )

@@ -19,7 +19,11 @@ from cachewarden.ports import RecordDraft
 
 def draft(number: int = 0, **payload) -> RecordDraft:
     return RecordDraft(
-        at_ms=1_700_000_000_000 + number, kind="cycle", agent="coordinator", service=None, subject_id=f"s{number}",
+        at_ms=1_700_000_000_000 + number,
+        kind="cycle",
+        agent="coordinator",
+        service=None,
+        subject_id=f"s{number}",
         payload={"number": number, "ratio": 0.1 + number, "nested": {"ä": ["x", None, True]}} | payload,
     )
 
@@ -81,8 +85,17 @@ def test_a_payload_that_json_cannot_hold_is_our_bug(value):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("seq", 99), ("at_ms", 1), ("kind", "paused"), ("agent", "x"), ("service", "shop"), ("subject_id", "y"),
-        ("payload", {}), ("prev_hash", "0" * 64), ("hash", "0" * 64), ("constitutional_hash", "beef"), ("schema_version", 7),
+        ("seq", 99),
+        ("at_ms", 1),
+        ("kind", "paused"),
+        ("agent", "x"),
+        ("service", "shop"),
+        ("subject_id", "y"),
+        ("payload", {}),
+        ("prev_hash", "0" * 64),
+        ("hash", "0" * 64),
+        ("constitutional_hash", "beef"),
+        ("schema_version", 7),
     ],
 )
 @pytest.mark.parametrize("index", [0, 4, 9])
@@ -201,8 +214,13 @@ def test_more_problems_than_are_kept_are_still_counted():
 
 
 TAMPERINGS = st.lists(
-    st.tuples(st.sampled_from(["edit", "forge", "drop", "swap", "double", "cut", "rechain"]), st.integers(0, 11), st.integers(0, 11)),
-    min_size=1, max_size=4,
+    st.tuples(
+        st.sampled_from(["edit", "forge", "drop", "swap", "double", "cut", "rechain"]),
+        st.integers(0, 11),
+        st.integers(0, 11),
+    ),
+    min_size=1,
+    max_size=4,
 )
 
 

@@ -39,7 +39,11 @@ def test_what_is_no_data_is_refused():
         canonical_json(object())
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
 def test_equal_values_have_equal_bytes(value: object):
     assert canonical_json(value) == canonical_json(to_jsonable(value))
 

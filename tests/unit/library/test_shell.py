@@ -42,7 +42,14 @@ class _Journal:
         if self.broken:
             raise JournalUnavailable("no server")
         new = [
-            AuditRecord(seq=len(self.records) + i + 1, at_ms=d.at_ms, kind=d.kind, agent=d.agent, service=d.service, subject_id=d.subject_id)
+            AuditRecord(
+                seq=len(self.records) + i + 1,
+                at_ms=d.at_ms,
+                kind=d.kind,
+                agent=d.agent,
+                service=d.service,
+                subject_id=d.subject_id,
+            )
             for i, d in enumerate(drafts)
         ]
         self.records += new
@@ -114,7 +121,9 @@ async def test_records_of_one_step_are_confirmed_in_their_order():
 async def test_a_journal_that_fails_is_told_to_the_agent_for_every_record():
     agent = _Script((_record("a"), _record("b")))
     agent.replay_kinds = ()  # type: ignore[assignment]
-    await _run_until(AgentShell(agent, Ports(clock=_Clock(), mailbox=_Mailbox(), journal=_Journal(broken=True))), agent, 3)  # type: ignore[arg-type]
+    await _run_until(
+        AgentShell(agent, Ports(clock=_Clock(), mailbox=_Mailbox(), journal=_Journal(broken=True))), agent, 3
+    )  # type: ignore[arg-type]
     assert [(e.ref, e.kind) for e in agent.seen[1:]] == [("a", "JournalUnavailable"), ("b", "JournalUnavailable")]
 
 
@@ -137,7 +146,8 @@ class _Cache:
 
 
 @pytest.mark.parametrize(
-    ("error", "unknown"), [(TargetTimeout("s", "CONFIG SET"), True), (ValueError("what is this"), True), (BlackboardUnavailable("x"), False)]
+    ("error", "unknown"),
+    [(TargetTimeout("s", "CONFIG SET"), True), (ValueError("what is this"), True), (BlackboardUnavailable("x"), False)],
 )
 async def test_a_failed_effect_says_whether_its_outcome_is_known(error: Exception, unknown: bool):
     agent = _Script((m.ReadKnobs(ref="r", service="s", knobs=("maxmemory",)),))

@@ -86,8 +86,10 @@ def resize(name="cart", before_mib=16, after_mib=20, *, gain=0.05, **fields):
     """A proposal that changes maxmemory, with the class and playbook that belong to the direction."""
     down = after_mib < before_mib
     given = {
-        "action_class": ActionClass.LOSSY if down else ActionClass.GROWTH, "reversible": False,
-        "playbook": "shrink" if down else "direct", **fields,
+        "action_class": ActionClass.LOSSY if down else ActionClass.GROWTH,
+        "reversible": False,
+        "playbook": "shrink" if down else "direct",
+        **fields,
     }
     return proposal(name, knob("maxmemory", before_mib * MIB, after_mib * MIB), gain=gain, **given)
 

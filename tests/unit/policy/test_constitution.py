@@ -83,7 +83,9 @@ def test_the_column_of_a_syntax_error_is_told():
     assert "line 1 column" in str(refused(text(*four(expression="gain > > 1"))))
 
 
-@pytest.mark.parametrize("message", ["it is {gane}", "it is {service.__class__}", "it is {0}", "it is {", "{service:.2f}"])
+@pytest.mark.parametrize(
+    "message", ["it is {gane}", "it is {service.__class__}", "it is {0}", "it is {", "{service:.2f}"]
+)
 def test_a_message_that_cannot_be_filled_in_is_refused_with_its_line(message):
     source = text(*four(message=message))
     assert refused(source).line == line_of(source, "message:")
@@ -123,7 +125,9 @@ def test_what_is_no_constitution_is_refused(source):
     assert refused(source)
 
 
-@pytest.mark.parametrize("change", [{"severity": "grave"}, {"check": "taste"}, {"id": "Not An Id"}, {"expresion": "gain > 0.0"}])
+@pytest.mark.parametrize(
+    "change", [{"severity": "grave"}, {"check": "taste"}, {"id": "Not An Id"}, {"expresion": "gain > 0.0"}]
+)
 def test_a_typo_in_a_field_is_refused(change):
     first = four()[0] | change
     assert refused(text(first, *four()[1:])).line is not None

@@ -48,7 +48,10 @@ def test_one_no_denies_and_its_message_has_the_facts():
     assert verdict.findings[1].evaluated
 
 
-@pytest.mark.parametrize("expression", ["gane > 0.0", "gain + 1 > 0.0", "changes / 0 == 1", "namespaces[7] == 'x'", "hit_ratio_measured > 0.5"])
+@pytest.mark.parametrize(
+    "expression",
+    ["gane > 0.0", "gain + 1 > 0.0", "changes / 0 == 1", "namespaces[7] == 'x'", "hit_ratio_measured > 0.5"],
+)
 def test_a_principle_that_cannot_be_evaluated_denies(expression):
     verdict = judged(rule(expression), facts=FACTS | {"hit_ratio_measured": None})
     assert verdict.decision is Decision.DENY
@@ -111,19 +114,28 @@ def test_a_verdict_is_on_exactly_one_content():
 
 def test_the_engine_adds_the_facts_of_time():
     facts = FACTS | {"snapshot_taken_at_ms": NOW_MS - 7, "expires_at_ms": NOW_MS + 9}
-    assert judged(rule(f"now_ms == {NOW_MS} && snapshot_age_ms == 7 && expires_in_ms == 9"), facts=facts).decision is Decision.ALLOW
+    assert (
+        judged(rule(f"now_ms == {NOW_MS} && snapshot_age_ms == 7 && expires_in_ms == 9"), facts=facts).decision
+        is Decision.ALLOW
+    )
 
 
 def test_a_message_with_an_unknown_number_is_told_as_it_stands():
-    finding = judged(rule("gain > 1.0", message="P99 {latency_us_p99_after:.0f}"), facts=FACTS | {"latency_us_p99_after": None}).findings[0]
+    finding = judged(
+        rule("gain > 1.0", message="P99 {latency_us_p99_after:.0f}"), facts=FACTS | {"latency_us_p99_after": None}
+    ).findings[0]
     assert finding.reason == "P99 {latency_us_p99_after:.0f}"
-    finding = judged(rule("gain > 1.0", message="P99 {latency_us_p99_after}"), facts=FACTS | {"latency_us_p99_after": None}).findings[0]
+    finding = judged(
+        rule("gain > 1.0", message="P99 {latency_us_p99_after}"), facts=FACTS | {"latency_us_p99_after": None}
+    ).findings[0]
     assert finding.reason == "P99 unknown"
 
 
 def test_lists_and_truth_values_are_told_in_words():
     facts = FACTS | {"namespaces": ["a:", "b:"], "knobs_valid": False}
-    assert judged(rule("gain > 1.0", message="{namespaces} {knobs_valid}"), facts=facts).findings[0].reason == "a:, b: no"
+    assert (
+        judged(rule("gain > 1.0", message="{namespaces} {knobs_valid}"), facts=facts).findings[0].reason == "a:, b: no"
+    )
 
 
 def test_a_refusal_has_a_finding_for_each_principle():
@@ -133,12 +145,19 @@ def test_a_refusal_has_a_finding_for_each_principle():
     assert verdict.decision is Decision.DENY
 
 
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2))
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2)
+)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(FACTS)), VALUES, max_size=6), st.sets(st.sampled_from(sorted(FACTS)), max_size=2))
+@given(
+    st.dictionaries(st.sampled_from(sorted(FACTS)), VALUES, max_size=6),
+    st.sets(st.sampled_from(sorted(FACTS)), max_size=2),
+)
 def test_whatever_the_facts_are_there_is_a_verdict_and_never_an_exception(changed, dropped):
     facts = {name: value for name, value in (FACTS | changed).items() if name not in dropped}
     verdict = evaluate(SHIPPED, proposal(), facts, NOW_MS)
     assert len(verdict.findings) == len(SHIPPED.principles)
-    assert (verdict.decision is Decision.ALLOW) == all(f.decision is Decision.ALLOW and f.evaluated for f in verdict.findings)
+    assert (verdict.decision is Decision.ALLOW) == all(
+        f.decision is Decision.ALLOW and f.evaluated for f in verdict.findings
+    )

@@ -81,7 +81,9 @@ def test_a_ttl_extension_within_the_declared_staleness_is_allowed():
 
 def test_a_switch_to_lfu_with_the_playbook_that_keeps_the_hot_set_is_allowed():
     switch = proposal(
-        "cart", knob("maxmemory-policy", "allkeys-lru", "allkeys-lfu"), action_class=ActionClass.LOSSY,
+        "cart",
+        knob("maxmemory-policy", "allkeys-lru", "allkeys-lfu"),
+        action_class=ActionClass.LOSSY,
         playbook="keep_hot_set",
     )
     assert denied_by(switch) == ()
@@ -101,7 +103,11 @@ CASES = [
     # sovereignty
     ("memory-stays-with-its-owners", (RECEIVER, DONOR), {"services": services(tenant="other", region="us")}),
     ("memory-stays-with-its-owners", (DONOR, RECEIVER), {"services": services(tenant="other", region="us")}),
-    ("patterns-stay-in-the-namespace", (TTL,), {"services": services(patterns=(KeyPattern(prefix="x:", max_staleness_s=600.0),))}),
+    (
+        "patterns-stay-in-the-namespace",
+        (TTL,),
+        {"services": services(patterns=(KeyPattern(prefix="x:", max_staleness_s=600.0),))},
+    ),
     # performance
     ("latency-stays-acceptable", (with_prediction(resize(), latency_us_p99_after=3_000.0),), {}),
     ("latency-stays-acceptable", (resize(),), {"snapshots": looks(latency_us_p99=2_500.0)}),
@@ -114,9 +120,17 @@ CASES = [
     ("one-decision-is-one-step", (resize("cart", 16, 3, gain=0.0),), {}),
     ("lossy-changes-spare-the-fleet", (LOSSY,), {"snapshots": BUSY}),
     # fairness
-    ("nobody-falls-below-the-floor", (proposal(prediction=prediction(0.05, before=0.45, margin=0.2)),), {"services": services(hit_ratio_floor=0.4)}),
+    (
+        "nobody-falls-below-the-floor",
+        (proposal(prediction=prediction(0.05, before=0.45, margin=0.2)),),
+        {"services": services(hit_ratio_floor=0.4)},
+    ),
     ("nobody-falls-below-the-floor", (proposal(prediction=prediction(-0.01, before=0.45)),), {}),
-    ("nobody-falls-below-the-minimum", (resize("cart", 16, 12, gain=0.0),), {"services": services(minimum_memory_bytes=13 * MIB)}),
+    (
+        "nobody-falls-below-the-minimum",
+        (resize("cart", 16, 12, gain=0.0),),
+        {"services": services(minimum_memory_bytes=13 * MIB)},
+    ),
     ("the-budget-is-never-exceeded", (resize("cart", 16, 33),), {}),
     ("the-budget-is-never-exceeded", (resize(),), {"snapshots": LOOKS[:2]}),
     ("the-budget-is-never-exceeded", (resize(),), {"total": None}),
@@ -138,15 +152,35 @@ CASES = [
     # safety
     ("only-known-knobs-in-range", (proposal("cart", knob("maxmemory-samples", 5, 64)),), {}),
     ("only-known-knobs-in-range", (proposal("cart", knob("maxmemory-samples", 7, 10)),), {}),
-    ("only-known-knobs-in-range", (proposal(),), {"snapshots": looks(capabilities=Capabilities(server="valkey", version="9"))}),
-    ("only-known-knobs-in-range", (proposal(),), {"snapshots": looks(capabilities=Capabilities(server="kvrocks", version="9", config_set=True))}),
-    ("out-of-bounds-stays-out", (proposal("cart", knob("appendonly", "no", "yes"), action_class=ActionClass.FORBIDDEN),), {}),
+    (
+        "only-known-knobs-in-range",
+        (proposal(),),
+        {"snapshots": looks(capabilities=Capabilities(server="valkey", version="9"))},
+    ),
+    (
+        "only-known-knobs-in-range",
+        (proposal(),),
+        {"snapshots": looks(capabilities=Capabilities(server="kvrocks", version="9", config_set=True))},
+    ),
+    (
+        "out-of-bounds-stays-out",
+        (proposal("cart", knob("appendonly", "no", "yes"), action_class=ActionClass.FORBIDDEN),),
+        {},
+    ),
     ("out-of-bounds-stays-out", (proposal(),), {"snapshots": looks(role="slave")}),
     ("out-of-bounds-stays-out", (proposal(),), {"services": services(mode="off")}),
     ("out-of-bounds-stays-out", (proposal(),), {"services": services(url="redis://blackboard:6379/3")}),
     ("a-full-cache-keeps-taking-writes", (TO_NOEVICTION,), {}),
-    ("a-full-cache-keeps-taking-writes", (resize("cart", 16, 12, gain=0.0),), {"snapshots": looks(eviction_policy="volatile-lru")}),
-    ("a-full-cache-keeps-taking-writes", (resize("cart", 0, 32),), {"snapshots": looks(maxmemory_bytes=0, eviction_policy="noeviction")}),
+    (
+        "a-full-cache-keeps-taking-writes",
+        (resize("cart", 16, 12, gain=0.0),),
+        {"snapshots": looks(eviction_policy="volatile-lru")},
+    ),
+    (
+        "a-full-cache-keeps-taking-writes",
+        (resize("cart", 0, 32),),
+        {"snapshots": looks(maxmemory_bytes=0, eviction_policy="noeviction")},
+    ),
     ("hazards-have-their-playbook", (TO_LFU,), {}),
     ("hazards-have-their-playbook", (replace(resize("cart", 16, 12, gain=0.0), playbook="direct"),), {}),
     ("staleness-is-never-exceeded", (proposal(ttl_rules=(ttl_rule(extended_ms=700_000, staleness_ms=700_000),)),), {}),

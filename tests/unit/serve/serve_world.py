@@ -59,13 +59,35 @@ def fleet() -> Fleet:
 
 def snapshot(service: str = "constitutional_ai", **changes: object) -> Snapshot:
     values: dict[str, object] = {
-        "service": service, "taken_at_ms": NOW_MS - 2_000, "window_ms": 10_000, "run_id": "r1", "role": "master",
-        "capabilities": Capabilities(server="valkey", version="9.1.2", config_get=True, config_set=True, latency_histogram=True),
+        "service": service,
+        "taken_at_ms": NOW_MS - 2_000,
+        "window_ms": 10_000,
+        "run_id": "r1",
+        "role": "master",
+        "capabilities": Capabilities(
+            server="valkey", version="9.1.2", config_get=True, config_set=True, latency_histogram=True
+        ),
         "knobs": {"maxmemory": str(40 * MIB), "maxmemory-policy": "allkeys-lru", "maxmemory-samples": "5"},
-        "hits": 8_000, "misses": 2_000, "hit_ratio": 0.8, "lookups_per_s": 1_000.0, "evicted_per_s": 12.0, "expired_per_s": 1.0,
-        "refused_per_s": 0.0, "miss_split": None, "used_memory_bytes": 39 * MIB, "maxmemory_bytes": 40 * MIB, "memory_usage": 0.975,
-        "memory_efficiency": 0.9, "fixed_overhead_bytes": MIB, "host_memory_bytes": 8 << 30, "resident_keys": 30_000,
-        "keys_with_ttl": 0, "eviction_age_ms": 60_000, "latency_us_p99": 800.0, "round_trip_us": 300.0, "hotspot_count": 1,
+        "hits": 8_000,
+        "misses": 2_000,
+        "hit_ratio": 0.8,
+        "lookups_per_s": 1_000.0,
+        "evicted_per_s": 12.0,
+        "expired_per_s": 1.0,
+        "refused_per_s": 0.0,
+        "miss_split": None,
+        "used_memory_bytes": 39 * MIB,
+        "maxmemory_bytes": 40 * MIB,
+        "memory_usage": 0.975,
+        "memory_efficiency": 0.9,
+        "fixed_overhead_bytes": MIB,
+        "host_memory_bytes": 8 << 30,
+        "resident_keys": 30_000,
+        "keys_with_ttl": 0,
+        "eviction_age_ms": 60_000,
+        "latency_us_p99": 800.0,
+        "round_trip_us": 300.0,
+        "hotspot_count": 1,
         "cost": ProbeCost(),
     }
     return Snapshot(**{**values, **changes})
@@ -74,14 +96,29 @@ def snapshot(service: str = "constitutional_ai", **changes: object) -> Snapshot:
 def proposal(service: str = "constitutional_ai", **changes: object) -> Proposal:
     after = Estimate(0.96, 0.94, 0.97)
     values: dict[str, object] = {
-        "proposal_id": f"p-{service}", "service": service, "author": "planner", "created_at_ms": NOW_MS - 1_000,
-        "expires_at_ms": NOW_MS + 200_000, "kinds": ("memory",),
-        "knob_changes": (KnobChange(knob="maxmemory-samples", before="5", after="10"),), "ttl_rules": (),
-        "action_class": ActionClass.REVERSIBLE, "reversible": True, "playbook": "direct", "rollback": "set the old value again",
-        "rationale": "more samples evict better", "evidence": (Evidence(name="hit_ratio", value=0.8, source="INFO", window_ms=10_000),),
+        "proposal_id": f"p-{service}",
+        "service": service,
+        "author": "planner",
+        "created_at_ms": NOW_MS - 1_000,
+        "expires_at_ms": NOW_MS + 200_000,
+        "kinds": ("memory",),
+        "knob_changes": (KnobChange(knob="maxmemory-samples", before="5", after="10"),),
+        "ttl_rules": (),
+        "action_class": ActionClass.REVERSIBLE,
+        "reversible": True,
+        "playbook": "direct",
+        "rollback": "set the old value again",
+        "rationale": "more samples evict better",
+        "evidence": (Evidence(name="hit_ratio", value=0.8, source="INFO", window_ms=10_000),),
         "prediction": Prediction(
-            hit_ratio_before=Estimate(0.8, 0.79, 0.81), hit_ratio_after=after, gain=Estimate(0.16, 0.13, 0.18), lookups_per_s=1_000.0,
-            memory_bytes_after=40 * MIB, latency_us_p99_after=700.0, method="replay", settle_ms=30_000,
+            hit_ratio_before=Estimate(0.8, 0.79, 0.81),
+            hit_ratio_after=after,
+            gain=Estimate(0.16, 0.13, 0.18),
+            lookups_per_s=1_000.0,
+            memory_bytes_after=40 * MIB,
+            latency_us_p99_after=700.0,
+            method="replay",
+            settle_ms=30_000,
         ),
         "cost": {"server_cpu_ms": 1.0, "commands": 3.0, "keys_touched": 0.0, "bytes_moved": 0.0},
     }
@@ -90,11 +127,22 @@ def proposal(service: str = "constitutional_ai", **changes: object) -> Proposal:
 
 def state(**changes: object) -> FleetState:
     values: dict[str, object] = {
-        "version": 1, "at_ms": NOW_MS - 500, "cycle": 3, "phase": "idle", "paused": False, "pause_reason": "",
+        "version": 1,
+        "at_ms": NOW_MS - 500,
+        "cycle": 3,
+        "phase": "idle",
+        "paused": False,
+        "pause_reason": "",
         "snapshots": {name: snapshot(name) for name in ("constitutional_ai", "api_gateway", "integrity_service")},
-        "missing": {"blackboard_service": "the cache does not answer"}, "first_hit_ratio": {"constitutional_ai": 0.7}, "standing": {},
-        "executions": (), "agents": {"planner": AgentHealth(name="planner", alive=True, last_seen_ms=NOW_MS)}, "journal_seq": 10,
-        "decisions": 4, "decisions_compliant": 4, "last_change_ms": None,
+        "missing": {"blackboard_service": "the cache does not answer"},
+        "first_hit_ratio": {"constitutional_ai": 0.7},
+        "standing": {},
+        "executions": (),
+        "agents": {"planner": AgentHealth(name="planner", alive=True, last_seen_ms=NOW_MS)},
+        "journal_seq": 10,
+        "decisions": 4,
+        "decisions_compliant": 4,
+        "last_change_ms": None,
     }
     return FleetState(**{**values, **changes})
 
@@ -104,7 +152,10 @@ def grounds() -> Grounds:
 
 
 def standing(
-    plan: Proposal, outcome: ResolutionOutcome = ResolutionOutcome.GO, reason: str = "nothing stands against it", at_ms: int = NOW_MS - 800
+    plan: Proposal,
+    outcome: ResolutionOutcome = ResolutionOutcome.GO,
+    reason: str = "nothing stands against it",
+    at_ms: int = NOW_MS - 800,
 ) -> dict[str, StandingDecision]:
     """The standing decision on one plan, judged by the real constitution."""
     around = state(standing={plan.service: StandingDecision(service=plan.service, decided_at_ms=at_ms, proposal=plan)})
@@ -112,18 +163,29 @@ def standing(
     verdict = evaluate(CONSTITUTION, plan, facts_of(plan, looked, fleet(), others_of(around, grounds())), at_ms)
     resolution = Resolution(proposal_id=plan.proposal_id, service=plan.service, outcome=outcome, reason=reason)
     return {
-        plan.service: StandingDecision(service=plan.service, decided_at_ms=at_ms, proposal=plan, verdict=verdict, resolution=resolution)
+        plan.service: StandingDecision(
+            service=plan.service, decided_at_ms=at_ms, proposal=plan, verdict=verdict, resolution=resolution
+        )
     }
 
 
-def idle(service: str = "constitutional_ai", reason: str = "nothing misses that more memory could hold") -> dict[str, StandingDecision]:
+def idle(
+    service: str = "constitutional_ai", reason: str = "nothing misses that more memory could hold"
+) -> dict[str, StandingDecision]:
     return {service: StandingDecision(service=service, decided_at_ms=NOW_MS - 800, idle_reason=reason)}
 
 
 def execution(plan: Proposal, stage: ExecutionState, **changes: object) -> Execution:
     values: dict[str, object] = {
-        "execution_id": "e1", "proposal": plan, "state": stage, "started_at_ms": NOW_MS, "updated_at_ms": NOW_MS, "step": 1, "steps": 1,
-        "reason": f"it is {stage.value}", "hit_ratio_before": 0.8,
+        "execution_id": "e1",
+        "proposal": plan,
+        "state": stage,
+        "started_at_ms": NOW_MS,
+        "updated_at_ms": NOW_MS,
+        "step": 1,
+        "steps": 1,
+        "reason": f"it is {stage.value}",
+        "hit_ratio_before": 0.8,
     }
     return Execution(**{**values, **changes})
 
@@ -193,7 +255,8 @@ class MemoryBackend:
     async def warm(self, service: str, keys: Sequence[str]) -> WarmReport:
         self.warmed += keys
         return WarmReport(
-            service=service, keys=tuple(KeyOutcome(key=k, outcome=WarmOutcome.WARMED, reason="loaded", ttl_ms=60_000) for k in keys)
+            service=service,
+            keys=tuple(KeyOutcome(key=k, outcome=WarmOutcome.WARMED, reason="loaded", ttl_ms=60_000) for k in keys),
         )
 
     async def components(self) -> Mapping[str, str]:

@@ -11,8 +11,15 @@ from cachewarden.messages import CONSTITUTIONAL_HASH, ExecutionState, Resolution
 from cachewarden.protocol import RunCycle, SetPaused
 
 ANSWER_FIELDS = {
-    "optimization_applied", "optimization_plan", "performance_improvement", "constitutional_compliance", "recommendations",
-    "risk_assessment", "estimated_impact", "constitutional_hash", "performance_metrics",
+    "optimization_applied",
+    "optimization_plan",
+    "performance_improvement",
+    "constitutional_compliance",
+    "recommendations",
+    "risk_assessment",
+    "estimated_impact",
+    "constitutional_hash",
+    "performance_metrics",
 }
 
 
@@ -113,7 +120,10 @@ async def test_metrics_have_the_prescribed_fields_computed_over_the_fleet(site: 
 async def test_metrics_of_nothing_are_null(site: Site):
     site.backend.known = state(snapshots={}, decisions=0, decisions_compliant=0)
     answer = (await site.ask("GET", "/api/v1/cache/metrics")).json()
-    assert [answer[name] for name in ("cache_hit_rate", "memory_efficiency", "p99_latency_ms", "last_optimization_timestamp")] == [None] * 4
+    assert [
+        answer[name]
+        for name in ("cache_hit_rate", "memory_efficiency", "p99_latency_ms", "last_optimization_timestamp")
+    ] == [None] * 4
     assert answer["constitutional_compliance_rate"] is None
 
 
@@ -159,7 +169,9 @@ async def test_services_agents_and_audit_can_be_looked_at(site: Site):
 
 async def test_warming_is_audited_as_one_operation_without_key_names(site: Site):
     response = await site.ask(
-        "POST", "/api/v1/cache/warm", json={"service_name": "constitutional_ai", "cache_keys": ["policy:secret-one", "policy:two"]}
+        "POST",
+        "/api/v1/cache/warm",
+        json={"service_name": "constitutional_ai", "cache_keys": ["policy:secret-one", "policy:two"]},
     )
     answer = response.json()
     assert answer["counts"]["warmed"] == 2
@@ -183,9 +195,13 @@ async def test_nothing_is_warmed_while_paused_or_without_a_journal(site: Site):
 
 async def test_a_thousand_keys_are_taken_and_one_more_is_not(site: Site):
     keys = [f"policy:{'x' * 80}:{i}" for i in range(1001)]
-    taken = await site.ask("POST", "/api/v1/cache/warm", json={"service_name": "constitutional_ai", "cache_keys": keys[:1000]})
+    taken = await site.ask(
+        "POST", "/api/v1/cache/warm", json={"service_name": "constitutional_ai", "cache_keys": keys[:1000]}
+    )
     assert taken.status_code == 200
-    refused = await site.ask("POST", "/api/v1/cache/warm", json={"service_name": "constitutional_ai", "cache_keys": keys})
+    refused = await site.ask(
+        "POST", "/api/v1/cache/warm", json={"service_name": "constitutional_ai", "cache_keys": keys}
+    )
     assert refused.status_code == 422
 
 
@@ -239,9 +255,21 @@ async def test_prometheus_text_has_the_prescribed_names(site: Site):
 async def test_the_published_document_describes_every_route_its_errors_and_the_token(site: Site):
     document = (await site.ask("GET", "/openapi.json", token="read")).json()
     assert set(document["paths"]) == {
-        "/api/v1/cache/optimize", "/api/v1/cache/metrics", "/api/v1/cache/warm", "/health", "/metrics", "/api/v1/cache/plans",
-        "/api/v1/cache/plans/{plan_id}", "/api/v1/cache/services", "/api/v1/cache/services/{name}", "/api/v1/agents", "/api/v1/audit",
-        "/api/v1/audit/verify", "/api/v1/control/pause", "/api/v1/control/resume", "/api/v1/control/kill",
+        "/api/v1/cache/optimize",
+        "/api/v1/cache/metrics",
+        "/api/v1/cache/warm",
+        "/health",
+        "/metrics",
+        "/api/v1/cache/plans",
+        "/api/v1/cache/plans/{plan_id}",
+        "/api/v1/cache/services",
+        "/api/v1/cache/services/{name}",
+        "/api/v1/agents",
+        "/api/v1/audit",
+        "/api/v1/audit/verify",
+        "/api/v1/control/pause",
+        "/api/v1/control/resume",
+        "/api/v1/control/kill",
     }
     for path, methods in document["paths"].items():
         for operation in methods.values():

@@ -92,7 +92,10 @@ def test_nothing_to_do_is_an_answer_with_its_reason_and_the_measured_levels():
     assert response.optimization_plan.opportunities == []
     assert "nothing misses that more memory could hold" in response.recommendations
     assert response.performance_improvement == {
-        "cache_hit_rate": 0.8, "memory_efficiency": 0.9, "p99_latency_ms": 0.8, "latency_reduction_ms": 0.0
+        "cache_hit_rate": 0.8,
+        "memory_efficiency": 0.9,
+        "p99_latency_ms": 0.8,
+        "latency_reduction_ms": 0.0,
     }
     assert set(response.prediction_basis.values()) == {"current"}
     assert response.constitutional_compliance["judged"] is False

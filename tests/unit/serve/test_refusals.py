@@ -21,7 +21,16 @@ def error_of(response: httpx.Response, status: int, code: str) -> dict:
     """The error, after its shape and headers were checked."""
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert set(error) == {"id", "timestamp", "constitutional_hash", "request", "code", "message", "status_code", "details"}
+    assert set(error) == {
+        "id",
+        "timestamp",
+        "constitutional_hash",
+        "request",
+        "code",
+        "message",
+        "status_code",
+        "details",
+    }
     assert error["code"] == code
     assert error["status_code"] == status
     assert error["constitutional_hash"] == CONSTITUTIONAL_HASH
@@ -37,7 +46,9 @@ def error_of(response: httpx.Response, status: int, code: str) -> dict:
 
 
 async def test_a_good_answer_carries_the_prescribed_headers(site: Site):
-    response = await site.ask("GET", "/api/v1/cache/metrics", headers={"X-Request-ID": "req-1", "X-Constitutional-Hash": CONSTITUTIONAL_HASH})
+    response = await site.ask(
+        "GET", "/api/v1/cache/metrics", headers={"X-Request-ID": "req-1", "X-Constitutional-Hash": CONSTITUTIONAL_HASH}
+    )
     assert response.headers["X-Constitutional-Hash"] == CONSTITUTIONAL_HASH
     assert response.headers["X-Constitutional-Compliance"] == "verified"
     assert response.headers["X-Request-ID"] == "req-1"
@@ -72,7 +83,11 @@ async def test_a_wrong_hash_in_the_body_is_refused_even_if_the_rest_is_wrong_too
 @pytest.mark.constitutional
 async def test_a_wrong_hash_is_refused_on_health_too_and_a_stranger_cannot_fill_the_journal(site: Site):
     for _ in range(5):
-        error_of(await site.ask("GET", "/health", token=None, headers={"X-Constitutional-Hash": "no"}), 403, "CONSTITUTIONAL_VIOLATION")
+        error_of(
+            await site.ask("GET", "/health", token=None, headers={"X-Constitutional-Hash": "no"}),
+            403,
+            "CONSTITUTIONAL_VIOLATION",
+        )
     assert len(site.backend.records) == 1
     site.backend.clock_ms += 10_000
     await site.ask("GET", "/health", token=None, headers={"X-Constitutional-Hash": "no"})
@@ -82,7 +97,11 @@ async def test_a_wrong_hash_is_refused_on_health_too_and_a_stranger_cannot_fill_
 @pytest.mark.constitutional
 async def test_a_wrong_hash_is_refused_when_the_journal_is_down_and_the_lack_is_counted(site: Site):
     site.backend.journal_down = True
-    error_of(await site.ask("POST", OPTIMIZE, json=WHOLE, headers={"X-Constitutional-Hash": "no"}), 403, "CONSTITUTIONAL_VIOLATION")
+    error_of(
+        await site.ask("POST", OPTIMIZE, json=WHOLE, headers={"X-Constitutional-Hash": "no"}),
+        403,
+        "CONSTITUTIONAL_VIOLATION",
+    )
     assert "cachewarden_refusals_unaudited_total 1.0" in (await site.ask("GET", "/metrics")).text
 
 
@@ -90,7 +109,10 @@ async def test_a_missing_hash_is_ours_by_default(site: Site):
     assert (await site.ask("POST", OPTIMIZE, json=WHOLE)).status_code == 200
 
 
-@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Basic abc", "Bearer cw_wrong", "Bearer " + "x" * 5000, "Bearer \xe9"])
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer ", "Basic abc", "Bearer cw_wrong", "Bearer " + "x" * 5000, "Bearer \xe9"],
+)
 async def test_without_a_valid_token_nothing_is_told(site: Site, authorization: str | None):
     headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
     for method, path in (("POST", OPTIMIZE), ("GET", "/metrics"), ("GET", "/api/v1/audit"), ("GET", "/openapi.json")):
@@ -125,7 +147,9 @@ async def test_an_unknown_service_is_404_with_the_one_that_was_meant(site: Site)
 
 
 async def test_an_unknown_field_is_named_with_the_one_that_was_meant(site: Site):
-    error = error_of(await site.ask("POST", OPTIMIZE, json={**WHOLE, "optimisation_type": "ttl"}), 422, "VALIDATION_ERROR")
+    error = error_of(
+        await site.ask("POST", OPTIMIZE, json={**WHOLE, "optimisation_type": "ttl"}), 422, "VALIDATION_ERROR"
+    )
     assert "optimisation_type" in error["message"]
     assert "optimization_type" in error["message"]
 
@@ -133,10 +157,21 @@ async def test_an_unknown_field_is_named_with_the_one_that_was_meant(site: Site)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("service_name", 5), ("service_name", ""), ("service_name", None), ("service_name", "x" * 201), ("optimization_type", "magic"),
-        ("optimization_type", None), ("force_optimization", "yes"), ("force_optimization", 1), ("target_metrics", []),
-        ("target_metrics", {"hit_rate": 0.9}), ("target_metrics", {"cache_hit_rate": 1.1}), ("target_metrics", {"cache_hit_rate": "0.9"}),
-        ("target_metrics", {"cache_hit_rate": None}), ("target_metrics", {"p99_latency_ms": 0}), ("target_metrics", {"p99_latency_ms": -1}),
+        ("service_name", 5),
+        ("service_name", ""),
+        ("service_name", None),
+        ("service_name", "x" * 201),
+        ("optimization_type", "magic"),
+        ("optimization_type", None),
+        ("force_optimization", "yes"),
+        ("force_optimization", 1),
+        ("target_metrics", []),
+        ("target_metrics", {"hit_rate": 0.9}),
+        ("target_metrics", {"cache_hit_rate": 1.1}),
+        ("target_metrics", {"cache_hit_rate": "0.9"}),
+        ("target_metrics", {"cache_hit_rate": None}),
+        ("target_metrics", {"p99_latency_ms": 0}),
+        ("target_metrics", {"p99_latency_ms": -1}),
         ("target_metrics", {"cache_hit_rate": True}),
     ],
 )
@@ -149,9 +184,21 @@ async def test_what_does_not_fit_is_422_and_names_the_field(site: Site, field: s
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (b"", 422), (b"{", 400), (b"nonsense", 400), (b"\xff\xfe", 400), (b'{"service_name": NaN}', 400), (b"Infinity", 400), (b"[]", 422),
-        (b"null", 422), (b"5", 422), (b'"text"', 422), (b'{"a": 1, "a": 2}', 400), (b"[" * 60_000, 400), (b"1" * 5_000, 400),
-        (b'{"service_name": "\\ud800"}', 422), (b'{"\\ud800": 1, "service_name": "constitutional_ai"}', 422),
+        (b"", 422),
+        (b"{", 400),
+        (b"nonsense", 400),
+        (b"\xff\xfe", 400),
+        (b'{"service_name": NaN}', 400),
+        (b"Infinity", 400),
+        (b"[]", 422),
+        (b"null", 422),
+        (b"5", 422),
+        (b'"text"', 422),
+        (b'{"a": 1, "a": 2}', 400),
+        (b"[" * 60_000, 400),
+        (b"1" * 5_000, 400),
+        (b'{"service_name": "\\ud800"}', 422),
+        (b'{"\\ud800": 1, "service_name": "constitutional_ai"}', 422),
         (b'{"service_name": "constitutional_ai", "target_metrics": {"p99_latency_ms": 1e999}}', 422),
     ],
 )
@@ -160,15 +207,21 @@ async def test_what_is_no_request_is_a_clear_4xx(site: Site, body: bytes, status
     error_of(response, status, "HTTP_400" if status == 400 else "VALIDATION_ERROR")
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "", "multipart/form-data; boundary=x"]
+)
 async def test_what_is_not_sent_as_json_is_415(site: Site, media_type: str):
-    response = await site.ask("POST", OPTIMIZE, content=b'{"service_name": "constitutional_ai"}', headers={"Content-Type": media_type})
+    response = await site.ask(
+        "POST", OPTIMIZE, content=b'{"service_name": "constitutional_ai"}', headers={"Content-Type": media_type}
+    )
     error_of(response, 415, "HTTP_415")
 
 
 async def test_json_with_a_charset_or_a_suffix_is_taken(site: Site):
     for media_type in ("application/json; charset=utf-8", "application/vnd.acgs+json"):
-        response = await site.ask("POST", f"{OPTIMIZE}?apply=never", content=json.dumps(WHOLE), headers={"Content-Type": media_type})
+        response = await site.ask(
+            "POST", f"{OPTIMIZE}?apply=never", content=json.dumps(WHOLE), headers={"Content-Type": media_type}
+        )
         assert response.status_code == 200, response.text
 
 
@@ -216,9 +269,16 @@ async def test_long_input_is_never_echoed_whole(site: Site):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["service_name", "cache_keys", "target_metrics", "force_optimization", "reason", "constitutional_hash"])
-        | st.text(max_size=10), inner, max_size=5,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["service_name", "cache_keys", "target_metrics", "force_optimization", "reason", "constitutional_hash"]
+            )
+            | st.text(max_size=10),
+            inner,
+            max_size=5,
+        )
     ),
     max_leaves=12,
 )

@@ -34,8 +34,12 @@ def test_only_the_hash_is_kept_in_a_private_file(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("scopes", "may"),
-    [(("read",), {"read"}), (("operate",), {"read", "operate"}), (("approve",), {"read", "approve"}),
-     (("admin",), {"read", "operate", "approve", "admin"})],
+    [
+        (("read",), {"read"}),
+        (("operate",), {"read", "operate"}),
+        (("approve",), {"read", "approve"}),
+        (("admin",), {"read", "operate", "approve", "admin"}),
+    ],
 )
 def test_a_scope_permits_what_it_says_and_reading(tmp_path: Path, scopes: tuple, may: set):
     caller = TokenStore(tmp_path).authenticate(f"bearer {create_token(tmp_path, 'x', scopes)}")
@@ -72,7 +76,11 @@ def test_a_name_stands_once(tmp_path: Path):
 def test_a_malformed_file_is_a_clear_error_and_is_left_as_it_is(tmp_path: Path, text: str):
     path = tmp_path / "tokens.json"
     path.write_text(text)
-    for action in (lambda: list_tokens(tmp_path), lambda: ensure_first_token(tmp_path), lambda: TokenStore(tmp_path).authenticate("Bearer x")):
+    for action in (
+        lambda: list_tokens(tmp_path),
+        lambda: ensure_first_token(tmp_path),
+        lambda: TokenStore(tmp_path).authenticate("Bearer x"),
+    ):
         with pytest.raises(ConfigurationError, match="tokens"):
             action()
     assert path.read_text() == text

@@ -79,12 +79,30 @@ def warmer(cache: DictCache, origin: DictOrigin, **more: object) -> Warmer:
 
 async def test_each_key_has_one_outcome_in_the_order_asked():
     cache = DictCache(held=["policy:here"])
-    origin = DictOrigin({"policy:new": Value(b"v"), "policy:short:x": Value(b"v"), "policy:own": Value(b"v", ttl_ms=1_000)})
-    keys = ["policy:new", "policy:here", "policy:gone", "other:key", "policy:short:x", "policy:broken", "policy:own", "policy:new"]
+    origin = DictOrigin(
+        {"policy:new": Value(b"v"), "policy:short:x": Value(b"v"), "policy:own": Value(b"v", ttl_ms=1_000)}
+    )
+    keys = [
+        "policy:new",
+        "policy:here",
+        "policy:gone",
+        "other:key",
+        "policy:short:x",
+        "policy:broken",
+        "policy:own",
+        "policy:new",
+    ]
     report = await warmer(cache, origin).warm("constitutional_ai", keys)
     assert [k.key for k in report.keys] == keys
     assert [k.outcome.value for k in report.keys] == [
-        "warmed", "already_cached", "not_found", "forbidden", "warmed", "failed", "warmed", "warmed"
+        "warmed",
+        "already_cached",
+        "not_found",
+        "forbidden",
+        "warmed",
+        "failed",
+        "warmed",
+        "warmed",
     ]
     assert cache.ttl_ms == {"policy:new": 60_000, "policy:short:x": 5_000, "policy:own": 1_000}
     assert cache.values["policy:here"] == b"newer"
@@ -96,7 +114,9 @@ async def test_each_key_has_one_outcome_in_the_order_asked():
 async def test_two_requests_for_one_key_share_one_load():
     origin = DictOrigin({"policy:a": Value(b"v")})
     shared = warmer(DictCache(), origin)
-    first, second = await asyncio.gather(shared.warm("constitutional_ai", ["policy:a"]), shared.warm("constitutional_ai", ["policy:a"]))
+    first, second = await asyncio.gather(
+        shared.warm("constitutional_ai", ["policy:a"]), shared.warm("constitutional_ai", ["policy:a"])
+    )
     assert origin.loads == ["policy:a"]
     assert first.keys[0].outcome is second.keys[0].outcome is WarmOutcome.WARMED
 
@@ -115,7 +135,9 @@ async def test_a_value_that_came_meanwhile_is_not_replaced():
 
 
 async def test_a_full_or_dead_cache_is_an_outcome_with_its_reason():
-    full = await warmer(DictCache(full=True), DictOrigin({"policy:a": Value(b"v")})).warm("constitutional_ai", ["policy:a"])
+    full = await warmer(DictCache(full=True), DictOrigin({"policy:a": Value(b"v")})).warm(
+        "constitutional_ai", ["policy:a"]
+    )
     assert (full.keys[0].outcome, full.keys[0].reason) == (WarmOutcome.FAILED, "the cache is full and refuses writes")
     dead_cache = DictCache()
     dead_cache.down = True
@@ -124,7 +146,9 @@ async def test_a_full_or_dead_cache_is_an_outcome_with_its_reason():
 
 
 async def test_without_an_origin_missing_keys_say_so():
-    report = await Warmer(fleet(), make_cache=lambda _: DictCache(held=["policy:a"])).warm("constitutional_ai", ["policy:a", "policy:b"])
+    report = await Warmer(fleet(), make_cache=lambda _: DictCache(held=["policy:a"])).warm(
+        "constitutional_ai", ["policy:a", "policy:b"]
+    )
     assert [k.outcome for k in report.keys] == [WarmOutcome.ALREADY_CACHED, WarmOutcome.NO_ORIGIN]
 
 
@@ -144,9 +168,13 @@ async def test_an_unknown_service_is_an_error():
 @pytest.mark.parametrize(
     ("service", "key", "word"),
     [
-        ("constitutional_ai", "bb:agents:x", "blackboard"), ("constitutional_ai", "cachewarden:fence", "cachewarden"),
-        ("constitutional_ai", "policy:board:x", "another tenant"), ("constitutional_ai", "else:x", "outside the patterns"),
-        ("blackboard_service", "policy:board:x", "mode `off`"), ("api_gateway", "x", "no TTL"), ("constitutional_ai", "policy:" + "x" * 1024, "1024"),
+        ("constitutional_ai", "bb:agents:x", "blackboard"),
+        ("constitutional_ai", "cachewarden:fence", "cachewarden"),
+        ("constitutional_ai", "policy:board:x", "another tenant"),
+        ("constitutional_ai", "else:x", "outside the patterns"),
+        ("blackboard_service", "policy:board:x", "mode `off`"),
+        ("api_gateway", "x", "no TTL"),
+        ("constitutional_ai", "policy:" + "x" * 1024, "1024"),
     ],
 )
 def test_a_key_that_no_rule_permits_is_forbidden_with_the_reason(service: str, key: str, word: str):
@@ -182,7 +210,11 @@ async def test_an_http_origin_without_the_key_says_none(status: int):
 
 @pytest.mark.parametrize(
     ("answer", "word"),
-    [(httpx.Response(500), "500"), (httpx.Response(302, headers={"Location": "http://evil/"}), "302"), (httpx.Response(200, content=b"x" * 11), "larger")],
+    [
+        (httpx.Response(500), "500"),
+        (httpx.Response(302, headers={"Location": "http://evil/"}), "302"),
+        (httpx.Response(200, content=b"x" * 11), "larger"),
+    ],
 )
 async def test_an_http_origin_that_cannot_give_the_value_fails_in_words(answer: httpx.Response, word: str):
     with pytest.raises(OriginFailed, match=word):
