@@ -6,13 +6,11 @@ is None.
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 
 from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.cachemodel.whatif import CacheConfiguration, Evidence, MissShares, TtlStats
-from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy
+from cachewarden.knobs import EVICTION_POLICIES
 from cachewarden.observation import Snapshot
 
 __all__ = ["evidence_of"]
@@ -34,7 +32,7 @@ def evidence_of(snapshot: Snapshot) -> Evidence | str:
     entry_bytes = max(snapshot.used_memory_bytes - snapshot.fixed_overhead_bytes, 1) / snapshot.resident_keys
     current = CacheConfiguration(
         maxmemory_bytes=snapshot.maxmemory_bytes,
-        eviction_policy=cast(EvictionPolicy, policy),
+        eviction_policy=policy,
         maxmemory_samples=_number(snapshot, "maxmemory-samples", 5),
         lfu_log_factor=_number(snapshot, "lfu-log-factor", 10),
         lfu_decay_time_min=_number(snapshot, "lfu-decay-time", 1),

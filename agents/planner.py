@@ -156,14 +156,14 @@ def _propose(
     if wanted < now_bytes:
         # Giving memory away costs the giver something; the fleet's gain was weighed by the division.
         return draft(appraisal.snapshot, choice, service, why, settings, now_ms)
-    needed = 0.0 if forced else settings.minimum_gain
     if choice.changes_nothing(appraisal.snapshot):
         return appraisal.content(settings)
-    if not choice.worth(needed):
+    if not (choice.gain.value > 0 if forced else choice.worth(settings.minimum_gain)):
+        gain = choice.gain
         return (
-            f"the best other configuration found ({choice.words}) is predicted to give "
-            f"{choice.gain.value * 100:+.1f} points ({choice.gain.low * 100:+.1f} to {choice.gain.high * 100:+.1f}), "
-            f"less than the {needed * 100:.1f} that a change must promise"
+            f"the best other configuration found ({choice.words}) is predicted to give {gain.value * 100:+.1f} points "
+            f"({gain.low * 100:+.1f} to {gain.high * 100:+.1f}), but a change must promise "
+            f"{settings.minimum_gain * 100:.1f} and be no noise"
         )
     if service.mode is Mode.OFF:
         return "the service is switched off in the fleet file"

@@ -115,14 +115,17 @@ class Observation:
     knobs: Mapping[str, str]
     capabilities: Capabilities
     own_hits_total: int
-    """Lookups of ours that the server counted as hits, since the adapter was made, up to when INFO was read."""
+    """Lookups of ours that the server counted as hits up to when INFO was read: of all adapters that share a ledger, of
+    this one since it was made where there is none. Not exact where `own_lookups` is in `incomplete`."""
     own_misses_total: int
     round_trip_us: float | None
     cost: ProbeCost
     sample: KeyspaceSample | None = None
     access: AccessSample | None = None
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """Part that is missing (`info`, `knobs`, `sample`, `access`, `latency`) to the reason."""
+    """Part that is missing (`info`, `knobs`, `sample`, `access`, `latency`, `own_lookups`) to the reason."""
+    own_lookups_basis: str = ""
+    """Totals of our own lookups are only comparable between looks of the same basis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

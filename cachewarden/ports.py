@@ -19,6 +19,8 @@ __all__ = [
     "Clock",
     "Journal",
     "LeaseStore",
+    "LookupAccount",
+    "LookupLedger",
     "Mailbox",
     "RecordDraft",
     "TargetCache",
@@ -147,6 +149,43 @@ class TargetCache(Protocol):
         self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
     ) -> TtlPass:
         """One bounded SCAN step of a TTL rule; never shortens (unless `restore`), never beyond the rule's staleness."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupAccount:
+    """What all adapters of ours have looked up in one cache, as far as they have told.
+
+    `hits` and `misses` are cumulative and only comparable between accounts of the same `basis`, which changes when the
+    ledger lost its data or nobody can tell any more what a batch has counted. `busy` names the other adapters that have
+    a batch under way: while there is one, the cache may have counted more than this.
+    """
+
+    hits: int
+    misses: int
+    busy: tuple[str, ...]
+    basis: str
+
+
+class LookupLedger(Protocol):
+    """Where the adapters on one cache tell each other of their own lookups. One object speaks for one adapter.
+
+    Marks run out by the ledger's own clock. All methods raise BlackboardUnavailable; whoever sent a batch without
+    having been able to announce or settle it says `torn` the next time.
+    """
+
+    async def begin(self, service: str, *, torn: bool = False) -> str:
+        """Announce a batch before it is sent; returns the mark by which it is settled."""
+        ...
+
+    async def settle(self, service: str, mark: str, hits: int, misses: int, *, torn: bool = False) -> None:
+        """Take the mark away and add what the batch has looked up, both at once; `torn` where that is not known."""
+        ...
+
+    async def read(self, service: str, *, torn: bool = False) -> LookupAccount:
+        """Return the account. Only while no batch of this adapter's own is under way."""
         ...
 
     async def close(self) -> None: ...

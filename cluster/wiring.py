@@ -127,7 +127,12 @@ def build_agent(plan: Plan, name: str) -> Agent:
         "planner": lambda: Planner(fleet, settings),
         "validator": lambda: Validator(plan.constitution(), fleet, settings),
         "consensus": lambda: Consensus(fleet, settings),
-        "actuator": lambda: Actuator(holder=plan.holder, settings=settings, fleet=fleet),
+        "actuator": lambda: Actuator(
+            # Unique for this life: what an earlier one may still have on its way must not pass for ours.
+            holder=f"{plan.holder}:{secrets.token_hex(4)}",
+            settings=settings,
+            fleet=fleet,
+        ),
         "auditor": lambda: Auditor(checkpoint=load_checkpoint(checkpoint_path(settings))),
         "coordinator": lambda: Coordinator(fleet, settings),
     }

@@ -61,7 +61,9 @@ class FleetMemory:
         self._standing: dict[str, StandingDecision] = {}
         self._executions: dict[str, Execution] = {}
         self._handed_over: dict[str, tuple[str, int]] = {}
-        self._changes: dict[str, list[int]] = {}
+        self._handed_under: dict[str, Verdict] = {}
+        self._changes: dict[str, dict[str, int]] = {}
+        """Per service: proposal that changed it to when; by proposal, since an ending may be told twice."""
         self._rolled_back: dict[str, dict[str, int]] = {}
         self._health: dict[str, AgentHealth] = {}
         self._starts: dict[str, int] = {}
@@ -81,7 +83,7 @@ class FleetMemory:
                 self.paused = record.kind == RecordKind.PAUSED
                 self.pause_reason = str(record.payload.get("reason", "")) if self.paused else ""
             elif record.kind == RecordKind.CHANGE_INTENDED and record.service:
-                self._changes.setdefault(record.service, []).append(record.at_ms)
+                self._changes.setdefault(record.service, {})[record.subject_id] = record.at_ms
                 try:
                     proposals[record.subject_id] = decode(Proposal, record.payload.get("proposal"))
                 except ValidationError:
@@ -121,6 +123,10 @@ class FleetMemory:
 
     def note_handed_over(self, proposal: Proposal) -> None:
         self._handed_over[proposal.service] = (proposal.proposal_id, self._now_ms)
+        verdict = self.verdict(proposal)
+        if verdict is not None:
+            # The next cycle's word on the service replaces the standing decision long before the change has ended.
+            self._handed_under[proposal.service] = verdict
 
     def note_execution(self, execution: Execution, now_ms: int) -> None:
         """Take a report; a report that goes back from a final state is a stray and changes nothing."""
@@ -137,9 +143,9 @@ class FleetMemory:
         if execution.state in (ExecutionState.KEPT, ExecutionState.ROLLED_BACK, ExecutionState.FAILED) and (
             known is None or not known.state.final
         ):
-            self._changes.setdefault(service, []).append(now_ms)
+            self._changes.setdefault(service, {})[key] = execution.updated_at_ms
         if execution.state is ExecutionState.ROLLED_BACK:
-            self._rolled_back.setdefault(service, {})[signature(execution.proposal)] = now_ms
+            self._rolled_back.setdefault(service, {})[signature(execution.proposal)] = execution.updated_at_ms
         self._touch(now_ms)
 
     def note_beat(self, beat: AgentBeat, sender: str, now_ms: int) -> None:
@@ -182,8 +188,8 @@ class FleetMemory:
     def verdict(self, proposal: Proposal) -> Verdict | None:
         """Return the verdict under which a proposal was handed over, as far as it is still remembered."""
         standing = self._standing.get(proposal.service)
-        verdict = None if standing is None else standing.verdict
-        return verdict if verdict is not None and verdict.proposal_id == proposal.proposal_id else None
+        known = (None if standing is None else standing.verdict, self._handed_under.get(proposal.service))
+        return next((v for v in known if v is not None and v.proposal_id == proposal.proposal_id), None)
 
     def in_flight(self, service: str, now_ms: int | None = None) -> str | None:
         """Return the proposal that is being carried out for a service, if any."""
@@ -200,10 +206,10 @@ class FleetMemory:
         self._now_ms = now_ms
         result: dict[str, History] = {}
         for service in self._fleet.names:
-            recent = [t for t in self._changes.get(service, []) if now_ms - t < _HOUR_MS]
+            recent = {p: t for p, t in self._changes.get(service, {}).items() if now_ms - t < _HOUR_MS}
             self._changes[service] = recent
             result[service] = History(
-                last_change_ms=max(recent, default=None),
+                last_change_ms=max(recent.values(), default=None),
                 changes_last_hour=len(recent),
                 in_flight=self.in_flight(service, now_ms),
                 rolled_back=dict(self._rolled_back.get(service, {})),
@@ -232,7 +238,7 @@ class FleetMemory:
             )
             for name, h in self._health.items()
         }
-        last = [t for times in self._changes.values() for t in times]
+        last = [t for times in self._changes.values() for t in times.values()]
         return FleetState(
             version=self._version,
             at_ms=now_ms,

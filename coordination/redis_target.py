@@ -6,8 +6,9 @@ it manages the node that it is given.
 
 INVARIANT: no configuration is written unless the fence in the cache is exactly the lease's epoch, checked by the
 server itself.
-INVARIANT: `own_hits_total` and `own_misses_total` of an observation are exactly the lookups of this adapter among the
-counters of its INFO. Two adapters on one cache do not know of each other's lookups.
+INVARIANT: `own_hits_total` and `own_misses_total` of an observation are exactly the lookups among the counters of its
+INFO that are ours: those of all adapters that share a ledger, those of this one alone where there is none. Where they
+may not be exact, `own_lookups` is in `incomplete`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cachewarden.fleet import Service
 from cachewarden.knobs import KNOBS, check_value
 from cachewarden.messages import KnobChange, Lease, TtlRule
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
-from cachewarden.ports import Clock, TtlPass
+from cachewarden.ports import Clock, LookupLedger, TtlPass
 from coordination.redis_capture import CaptureLimits, capture_accesses
 from coordination.redis_hot_keys import HotKeys
 from coordination.redis_probe import (
@@ -90,7 +91,9 @@ class RedisTarget:
         password: str | None = None,
         limits: TargetLimits | None = None,
         fence_key: str = "cachewarden:fence",
+        lookups: LookupLedger | None = None,
     ) -> None:
+        """`lookups` is needed where another adapter of ours may look at the same cache; it stays the caller's to close."""
         self.service = service.name
         self._service = service
         self._secret = hash_secret
@@ -108,6 +111,7 @@ class RedisTarget:
             password=password,
             timeout_s=self._limits.timeout_s,
             max_connections=self._limits.max_connections,
+            lookups=lookups,
         )
         self._pacer = Pacer(share=self._limits.probe_server_share)
         self._hot_keys = HotKeys(self._wire, fence_key)
@@ -163,15 +167,13 @@ class RedisTarget:
         started_s, earlier = loop.time(), dict(wire.ledger.commands)
         missing: dict[str, str] = {}
         async with wire.session() as session:
-            (reply,) = await session.exchange([("INFO", "all")])
-            if isinstance(reply, Refusal):
-                (reply,) = await session.exchange([("INFO",)])
-            # No await between the reply of INFO and these: a batch of lookups by another task may begin at the next
-            # one.
-            hits, misses, at_ms = wire.ledger.hits, wire.ledger.misses, self._clock.now_ms()
+            reply, own = await session.info()
+            at_ms = self._clock.now_ms()
         info = read_info(reply) if isinstance(reply, bytes) else {}
         if isinstance(reply, Refusal):
             missing["info"] = reply.reason
+        if own.problem is not None:
+            missing["own_lookups"] = own.problem
         capabilities = await self._capabilities(info)
         knobs: dict[str, str] = {}
         if capabilities.config_get:
@@ -193,8 +195,9 @@ class RedisTarget:
             latency_us=latency,
             knobs=knobs,
             capabilities=capabilities,
-            own_hits_total=hits,
-            own_misses_total=misses,
+            own_hits_total=own.hits,
+            own_misses_total=own.misses,
+            own_lookups_basis=own.basis,
             round_trip_us=round_trip_us,
             cost=ProbeCost(
                 commands=sum(ours.values()),
@@ -264,15 +267,11 @@ class RedisTarget:
 
         Repeating it does no harm. Raises StaleFencingToken with the higher one.
         """
-        ledger = self._wire.ledger
         async with self._wire.session() as session:
-            answer = await session.write(("EVAL", _RAISE_FENCE, 1, self._fence_key, lease.epoch))
-            status, found = int(answer[0]), text_of(answer[1])
-            # The script's GET counts like any other; nothing was awaited since its answer came.
-            if found:
-                ledger.hits += 1
-            else:
-                ledger.misses += 1
+            answer = await session.write(
+                ("EVAL", _RAISE_FENCE, 1, self._fence_key, lease.epoch), script=_lookups_of_raise_fence
+            )
+        status, found = int(answer[0]), text_of(answer[1])
         if status == 0:
             raise StaleFencingToken(self.service, lease.epoch, int(found))
         if status != 1:
@@ -334,6 +333,13 @@ class RedisTarget:
     async def close(self) -> None:
         """Close all connections."""
         await self._wire.close()
+
+
+def _lookups_of_raise_fence(reply: Any) -> tuple[int, int]:
+    """Return what the script's GET counts as."""
+    if isinstance(reply, Refusal):
+        return (1, 0) if "wrong kind of value" in reply.reason else (0, 0)
+    return (1, 0) if reply[1] else (0, 1)
 
 
 def _knobs_of(service: str, replies: Sequence[Any]) -> dict[str, str]:

@@ -7,15 +7,15 @@ commands at once, and as exceptions of `errors.py` everywhere else; no exception
 INVARIANT: `TargetTimeout` is raised only where a write was sent and its outcome is unknown.
 INVARIANT: every lookup of ours that the server counts as keyspace hit or miss is in the ledger. The one exception is a
 connection lost in the middle of a batch: nobody can tell how many of its lookups the server still counted, so those
-without a reply are left out.
+without a reply are left out, and the account that we share with other adapters begins anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ from cachewarden.errors import (
     TargetUnavailable,
 )
 from cachewarden.messages import Lease
+from cachewarden.ports import LookupAccount, LookupLedger
+from coordination.own_lookups import OwnLookups, SharedLookups
 
 __all__ = [
     "BATCH_COMMANDS",
@@ -41,6 +43,7 @@ __all__ = [
     "Ledger",
     "RedisWire",
     "Refusal",
+    "Script",
     "Session",
     "command_name",
     "fence_number",
@@ -55,6 +58,14 @@ longer.
 """
 
 Command = tuple[Any, ...]
+Script = Callable[[Any], tuple[int, int]]
+"""From the reply of a script (`Refusal` for an error) to the hits and misses that it has cost."""
+
+_INFO_TRIES: Final = 60
+_INFO_PAUSE_S: Final = 0.005
+"""Batches are a few milliseconds long and some tens of milliseconds apart, so a gap between those of another adapter is
+found within a few tries.
+"""
 
 _MINUS_TWO_IS_MISSING = frozenset({"PTTL", "PEXPIRETIME"})
 _NIL_IS_MISSING = frozenset({"GET", "OBJECT"})
@@ -95,6 +106,10 @@ class Ledger:
         """Enter one command with its reply."""
         self.commands[command_name(command)] += 1
         hits, misses = lookups_of(command, reply)
+        self.add(hits, misses)
+
+    def add(self, hits: int, misses: int) -> None:
+        """Enter lookups that no command shows."""
         self.hits += hits
         self.misses += misses
 
@@ -108,7 +123,7 @@ def command_name(command: Command) -> str:
 def lookups_of(command: Command, reply: Any) -> tuple[int, int]:
     """Return (hits, misses) that the server counts for one command of ours with this reply.
 
-    A script is booked by its caller, who alone knows what it looked up. Raises InvariantViolation for a command that
+    What a script looks up only its caller knows; see `Session.write`. Raises InvariantViolation for a command that
     was never measured.
     """
     name = str(command[0])
@@ -144,9 +159,12 @@ class RedisWire:
         password: str | None,
         timeout_s: float,
         max_connections: int = 3,
+        lookups: LookupLedger | None = None,
     ) -> None:
+        """`lookups` is where adapters on the same cache tell each other of their own lookups; None without others."""
         self.service = service
         self.ledger = Ledger()
+        self.shared = None if lookups is None else SharedLookups(lookups, service)
         self.addresses: set[str] = set()
         """Our own addresses as the server sees them (`host:port`)."""
         given = {key: value for key, value in (("username", username), ("password", password)) if value is not None}
@@ -255,31 +273,93 @@ class Session:
         """Send commands that change nothing in one go and return their replies, errors as `Refusal`."""
         return await self._exchange(commands, in_doubt=False)
 
+    async def info(self) -> tuple[Any, OwnLookups]:
+        """Read INFO, and our lookups up to then.
+
+        Where the ledger is shared, they are exact if no other adapter was busy and no total moved while INFO was read;
+        a gap between the batches of others is waited for, within bounds.
+        """
+        shared, ledger = self._wire.shared, self._wire.ledger
+        if shared is None:
+            reply = await self._info()
+            # No await between the reply of INFO and this: a batch of lookups by another task may begin at the next one.
+            return reply, OwnLookups(hits=ledger.hits, misses=ledger.misses)
+        seen = LookupAccount(hits=ledger.hits, misses=ledger.misses, busy=(), basis="")
+        for _ in range(_INFO_TRIES):
+            async with ledger.lock:
+                before = await shared.read()
+                if isinstance(before, str):
+                    return await self._info(), OwnLookups(hits=ledger.hits, misses=ledger.misses, problem=before)
+                seen = before
+                if not before.busy:
+                    reply = await self._info()
+                    after = await shared.read()
+                    if isinstance(after, str):
+                        return reply, OwnLookups(hits=ledger.hits, misses=ledger.misses, problem=after)
+                    if after == before:
+                        return reply, OwnLookups(hits=after.hits, misses=after.misses, basis=after.basis)
+                    seen = after
+            # The lock is free here: our own batches must not wait for those of others.
+            await asyncio.sleep(_INFO_PAUSE_S)
+        who = ", ".join(f"`{name}`" for name in seen.busy) or "another adapter of ours"
+        problem = f"{who} was looking at the cache in each of {_INFO_TRIES} tries"
+        return await self._info(), OwnLookups(hits=seen.hits, misses=seen.misses, basis=seen.basis, problem=problem)
+
+    async def _info(self) -> Any:
+        (reply,) = await self._send([("INFO", "all")], in_doubt=False)
+        if isinstance(reply, Refusal):
+            (reply,) = await self._send([("INFO",)], in_doubt=False)
+        return reply
+
     async def _exchange(
-        self, commands: Sequence[Command], *, in_doubt: bool, label: str | None = None, in_transaction: bool = False
+        self,
+        commands: Sequence[Command],
+        *,
+        in_doubt: bool,
+        label: str | None = None,
+        in_transaction: bool = False,
+        script: Script | None = None,
     ) -> list[Any]:
+        ledger, shared = self._wire.ledger, self._wire.shared
+        looks_up = script is not None or any(command[0] not in _NO_LOOKUP for command in commands)
+        async with AsyncExitStack() as stack:
+            if looks_up or any(command[0] in _BATCHES for command in commands):
+                await stack.enter_async_context(ledger.lock)
+            if looks_up and shared is not None:
+                await stack.enter_async_context(shared.batch(lambda: (ledger.hits, ledger.misses)))
+            return await self._send(commands, in_doubt=in_doubt, label=label, in_transaction=in_transaction, script=script)
+
+    async def _send(
+        self,
+        commands: Sequence[Command],
+        *,
+        in_doubt: bool,
+        label: str | None = None,
+        in_transaction: bool = False,
+        script: Script | None = None,
+    ) -> list[Any]:
+        """Send and book; the caller holds the ledger's lock where lookups are among the commands."""
         ledger = self._wire.ledger
-        counted = any(command[0] not in _NO_LOOKUP or command[0] in _BATCHES for command in commands)
         replies: list[Any] = []
         try:
-            async with ledger.lock if counted else nullcontext():
-                await self._connection.send_packed_command(self._connection.pack_commands(commands))
-                for command in commands:
-                    # One by one, so that what was answered before a connection is lost still gets booked.
-                    replies.append(await self._reply(command))  # noqa: PERF401
-                if in_transaction:
-                    # The other replies are `QUEUED`; what was looked up is known from the reply of EXEC only.
-                    executed = replies[-1] if isinstance(replies[-1], list) else ()
-                    for command, reply in zip(commands[:-1], executed, strict=False):
-                        ledger.book(command, reply)
+            await self._connection.send_packed_command(self._connection.pack_commands(commands))
+            for command in commands:
+                # One by one, so that what was answered before a connection is lost still gets booked.
+                replies.append(await self._reply(command))  # noqa: PERF401
         except (RedisError, OSError) as error:
             at = commands[min(len(replies), len(commands) - 1)]
             name = label or command_name(at).replace("|", " ").upper()
             raise self._wire.trouble(error, name, in_doubt=in_doubt) from None
         finally:
-            if not in_transaction:
-                for command, reply in zip(commands, replies, strict=False):
-                    ledger.book(command, reply)
+            answered: Sequence[Any] = replies
+            if in_transaction:
+                # The other replies are `QUEUED`; what was looked up is known from the reply of EXEC only.
+                done = len(replies) == len(commands) and isinstance(replies[-1], list)
+                answered = replies[-1] if done else ()
+            for command, reply in zip(commands, answered, strict=False):
+                ledger.book(command, reply)
+                if script is not None:
+                    ledger.add(*script(reply))
         return replies
 
     async def _reply(self, command: Command) -> Any:
@@ -292,11 +372,11 @@ class Session:
             return [Refusal(name, _text(item)) if isinstance(item, RedisError) else item for item in reply]
         return reply
 
-    async def write(self, command: Command) -> Any:
-        """Send one command that writes; raises TargetRefused, or TargetTimeout where nobody knows whether it was
-        carried out.
+    async def write(self, command: Command, script: Script | None = None) -> Any:
+        """Send one command that writes, with what it looks up if it is a script; raises TargetRefused, or TargetTimeout
+        where nobody knows whether it was carried out.
         """
-        (reply,) = await self._exchange([command], in_doubt=True)
+        (reply,) = await self._exchange([command], in_doubt=True, script=script)
         return require(self._wire.service, reply)
 
     async def write_fenced(self, fence_key: str, lease: Lease, commands: Sequence[Command]) -> list[Any]:

@@ -22,7 +22,7 @@ from serve.context import ERRORS, Context, context_of, json_answer
 from serve.decision import Apply, Asked, DecisionOutcome, decide, with_execution
 from serve.gate import GovernedRoute, caller_of, needs
 
-__all__ = ["router"]
+__all__ = ["optimize_request", "router"]
 
 router = APIRouter(route_class=GovernedRoute, tags=["optimisation"])
 
@@ -89,6 +89,25 @@ async def _carry_out(context: Context, outcome: DecisionOutcome, apply: Apply) -
     return with_execution(outcome, execution, snapshot)
 
 
+async def optimize_request(context: Context, asked: Asked) -> CacheOptimizationResponse:
+    """Decide, record, hand over and wait: all of the route but HTTP, so that the embedding facade answers the same.
+
+    Raises what `decide` raises, and JournalUnavailable where the decision cannot be recorded.
+    """
+    started_s = time.perf_counter()
+    outcome = _decide(context, asked, await context.backend.state())
+    decided_s = time.perf_counter()
+    await context.backend.record([outcome.record])
+    if outcome.wants_cycle:
+        outcome = await _after_forced_cycle(context, asked, outcome)
+    response = await _carry_out(context, outcome, asked.apply)
+    measured = {
+        "decision_ms": (decided_s - started_s) * 1000,
+        "optimization_duration_ms": (time.perf_counter() - started_s) * 1000,
+    }
+    return response.model_copy(update={"performance_metrics": measured})
+
+
 @router.post(
     "/api/v1/cache/optimize",
     response_model=CacheOptimizationResponse,
@@ -109,20 +128,8 @@ async def optimize(
     Nothing to do is a successful answer with the reason. `force_optimization` runs a cycle without cool-down and
     minimum gain for this service.
     """
-    started_s = time.perf_counter()
-    context = context_of(request)
     asked = Asked(request=body, decision_id=str(uuid4()), caller=caller_of(request).name, apply=apply)
-    outcome = _decide(context, asked, await context.backend.state())
-    decided_s = time.perf_counter()
-    await context.backend.record([outcome.record])
-    if outcome.wants_cycle:
-        outcome = await _after_forced_cycle(context, asked, outcome)
-    response = await _carry_out(context, outcome, apply)
-    measured = {
-        "decision_ms": (decided_s - started_s) * 1000,
-        "optimization_duration_ms": (time.perf_counter() - started_s) * 1000,
-    }
-    return json_answer(response.model_copy(update={"performance_metrics": measured}))
+    return json_answer(await optimize_request(context_of(request), asked))
 
 
 async def _after_forced_cycle(context: Context, asked: Asked, outcome: DecisionOutcome) -> DecisionOutcome:

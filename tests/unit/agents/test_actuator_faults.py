@@ -179,6 +179,23 @@ def test_values_that_changed_while_the_lease_had_lapsed_belong_to_somebody_else(
     assert world.cache.knobs["maxmemory"] == str(77 * MIB)
 
 
+def test_no_step_is_written_under_a_lease_that_has_run_out():
+    world = World()
+    world.faults = lambda _i, e: (
+        Fault("BlackboardUnavailable")
+        if isinstance(e, m.AcquireLease) and T0 + 600 < world.now_ms < T0 + 60_000
+        else JOURNAL_DOWN
+        if isinstance(e, m.Record) and T0 + 600 < world.now_ms < T0 + 20_000
+        else None
+    )
+    world.tell(order(SHRINK))
+    world.run(55_000, until=lambda: False)
+    assert len(world.written) <= 2
+    world.run()
+    assert world.last.state in (ExecutionState.KEPT, ExecutionState.ROLLED_BACK)
+    assert world.cache.fence == 2
+
+
 # --- Writes ----------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.collector import Collector, light
+from agents.collector import Collector
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import EffectFailed, Observe, Observed, Received, Recorded, Send, SetTimer, Started, TimerFired
 from cachewarden.observation import ProbeCost
@@ -337,8 +337,8 @@ def test_a_busy_cache_with_many_keys_is_captured_at_a_lower_spatial_rate():
 def test_a_light_snapshot_has_no_arrays():
     snapshot = round_of(collector(), 1, 0, sample=keyspace([1_000] * 50))
     assert snapshot.sample is not None
-    assert (light(snapshot).sample, light(snapshot).access) == (None, None)
-    assert light(snapshot).resident_keys == snapshot.resident_keys
+    assert (snapshot.light().sample, snapshot.light().access) == (None, None)
+    assert snapshot.light().resident_keys == snapshot.resident_keys
 
 
 _EVENTS = st.lists(

@@ -1,0 +1,121 @@
+"""Embedded Valkey servers with traffic, and settings with windows of seconds: where the facade is tried in earnest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from cachewarden.fleet import Fleet, KeyPattern, Service
+from cachewarden.messages import Mode
+from cachewarden.settings import CacheOptimizerSettings
+from cluster.demo.driver import Driver
+from cluster.demo.fleet import blackboard_options
+from cluster.demo.plan import DriverPlan, PlannedService
+from cluster.demo.servers import EmbeddedServer, ServerHome, ServerOptions, start_all
+from simulation.workload import KeyPrefix, Past, WorkloadSpec
+
+__all__ = ["MIB", "SERVICES", "World", "embedded_world"]
+
+MIB = 1 << 20
+SERVICES = ("constitutional_ai", "api_gateway")
+CACHE_BYTES = 3 * MIB
+BUDGET_BYTES = 16 * MIB
+
+
+@dataclass(frozen=True)
+class World:
+    """`caches` by service name; `settings` name the blackboard and keep their state in the servers' directory."""
+
+    caches: Mapping[str, EmbeddedServer]
+    blackboard: EmbeddedServer
+    settings: CacheOptimizerSettings
+    fleet: Fleet
+
+
+def _traffic(service: str) -> WorkloadSpec:
+    return WorkloadSpec(
+        service=service,
+        rate_per_s=400.0,
+        universe=4_000,
+        zipf_skew=0.8,
+        prefixes=(KeyPrefix(prefix="verdict:", share=1.0),),
+        past=Past(recent_ms=60_000),
+    )
+
+
+@contextlib.asynccontextmanager
+async def embedded_world(
+    services: tuple[str, ...] = SERVICES[:1], *, mode: Mode = Mode.AUTO, traffic: bool = True, **changes: object
+) -> AsyncIterator[World]:
+    """Start one full, too small cache per service, its load and a blackboard; everything ends with the block.
+
+    `changes` are settings. The fleet's budget has room for every cache to grow.
+    """
+    with ServerHome() as home:
+        caches = {
+            name: EmbeddedServer(
+                ServerOptions(name=name, maxmemory_bytes=CACHE_BYTES, eviction_policy="allkeys-lru"), home
+            )
+            for name in services
+        }
+        blackboard = EmbeddedServer(blackboard_options(), home)
+        await asyncio.to_thread(start_all, [*caches.values(), blackboard])
+        fleet = Fleet(
+            name="embedded",
+            total_memory_bytes=BUDGET_BYTES,
+            services=tuple(
+                Service(
+                    name=name,
+                    url=cache.url,
+                    mode=mode,
+                    tenant="acgs",
+                    capture=True,
+                    patterns=(KeyPattern(prefix="verdict:", max_staleness_s=600.0),),
+                )
+                for name, cache in caches.items()
+            ),
+        )
+        given: dict[str, object] = {
+            "blackboard_url": blackboard.url,
+            "state_dir": home.directory / "state",
+            "cycle_interval_ms": 1_000,
+            "observation_window_ms": 5_000,
+            "cool_down_ms": 0,
+            "capture_ms": 5_000,
+            **changes,
+        }
+        settings = CacheOptimizerSettings(_env_file=None, **given)
+        world = World(caches=caches, blackboard=blackboard, settings=settings, fleet=fleet)
+        async with _load(caches) if traffic else contextlib.nullcontext():
+            yield world
+
+
+@contextlib.asynccontextmanager
+async def _load(caches: Mapping[str, EmbeddedServer]) -> AsyncIterator[None]:
+    """Drive all caches; returns once they hold what they would hold in the middle of their lives."""
+    driver = Driver(
+        DriverPlan(
+            seed=7,
+            services=tuple(
+                PlannedService(name=name, urls={"managed": cache.url}, traffic=_traffic(name))
+                for name, cache in caches.items()
+            ),
+            stats_path="-",
+        )
+    )
+    loaded = asyncio.Event()
+    running = asyncio.create_task(driver.run(lambda stats: loaded.set() if stats.phase == "load" else None))
+    waiting = asyncio.create_task(loaded.wait())
+    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+    waiting.cancel()
+    try:
+        if not loaded.is_set():
+            if running.done():
+                running.result()
+            raise TimeoutError("the caches were not filled within 30 s")
+        yield
+    finally:
+        driver.stop()
+        await running

@@ -1,0 +1,175 @@
+"""The planner: what it proposes for caches as they are found in the wild, and why it proposes nothing for others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agents.planner import MEMORY_STEP_BYTES, Planner, plan_fleet
+from cachewarden.fleet import Fleet
+from cachewarden.machine import Received, Send, TimerFired
+from cachewarden.messages import ActionClass, Proposal
+from cachewarden.observation import Snapshot
+from cachewarden.protocol import FleetPlanned, History, PlanFleet
+from cachewarden.settings import CacheOptimizerSettings, load_settings
+from tests.unit.agents.caches import MIB, NOW, PATTERN, fleet_of, snapshot_of, traffic, without_capture
+
+SETTINGS: CacheOptimizerSettings = load_settings(cycle_interval_ms=5_000)
+
+FULL = snapshot_of("api", traffic(5_000, turnover=0.8), 6 * MIB, "noeviction")
+SMALL = snapshot_of("small", traffic(12_000, seed=3), 5 * MIB)
+IDLE = snapshot_of("idle", traffic(1_500, rate_per_s=200, seed=4), 12 * MIB)
+SHORT = snapshot_of("short", traffic(3_000, ttl_ms=15_000, seed=5), 12 * MIB, ttl_ms=15_000)
+
+
+def _plan(
+    fleet: Fleet, *snapshots: Snapshot, history: dict[str, History] | None = None, force: tuple[str, ...] = ()
+) -> FleetPlanned:
+    return plan_fleet(PlanFleet(cycle=3, snapshots=snapshots, history=history or {}, force=force), fleet, SETTINGS, NOW)
+
+
+def _only(planned: FleetPlanned) -> Proposal:
+    assert len(planned.proposals) == 1, planned.idle_reasons
+    return planned.proposals[0]
+
+
+def test_a_full_cache_that_refuses_writes_is_given_an_eviction_policy():
+    proposal = _only(_plan(fleet_of("api"), FULL))
+    assert [(c.knob, c.before, c.after) for c in proposal.knob_changes] == [
+        ("maxmemory-policy", "noeviction", "allkeys-lru")
+    ]
+    assert proposal.prediction.gain.low > 0
+    assert proposal.action_class is ActionClass.LOSSY
+    assert "Writes are refused" in proposal.rationale
+
+
+def test_a_volatile_policy_over_keys_without_ttl_is_recognised_as_refusing():
+    snapshot = snapshot_of("api", traffic(5_000, turnover=0.8), 6 * MIB, "volatile-lru")
+    proposal = _only(_plan(fleet_of("api"), snapshot))
+    assert ("maxmemory-policy", "allkeys-lru") in [(c.knob, c.after) for c in proposal.knob_changes]
+
+
+def test_ttls_far_below_the_declared_staleness_are_lengthened_but_never_beyond_it():
+    proposal = _only(_plan(fleet_of("short", staleness_s=60), SHORT))
+    assert [(r.pattern, r.written_ttl_ms) for r in proposal.ttl_rules] == [(PATTERN, 15_000)]
+    assert 15_000 < proposal.ttl_rules[0].extended_ttl_ms <= 60_000
+    assert proposal.action_class is ActionClass.REVERSIBLE
+    assert proposal.prediction.gain.value > 0.03
+
+
+def test_ttls_whose_owner_declared_no_staleness_are_left_alone():
+    planned = _plan(fleet_of("short"), SHORT)
+    assert planned.proposals == ()
+    assert "short" in planned.idle_reasons
+
+
+def test_a_cache_with_room_to_spare_is_left_alone_and_the_reason_says_so():
+    planned = _plan(fleet_of("idle"), IDLE)
+    assert planned.proposals == ()
+    assert planned.idle_reasons["idle"].startswith("nothing to change: hit ratio 0.9")
+
+
+def test_memory_moves_from_the_cache_that_does_not_need_it_and_the_giver_goes_first():
+    planned = _plan(fleet_of("idle", "small", total_bytes=17 * MIB), IDLE, SMALL)
+    giver, taker = planned.proposals
+    assert (giver.service, taker.service) == ("idle", "small")
+    assert giver.memory_delta_bytes < 0 < taker.memory_delta_bytes
+    assert taker.needs == (giver.proposal_id,)
+    assert giver.playbook == "shrink"
+    assert giver.memory_delta_bytes + taker.memory_delta_bytes <= 0
+
+
+def test_memory_that_nobody_holds_is_given_at_once():
+    proposal = _only(_plan(fleet_of("small", total_bytes=9 * MIB), SMALL))
+    assert 0 < proposal.memory_delta_bytes <= 4 * MIB
+    assert proposal.needs == ()
+
+
+def test_sizes_proposed_never_exceed_the_budget():
+    snapshots = (IDLE, SMALL, FULL, SHORT)
+    fleet = fleet_of("idle", "small", "api", "short", total_bytes=34 * MIB)
+    planned = _plan(fleet, *snapshots)
+    wanted = {s.service: s.maxmemory_bytes for s in snapshots}
+    for proposal in planned.proposals:
+        wanted[proposal.service] += proposal.memory_delta_bytes
+        assert proposal.memory_delta_bytes == 0 or abs(proposal.memory_delta_bytes) >= MEMORY_STEP_BYTES
+    assert sum(wanted.values()) <= 34 * MIB
+
+
+def test_the_order_of_the_snapshots_changes_nothing():
+    fleet = fleet_of("idle", "small", "api", total_bytes=22 * MIB)
+    forwards, backwards = _plan(fleet, IDLE, SMALL, FULL), _plan(fleet, FULL, SMALL, IDLE)
+    assert forwards == backwards
+
+
+def test_the_same_question_gets_the_same_proposals():
+    fleet = fleet_of("api")
+    assert _plan(fleet, FULL) == _plan(fleet, FULL)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"incomplete": {"knobs": "CONFIG is denied"}}, "not enough evidence: knobs is missing (CONFIG is denied)"),
+        ({"role": "slave"}, "changes go to its primary"),
+        ({"hit_ratio": None}, "no lookups in the window"),
+        ({"window_ms": 100}, "the window is only 0 s long yet"),
+        ({"hits": 10, "misses": 3}, "not enough evidence: 13 lookups"),
+        ({"resident_keys": 0}, "the cache is empty"),
+    ],
+)
+def test_what_is_not_known_is_not_planned_for_and_the_reason_is_given(change: dict[str, object], words: str):
+    planned = _plan(fleet_of("api"), replace(FULL, **change))
+    assert planned.proposals == ()
+    assert words in planned.idle_reasons["api"]
+
+
+def test_without_captured_accesses_a_refusing_cache_gets_no_guess():
+    planned = _plan(fleet_of("api"), without_capture(FULL))
+    assert planned.proposals == ()
+    assert planned.idle_reasons["api"].startswith("not enough evidence: ")
+
+
+def test_a_service_whose_change_is_in_flight_is_left_alone():
+    planned = _plan(fleet_of("api"), FULL, history={"api": History(in_flight="p-7")})
+    assert planned.idle_reasons["api"] == "change p-7 is being carried out and observed"
+
+
+def test_a_gain_below_the_minimum_is_no_reason_to_change():
+    demanding = load_settings(cycle_interval_ms=5_000, minimum_gain=0.9)
+    planned = plan_fleet(PlanFleet(cycle=1, snapshots=(FULL,), history={}), fleet_of("api"), demanding, NOW)
+    assert planned.proposals == ()
+    assert "but a change must promise 90.0" in planned.idle_reasons["api"]
+
+
+def test_force_skips_the_minimum_gain_and_nothing_else():
+    demanding = load_settings(cycle_interval_ms=5_000, minimum_gain=0.9)
+    question = PlanFleet(cycle=1, snapshots=(FULL,), history={}, force=("api",))
+    assert len(plan_fleet(question, fleet_of("api"), demanding, NOW).proposals) == 1
+    busy = replace(question, history={"api": History(in_flight="p-7")})
+    assert plan_fleet(busy, fleet_of("api"), demanding, NOW).proposals == ()
+
+
+def test_every_proposal_says_what_it_rests_on_and_how_it_is_taken_back():
+    for proposal in _plan(fleet_of("idle", "small", "api", total_bytes=22 * MIB), IDLE, SMALL, FULL).proposals:
+        assert {"hit_ratio", "lookups_per_s", "captured_accesses"} <= {e.name for e in proposal.evidence}
+        assert proposal.rollback.startswith("set back ")
+        assert proposal.prediction.method
+        assert proposal.prediction.settle_ms > 0
+        assert proposal.expires_at_ms > proposal.created_at_ms
+
+
+def test_every_observed_service_gets_a_proposal_or_a_reason():
+    planned = _plan(fleet_of("idle", "small", "api", "short", total_bytes=34 * MIB), IDLE, SMALL, FULL, SHORT)
+    assert {p.service for p in planned.proposals} | set(planned.idle_reasons) == {"idle", "small", "api", "short"}
+
+
+def test_the_agent_answers_whoever_asked_and_ignores_everything_else():
+    planner = Planner(fleet_of("api"), SETTINGS)
+    (effect,) = planner.step(
+        Received(sender="coordinator", message=PlanFleet(cycle=9, snapshots=(FULL,), history={})), NOW
+    )
+    assert isinstance(effect, Send)
+    assert (effect.to, effect.message.cycle) == ("coordinator", 9)
+    assert planner.step(TimerFired(ref="x"), NOW) == ()
