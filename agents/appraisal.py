@@ -35,6 +35,8 @@ _LFU_GAIN = 0.01
 show."""
 _TTL_GAIN_SHARE = 0.95
 """Of the gain of the longest permitted TTL; the shortest TTL that reaches it is taken."""
+_CAUTION = 0.25
+"""Share of the lower half of the interval that is taken off the hit ratio of sizes below the present one."""
 _CURVE_POINTS = 12
 _CURVE_TIMES = 4.0
 """How far beyond its present size a cache is imagined."""
@@ -43,12 +45,14 @@ _LFU_DECAY_PER_AGE = 20.0
 least 1."""
 
 
-def appraise(snapshot: Snapshot, service: Service, settings: CacheOptimizerSettings) -> Appraisal | str:
-    """Return the appraisal of a cache, or in words why the evidence cannot carry one."""
-    evidence = evidence_of(snapshot)
+def appraise(
+    snapshot: Snapshot, service: Service, settings: CacheOptimizerSettings, in_force: tuple[TtlRule, ...] = ()
+) -> Appraisal | str:
+    """Return the appraisal of a cache, or in words why the evidence cannot carry one; `in_force` are its TTL rules."""
+    evidence = evidence_of(snapshot, in_force)
     if isinstance(evidence, str):
         return evidence
-    rules = _ttl_rules(snapshot, service)
+    rules = _ttl_rules(snapshot, service, in_force)
     appraisal = Appraisal(snapshot, service, settings, evidence, rules)
     here = appraisal.chosen
     if isinstance(here, str):
@@ -117,10 +121,19 @@ class Appraisal:
             return self._unchanged(answer.reason)
         rules = self._rules_for(wanted.ttl_ms)
         after = self._covered(answer.hit_ratio) if rules else answer.hit_ratio
+        if replace(wanted, maxmemory_bytes=self.evidence.current.maxmemory_bytes) == self.evidence.current:
+            after = self._no_miracle(after, maxmemory_bytes)
         words = self._words(wanted, rules)
         return Choice(
             configuration=wanted, ttl_rules=rules, before=self._observed, after=after, words=words, method=answer.method
         )
+
+    def _no_miracle(self, after: Estimate, maxmemory_bytes: int) -> Estimate:
+        """Return the estimate of a mere change of size, cut where it would say that less memory gives more hits."""
+        if maxmemory_bytes >= self.evidence.current.maxmemory_bytes:
+            return after
+        ceiling = self.evidence.hit_ratio
+        return Estimate(min(after.value, ceiling), min(after.low, ceiling), min(after.high, ceiling))
 
     def content(self, settings: CacheOptimizerSettings) -> str:
         """Return in words why this cache is best left as it is."""
@@ -161,13 +174,15 @@ class Appraisal:
         shape = replace(chosen, eviction_policy="allkeys-lru") if chosen.family == "lfu" else chosen
         lift = self._lift(chosen, shape)
         answers = self._inquiry.ask([replace(shape, maxmemory_bytes=s) for s in sizes])
+        rules = self._rules_for(chosen.ttl_ms)
         points = []
         for size, answer in zip(sizes, answers, strict=True):
             if isinstance(answer, Answer):
-                ratio = (
-                    self._covered(answer.hit_ratio).value if self._rules_for(chosen.ttl_ms) else answer.hit_ratio.value
-                )
-                points.append((size, ratio + lift * (1.0 - ratio)))
+                predicted = self._covered(answer.hit_ratio) if rules else answer.hit_ratio
+                # Whoever gives memory bears the risk: weigh what may be lost more than what is expected.
+                caution = _CAUTION * (predicted.value - predicted.low) if size < now else 0.0
+                ratio = predicted.value + lift * (1.0 - predicted.value) - caution
+                points.append((size, max(ratio, 0.0)))
             elif size == now:
                 points.append((size, self.evidence.hit_ratio))
         return tuple(points) if len(points) > 1 else ()
@@ -256,17 +271,22 @@ def _lookups_share(stats: PatternStats) -> float:
     return stats.lookups_share if stats.lookups_share is not None else stats.resident_share
 
 
-def _ttl_rules(snapshot: Snapshot, service: Service) -> tuple[TtlRule, ...]:
-    """Return a rule for each declared pattern whose keys expire well before their owner's staleness."""
+def _ttl_rules(snapshot: Snapshot, service: Service, in_force: tuple[TtlRule, ...]) -> tuple[TtlRule, ...]:
+    """Return a rule for each declared pattern whose keys expire well before their owner's staleness.
+
+    Under a rule in force the sampled TTLs are partly ours: what the application writes is what that rule says.
+    """
+    known = {rule.pattern: rule for rule in in_force}
     permitted = {p.prefix: p.max_staleness_s for p in service.patterns if p.max_staleness_s is not None}
     rules = []
     for stats in sorted(snapshot.patterns, key=lambda p: p.pattern):
         staleness_s = permitted.get(stats.pattern)
-        written = stats.written_ttl_ms
+        rule = known.get(stats.pattern)
+        written = stats.written_ttl_ms if rule is None else rule.written_ttl_ms
         if staleness_s is None or written is None or written <= 0 or stats.keys_with_ttl_share < 0.5:
             continue
         longest_ms = int(staleness_s * 1000)
-        if written * 2 <= longest_ms:
+        if 2 * (written if rule is None else rule.extended_ttl_ms) <= longest_ms:
             rules.append(
                 TtlRule(
                     pattern=stats.pattern,

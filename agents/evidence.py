@@ -11,6 +11,7 @@ import numpy as np
 from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.cachemodel.whatif import CacheConfiguration, Evidence, MissShares, TtlStats
 from cachewarden.knobs import EVICTION_POLICIES
+from cachewarden.messages import TtlRule
 from cachewarden.observation import Snapshot
 
 __all__ = ["evidence_of"]
@@ -19,7 +20,7 @@ _LOOKUPS_MIN = 500
 """Below that the hit ratio itself is uncertain by more than 2 points."""
 
 
-def evidence_of(snapshot: Snapshot) -> Evidence | str:
+def evidence_of(snapshot: Snapshot, in_force: tuple[TtlRule, ...] = ()) -> Evidence | str:
     """Return the evidence, or in words what is missing for any."""
     lookups = snapshot.hits + snapshot.misses
     if snapshot.hit_ratio is None or lookups < _LOOKUPS_MIN:
@@ -36,7 +37,7 @@ def evidence_of(snapshot: Snapshot) -> Evidence | str:
         maxmemory_samples=_number(snapshot, "maxmemory-samples", 5),
         lfu_log_factor=_number(snapshot, "lfu-log-factor", 10),
         lfu_decay_time_min=_number(snapshot, "lfu-decay-time", 1),
-        ttl_ms=_common_ttl_ms(snapshot),
+        ttl_ms=_common_ttl_ms(snapshot, in_force),
     )
     sample, access = snapshot.sample, snapshot.access
     idle = None if sample is None else sample.idle_ms[sample.idle_ms >= 0]
@@ -71,11 +72,13 @@ def _number(snapshot: Snapshot, knob: str, default: int) -> int:
     return int(text) if text.isdigit() else default
 
 
-def _common_ttl_ms(snapshot: Snapshot) -> int | None:
-    """Return the TTL that most keys are written with; None where most have none or it was not seen."""
+def _common_ttl_ms(snapshot: Snapshot, in_force: tuple[TtlRule, ...]) -> int | None:
+    """Return the TTL that most keys live by, rules in force included; None where most have none or it was not seen."""
     if snapshot.keys_with_ttl < 0.5 * snapshot.resident_keys:
         return None
-    seen = [(p.resident_share, p.written_ttl_ms) for p in snapshot.patterns if p.written_ttl_ms]
+    extended = {rule.pattern: rule.extended_ttl_ms for rule in in_force}
+    lives = [(p.resident_share, extended.get(p.pattern, p.written_ttl_ms)) for p in snapshot.patterns]
+    seen = [(share, ttl_ms) for share, ttl_ms in lives if ttl_ms]
     return max(seen)[1] if seen else None
 
 

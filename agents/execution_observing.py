@@ -17,7 +17,7 @@ from agents.execution_run import RECORD_TRIES_NOTED, Run
 from agents.execution_table import Phase
 from agents.guardrails import Ruling, alarm, judge, traffic_shifted
 from agents.info_facts import facts_of_info
-from agents.windows import Window, window_between
+from agents.windows import Window, guardrail_window, own_lookups_unknown, window_between
 from cachewarden.codec import to_jsonable
 from cachewarden.machine import Effect, EffectFailed, Observed, ReadCounters, TimerFired
 from cachewarden.messages import ExecutionState, RecordKind
@@ -49,16 +49,15 @@ def on_observing(run: Run, event: Any, now_ms: int) -> Effects:
     if isinstance(event, TimerFired):
         return (run.ask(ReadCounters(service=run.service), Phase.OBSERVING),)
     if isinstance(event, EffectFailed):
-        run.missed_looks += 1
-        if run.missed_looks % _LOOKS_PER_WINDOW:
-            return _next_look(run, now_ms)
-        run.window_first = None
-        return _window_done(run, Window(problem=f"the cache does not answer: {event.reason}"), now_ms)
+        return _missed_look(run, f"the cache does not answer: {event.reason}", now_ms)
     assert isinstance(event, Observed)
     seen: Observation = event.observation
     changed = _somebody_else(run, seen)
     if changed is not None:
         return changed
+    unknown = own_lookups_unknown(seen)
+    if unknown is not None:
+        return _look_without_lookups(run, seen, unknown, now_ms)
     if run.window_first is None or run.last_look is None:
         run.window_first = run.last_look = seen
         return _next_look(run, now_ms)
@@ -79,6 +78,28 @@ def on_observing(run: Run, event: Any, now_ms: int) -> Effects:
         return _next_look(run, now_ms)
     run.window_first = seen
     return _window_done(run, window, now_ms)
+
+
+def _missed_look(run: Run, problem: str, now_ms: int) -> Effects:
+    """Look again, and after a whole window of missed looks record one that shows nothing."""
+    run.missed_looks += 1
+    if run.missed_looks % _LOOKS_PER_WINDOW:
+        return _next_look(run, now_ms)
+    run.window_first = None
+    return _window_done(run, Window(problem=problem), now_ms)
+
+
+def _look_without_lookups(run: Run, seen: Observation, unknown: str, now_ms: int) -> Effects:
+    """Take a look whose hits cannot be told from our own: it says nothing for or against the promise, but latency and
+    refused writes may still raise an alarm.
+    """
+    if run.last_look is not None:
+        window = guardrail_window(run.last_look, seen)
+        trouble = alarm(window, run.promise, run.settings)
+        if trouble is not None:
+            run.windows.append(window)
+            return begin_rollback(run, trouble, observed=_seen_in(run, window, now_ms))
+    return _missed_look(run, unknown, now_ms)
 
 
 def _somebody_else(run: Run, seen: Observation) -> Effects | None:

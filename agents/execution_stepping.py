@@ -22,7 +22,7 @@ from agents.guardrails import alarm
 from agents.info_facts import facts_of_info
 from agents.playbooks import Step, StepKind
 from agents.ttl_governor import RuleRounds
-from agents.windows import window_between
+from agents.windows import guardrail_window
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import InvariantViolation
 from cachewarden.machine import (
@@ -282,7 +282,7 @@ def on_settling(run: Run, event: Any, now_ms: int) -> Effects:
         facts = facts_of_info(event.observation.info)
         trouble = None
         if run.last_look is not None:
-            trouble = alarm(window_between(run.last_look, event.observation), run.promise, run.settings)
+            trouble = alarm(guardrail_window(run.last_look, event.observation), run.promise, run.settings)
         run.last_look = event.observation
         if trouble is not None:
             return begin_rollback(run, f"while memory was being lowered {trouble}")

@@ -68,8 +68,9 @@ def plan_fleet(question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettin
     appraisals: dict[str, Appraisal] = {}
     for snapshot in sorted(question.snapshots, key=lambda s: s.service):
         service = fleet.service(snapshot.service)
-        obstacle = _obstacle(snapshot, question.history.get(service.name), settings)
-        result = obstacle or appraise(snapshot, service, settings)
+        history = question.history.get(service.name)
+        obstacle = _obstacle(snapshot, history, settings)
+        result = obstacle or appraise(snapshot, service, settings, () if history is None else history.ttl_rules)
         if isinstance(result, str):
             idle[service.name] = result
         else:
@@ -95,6 +96,8 @@ def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimi
         return f"change {history.in_flight} is being carried out and observed"
     if snapshot.role != "master":
         return f"the server is a {snapshot.role}; changes go to its primary"
+    if "own_lookups" in snapshot.incomplete:
+        return f"not enough evidence: {snapshot.incomplete['own_lookups']}, so hits cannot be told from our own probes"
     if snapshot.hit_ratio is None:
         return "no lookups in the window, so there is no hit ratio to improve"
     if snapshot.window_ms < settings.cycle_interval_ms // 2:

@@ -4,7 +4,8 @@ A `LookRing` remembers the counters of recent looks at one cache and starts anew
 `make_snapshot` puts one snapshot together; what it cannot know is None, or 0 where the type wants a number, and named
 in `incomplete`. It decides nothing about the cache.
 
-INVARIANT: a window never spans a restart, a reset of counters or a change of a knob that bears on hits.
+INVARIANT: a window never spans a restart, a reset of counters or a change of a knob that bears on hits, and never
+begins or ends with a look whose share of our own lookups is unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from agents.eviction_age import eviction_age
 from agents.info_facts import InfoFacts, facts_of_info
 from agents.miss_split import flows_of, split_misses
 from agents.pattern_stats import pattern_stats
-from agents.windows import Window, elapsed_between, window_between
+from agents.windows import Window, elapsed_between, own_lookups_unknown, window_between
 from cachewarden.knobs import KNOBS
 from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
 
@@ -67,6 +68,10 @@ class LookRing:
         """Take in the newest look and return the longest window up to it that the ring allows."""
         # Arrays of samples are megabytes; the ring needs counters only.
         look = _Look(replace(observation, sample=None, access=None), 0)
+        unknown = own_lookups_unknown(observation)
+        if unknown is not None:
+            # The ring waits for the next look, which finds a restart or another knob just as this one would have.
+            return Window(problem=unknown)
         if not self._looks:
             self._looks = [look]
             return Window(problem=FIRST_LOOK)

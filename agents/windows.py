@@ -1,7 +1,8 @@
 """What happened to a cache between two looks: deltas of cumulative counters, and quantiles of its latency histogram.
 
 It decides whether two looks may be compared at all: after a restart, a failover, a reset of the counters or of our
-own bookkeeping, they may not, and the window says so instead of giving a number. It never keeps anything; the rings
+own bookkeeping, or where our own lookups are not known exactly, they may not, and the window says so instead of giving
+a number. It never keeps anything; the rings
 of looks are the collector's.
 
 INVARIANT: our own lookups are in no ratio, and a window without lookups has the hit ratio None.
@@ -11,18 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agents.info_facts import InfoFacts, facts_of_info
 from cachewarden.observation import Observation
 
 __all__ = [
+    "OWN_LOOKUPS",
     "READ_COMMANDS",
     "Elapsed",
     "LatencyQuantile",
     "Window",
     "elapsed_between",
+    "guardrail_window",
     "latency_quantile",
+    "own_lookups_unknown",
     "window_between",
 ]
 
@@ -33,6 +37,9 @@ READ_COMMANDS: frozenset[str] = frozenset({
 """Commands by which applications read a cache. Those that our own probes use (TTL, OBJECT, EXISTS and the like) are
 not among them.
 """
+
+OWN_LOOKUPS = "own_lookups"
+"""Name of the part in `Observation.incomplete` without which hits and misses cannot be told from our own."""
 
 # Two clocks that are read over a network agree within this much; beyond it one of them has jumped.
 _CLOCK_TOLERANCE_MS = 2_000
@@ -115,8 +122,23 @@ def elapsed_between(earlier: Observation, later: Observation) -> Elapsed | None:
 
 def window_between(earlier: Observation, later: Observation, commands: Iterable[str] = READ_COMMANDS) -> Window:
     """Compare two looks at the same cache; `commands` are those whose latency is taken together."""
+    window, unknown = _compare(earlier, later, commands), _own_lookups_unknown_between(earlier, later)
+    return window if unknown is None or window.problem is not None else Window(problem=unknown)
+
+
+def guardrail_window(earlier: Observation, later: Observation) -> Window:
+    """Return what guardrails may go by: the window, without hits and misses where these cannot be told from our own.
+
+    Latency and refused writes are the application's whatever we have looked up.
+    """
+    window = _compare(earlier, later, READ_COMMANDS)
+    return window if _own_lookups_unknown_between(earlier, later) is None else replace(window, hits=0, misses=0)
+
+
+def _compare(earlier: Observation, later: Observation, commands: Iterable[str]) -> Window:
+    """Compare two looks, taking the totals of our own lookups as they are."""
     before, after = facts_of_info(earlier.info), facts_of_info(later.info)
-    problem = _incomparable(earlier, later, before, after)
+    problem = _incomparable(before, after)
     if problem is not None:
         return Window(problem=problem)
     elapsed = elapsed_between(earlier, later)
@@ -136,11 +158,29 @@ def window_between(earlier: Observation, later: Observation, commands: Iterable[
     )
 
 
+def own_lookups_unknown(observation: Observation) -> str | None:
+    """Return why this look's hits and misses cannot be told from our own lookups, None where they can."""
+    reason = observation.incomplete.get(OWN_LOOKUPS)
+    return None if reason is None else f"our own lookups are not known exactly: {reason}"
+
+
+def _own_lookups_unknown_between(earlier: Observation, later: Observation) -> str | None:
+    """Return why our own lookups between two looks are not known, None if they are."""
+    unknown = own_lookups_unknown(later) or own_lookups_unknown(earlier)
+    if unknown is not None:
+        return unknown
+    if later.own_lookups_basis != earlier.own_lookups_basis:
+        return "the account of our own lookups began anew, and a new window with it"
+    if later.own_hits_total < earlier.own_hits_total or later.own_misses_total < earlier.own_misses_total:
+        return "our own lookups were counted anew, a new window begins"
+    return None
+
+
 def _delta(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
 
 
-def _incomparable(earlier: Observation, later: Observation, before: InfoFacts, after: InfoFacts) -> str | None:
+def _incomparable(before: InfoFacts, after: InfoFacts) -> str | None:
     """Return why two looks cannot be compared, None if they can."""
     if before.hits is None or before.misses is None or after.hits is None or after.misses is None:
         return "the server prints no `keyspace_hits` and `keyspace_misses`"
@@ -163,8 +203,6 @@ def _incomparable(earlier: Observation, later: Observation, before: InfoFacts, a
     for name, (old, new) in counters.items():
         if (_delta(old, new) or 0) < 0:
             return f"`{name}` went back from {old} to {new}: the counters were reset, a new window begins"
-    if later.own_hits_total < earlier.own_hits_total or later.own_misses_total < earlier.own_misses_total:
-        return "our own lookups were counted anew, a new window begins"
     return None
 
 

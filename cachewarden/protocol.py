@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, Verdict
+from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 
 __all__ = [
@@ -46,6 +46,8 @@ class History(Message):
     changes_last_hour: int = 0
     in_flight: str | None = None
     """Proposal id of a change that is not finished."""
+    ttl_rules: tuple[TtlRule, ...] = ()
+    """Rules that are in force, one per pattern."""
     rolled_back: Mapping[str, int] = field(default_factory=dict)
     """Change signature (`knob=after`, sorted, joined by `;`) to when it was taken back."""
 

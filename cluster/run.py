@@ -208,7 +208,6 @@ async def _start_agents(
     agents = ray_runtime.RayAgents(world.plan)
     stack.callback(agents.stop)
     await asyncio.to_thread(agents.start)
-    stack.callback(deployments.stop_api)
     build = functools.partial(make_app, world.plan, ray_runtime.RayMailbox)
     await asyncio.to_thread(deployments.serve_api, build, host=settings.http_host, port=settings.http_port)
     return ray_runtime.RayMailbox()

@@ -24,7 +24,7 @@ from cachewarden.errors import SettingsError
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Agent
 from cachewarden.policy.constitution import Constitution, load_constitution
-from cachewarden.ports import Mailbox
+from cachewarden.ports import LookupLedger, Mailbox
 from cachewarden.settings import CacheOptimizerSettings
 from cachewarden.shell import AgentShell, Ports
 from cluster.audit import CheckpointMailbox, load_checkpoint
@@ -33,6 +33,7 @@ from coordination.cycle import Coordinator
 from coordination.redis_blackboard import RedisBlackboard
 from coordination.redis_journal import RedisJournal
 from coordination.redis_leases import RedisLeaseStore
+from coordination.redis_lookup_ledger import RedisLookupLedger
 from coordination.redis_target import RedisTarget, TargetLimits
 
 __all__ = ["ALL_AGENTS", "Plan", "build_agent", "build_shell", "checkpoint_path", "hash_secret", "make_journal"]
@@ -101,8 +102,14 @@ def service_password(service: Service) -> str | None:
     return password
 
 
-def make_targets(plan: Plan) -> dict[str, RedisTarget]:
-    """Return an adapter for every service that is not switched off."""
+def make_lookup_ledger(plan: Plan, name: str) -> RedisLookupLedger:
+    """Return what the adapters of agent `name` tell of their lookups by, under a name of this life of this process."""
+    adapter = f"{plan.holder}:{name}:{secrets.token_hex(6)}"
+    return RedisLookupLedger(plan.journal_url, adapter=adapter, key_prefix=plan.settings.key_prefix)
+
+
+def make_targets(plan: Plan, lookups: LookupLedger) -> dict[str, RedisTarget]:
+    """Return an adapter for every service that is not switched off; `lookups` stays the caller's to close."""
     return {
         service.name: RedisTarget(
             service,
@@ -113,6 +120,7 @@ def make_targets(plan: Plan) -> dict[str, RedisTarget]:
                 timeout_s=plan.settings.redis_timeout, probe_server_share=plan.settings.probe_server_share
             ),
             fence_key=f"{plan.settings.key_prefix}:fence",
+            lookups=lookups,
         )
         for service in plan.fleet.services
         if service.mode != "off"
@@ -155,9 +163,10 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
         if name == "actuator"
         else None
     )
-    targets = make_targets(plan) if name in ("collector", "actuator") else {}
+    lookups = make_lookup_ledger(plan, name) if name in ("collector", "actuator") else None
+    targets = {} if lookups is None else make_targets(plan, lookups)
     closers: list[Callable[[], Awaitable[None]]] = [t.close for t in targets.values()]
-    closers += [port.close for port in (journal, blackboard, leases) if port is not None]
+    closers += [port.close for port in (journal, blackboard, leases, lookups) if port is not None]
 
     async def close() -> None:
         for closer in closers:

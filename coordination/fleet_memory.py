@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cachewarden.codec import decode, digest
 from cachewarden.fleet import Fleet
-from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind, Verdict
+from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
@@ -65,6 +65,8 @@ class FleetMemory:
         self._changes: dict[str, dict[str, int]] = {}
         """Per service: proposal that changed it to when; by proposal, since an ending may be told twice."""
         self._rolled_back: dict[str, dict[str, int]] = {}
+        self._rules: dict[str, dict[str, tuple[str, TtlRule]]] = {}
+        """Per service and pattern: the TTL rule in force, and the proposal that brought it."""
         self._health: dict[str, AgentHealth] = {}
         self._starts: dict[str, int] = {}
         self._journal_seq = 0
@@ -89,9 +91,20 @@ class FleetMemory:
                 except ValidationError:
                     # Written by a newer version: its time still counts against the budget.
                     continue
+            elif record.kind == RecordKind.CHANGE_KEPT and record.subject_id in proposals:
+                self._note_rules(proposals[record.subject_id], in_force=True)
             elif record.kind == RecordKind.CHANGE_ROLLED_BACK and record.subject_id in proposals:
                 proposal = proposals[record.subject_id]
+                self._note_rules(proposal, in_force=False)
                 self._rolled_back.setdefault(proposal.service, {})[signature(proposal)] = record.at_ms
+
+    def _note_rules(self, proposal: Proposal, *, in_force: bool) -> None:
+        rules = self._rules.setdefault(proposal.service, {})
+        for rule in proposal.ttl_rules:
+            if in_force:
+                rules[rule.pattern] = (proposal.proposal_id, rule)
+            elif rules.get(rule.pattern, ("",))[0] == proposal.proposal_id:
+                del rules[rule.pattern]
 
     def note_snapshots(self, snapshots: Iterable[Snapshot], missing: Mapping[str, str], now_ms: int) -> None:
         self._missing = dict(missing)
@@ -144,6 +157,8 @@ class FleetMemory:
             known is None or not known.state.final
         ):
             self._changes.setdefault(service, {})[key] = execution.updated_at_ms
+        if execution.state.final:
+            self._note_rules(execution.proposal, in_force=execution.state is ExecutionState.KEPT)
         if execution.state is ExecutionState.ROLLED_BACK:
             self._rolled_back.setdefault(service, {})[signature(execution.proposal)] = execution.updated_at_ms
         self._touch(now_ms)
@@ -212,6 +227,7 @@ class FleetMemory:
                 last_change_ms=max(recent.values(), default=None),
                 changes_last_hour=len(recent),
                 in_flight=self.in_flight(service, now_ms),
+                ttl_rules=tuple(rule for _, rule in self._rules.get(service, {}).values()),
                 rolled_back=dict(self._rolled_back.get(service, {})),
             )
         return result

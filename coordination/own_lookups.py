@@ -30,7 +30,7 @@ class OwnLookups:
 
 
 class SharedLookups:
-    """What one adapter does with the ledger of one cache. The caller sees to it that it has one batch under way at most."""
+    """What one adapter does with the ledger of one cache. Its caller has one batch under way at a time."""
 
     def __init__(self, ledger: LookupLedger, service: str) -> None:
         self._ledger = ledger

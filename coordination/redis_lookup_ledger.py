@@ -1,4 +1,4 @@
-"""The lookups that all adapters of ours have made in one cache, on the journal's server, behind the `LookupLedger` port.
+"""The lookups of all our adapters in one cache, on the journal's server, behind the `LookupLedger` port.
 
 A cache counts our probes like the application's reads. Each adapter knows its own; what it cannot know is whether
 another one, perhaps in another process, was in the middle of a batch when INFO was printed. So a batch is announced
@@ -80,8 +80,9 @@ return {string.format('%.0f', now), redis.call('HGETALL', KEYS[1])}
 
 
 class RedisLookupLedger:
-    """See the module. `adapter` must name one adapter in one life of one process; `busy_ms` is how long a mark lasts and
-    must exceed what a batch may take.
+    """See the module. `adapter` must name one adapter in one life of one process.
+
+    A mark lasts for `busy_ms`. A batch that takes longer is taken for lost until it is settled after all.
     """
 
     def __init__(
@@ -128,7 +129,8 @@ class RedisLookupLedger:
         now, flat = await self._run(_READ, service, torn)
         now_ms = int(now)
         hits = misses = 0
-        busy, lost = [], []
+        busy: list[str] = []
+        lost: list[str] = []
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         for field in sorted(fields):
             kind, _, adapter = field.partition(":")

@@ -246,9 +246,10 @@ async def _look_at(
 ) -> None:
     asked: list[list[Command]] = []
     for number, (_, name) in enumerate(keys):
-        questions: list[Command] = [("PTTL", name)]
+        questions: list[Command] = []
         if capabilities.object_idletime or capabilities.object_frequency:
             questions.append(("OBJECT", "IDLETIME" if capabilities.object_idletime else "FREQ", name))
+        questions.append(("PTTL", name))
         if capabilities.memory_usage:
             questions.append(("MEMORY", "USAGE", name, "SAMPLES", 5))
         # RANDOMKEY has shuffled the keys, so every tenth is as good as any.

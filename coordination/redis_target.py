@@ -93,7 +93,7 @@ class RedisTarget:
         fence_key: str = "cachewarden:fence",
         lookups: LookupLedger | None = None,
     ) -> None:
-        """`lookups` is needed where another adapter of ours may look at the same cache; it stays the caller's to close."""
+        """`lookups` is needed where another adapter of ours may look at the same cache; its caller closes it."""
         self.service = service.name
         self._service = service
         self._secret = hash_secret

@@ -327,7 +327,9 @@ class Session:
                 await stack.enter_async_context(ledger.lock)
             if looks_up and shared is not None:
                 await stack.enter_async_context(shared.batch(lambda: (ledger.hits, ledger.misses)))
-            return await self._send(commands, in_doubt=in_doubt, label=label, in_transaction=in_transaction, script=script)
+            return await self._send(
+                commands, in_doubt=in_doubt, label=label, in_transaction=in_transaction, script=script
+            )
 
     async def _send(
         self,

@@ -19,11 +19,16 @@ APPLICATION = "cachewarden"
 
 def serve_api(make_app: Callable[[], Any], *, host: str, port: int, replicas: int = 1) -> None:
     """Start Serve's proxy and the API, and wait until it answers; raises RuntimeError when it cannot be deployed."""
+
+    # Serve tells a builder from an application by its being a plain function.
+    def build() -> Any:
+        return make_app()
+
     ray_serve.start(
         http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"enable_access_log": False}
     )
     deployment = ray_serve.deployment(
-        ray_serve.ingress(make_app)(),
+        ray_serve.ingress(build)(),
         name="api",
         num_replicas=replicas,
         ray_actor_options={"num_cpus": 0},

@@ -7,13 +7,15 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
+from cachewarden.errors import OperatingError
 from cachewarden.fleet import Fleet, KeyPattern, Service
 from cachewarden.messages import Mode
 from cachewarden.settings import CacheOptimizerSettings
-from cluster.demo.driver import Driver
+from cluster.demo.driver import start_driver
 from cluster.demo.fleet import blackboard_options
 from cluster.demo.plan import DriverPlan, PlannedService
 from cluster.demo.servers import EmbeddedServer, ServerHome, ServerOptions, start_all
+from cluster.demo.stats import read_last_stats
 from simulation.workload import KeyPrefix, Past, WorkloadSpec
 
 __all__ = ["MIB", "SERVICES", "World", "embedded_world"]
@@ -37,9 +39,10 @@ class World:
 def _traffic(service: str) -> WorkloadSpec:
     return WorkloadSpec(
         service=service,
-        rate_per_s=400.0,
-        universe=4_000,
+        rate_per_s=1_000.0,
+        universe=2_000,
         zipf_skew=0.8,
+        size_median_bytes=1_600,
         prefixes=(KeyPrefix(prefix="verdict:", share=1.0),),
         past=Past(recent_ms=60_000),
     )
@@ -84,38 +87,35 @@ async def embedded_world(
             "observation_window_ms": 5_000,
             "cool_down_ms": 0,
             "capture_ms": 5_000,
+            "probe_sample_keys": 300,
             **changes,
         }
         settings = CacheOptimizerSettings(_env_file=None, **given)
         world = World(caches=caches, blackboard=blackboard, settings=settings, fleet=fleet)
-        async with _load(caches) if traffic else contextlib.nullcontext():
-            yield world
+        try:
+            async with _load(caches, home) if traffic else contextlib.nullcontext():
+                yield world
+        finally:
+            for server in (*caches.values(), blackboard):
+                await asyncio.to_thread(server.stop)
 
 
 @contextlib.asynccontextmanager
-async def _load(caches: Mapping[str, EmbeddedServer]) -> AsyncIterator[None]:
-    """Drive all caches; returns once they hold what they would hold in the middle of their lives."""
-    driver = Driver(
-        DriverPlan(
-            seed=7,
-            services=tuple(
-                PlannedService(name=name, urls={"managed": cache.url}, traffic=_traffic(name))
-                for name, cache in caches.items()
-            ),
-            stats_path="-",
-        )
+async def _load(caches: Mapping[str, EmbeddedServer], home: ServerHome) -> AsyncIterator[None]:
+    """Drive all caches from a process of their own; begins once they hold what they would in the middle of their
+    lives."""
+    stats_path = home.directory / "stats.jsonl"
+    services = tuple(
+        PlannedService(name=name, urls={"managed": cache.url}, traffic=_traffic(name)) for name, cache in caches.items()
     )
-    loaded = asyncio.Event()
-    running = asyncio.create_task(driver.run(lambda stats: loaded.set() if stats.phase == "load" else None))
-    waiting = asyncio.create_task(loaded.wait())
-    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=30)
-    waiting.cancel()
+    driver = start_driver(DriverPlan(seed=7, services=services, stats_path=str(stats_path)), home)
     try:
-        if not loaded.is_set():
-            if running.done():
-                running.result()
-            raise TimeoutError("the caches were not filled within 30 s")
+        async with asyncio.timeout(30):
+            while (stats := read_last_stats(stats_path)) is None or stats.phase != "load":
+                if driver.poll() is not None:
+                    raise OperatingError(f"the load driver ended with code {driver.returncode}")
+                await asyncio.sleep(0.05)
         yield
     finally:
-        driver.stop()
-        await running
+        driver.terminate()
+        await asyncio.to_thread(driver.wait, 10)

@@ -130,7 +130,7 @@ async def test_a_look_says_what_it_has_cost(cache_server, make_target):
     for number in range(300):
         cache_server.admin.set(f"user:{number}", "1")
     seen = await make_target(cache_server).observe(sample_keys=100, capture_ms=0, capture_lines=0, capture_rate=1.0)
-    assert seen.cost.commands > 500
+    assert seen.cost.commands > 400
     assert seen.cost.server_us > 0
     assert seen.round_trip_us > 0
     assert "set" in seen.latency_us

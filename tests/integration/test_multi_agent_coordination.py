@@ -113,9 +113,7 @@ def growth(snapshot: Snapshot, gain: float, now_ms: int) -> Proposal:
         playbook="direct",
         rollback="set maxmemory back; keys evicted by that come back as the application loads them again",
         rationale="keys are evicted before they are asked for again",
-        evidence=(
-            Evidence(name="hit_ratio", value=before, source="INFO keyspace_hits", window_ms=snapshot.window_ms),
-        ),
+        evidence=(Evidence(name="hit_ratio", value=before, source="INFO keyspace_hits", window_ms=snapshot.window_ms),),
         prediction=Prediction(
             hit_ratio_before=Estimate(before, before, before),
             hit_ratio_after=Estimate.around(before + gain, 0.02, 0.0, 1.0),
@@ -235,7 +233,11 @@ def _task_checks(execution: Execution, task: dict[str, Any], onlooker: Onlooker,
             execution.proposal.service == WINNER and execution.state.value == "kept",
             f"{execution.proposal.service}: {execution.state.value}, {execution.reason}",
         ),
-        Check("a task was created, claimed, completed", life == ["task_created", "task_claimed", "task_completed"], " → ".join(life)),
+        Check(
+            "a task was created, claimed, completed",
+            life == ["task_created", "task_claimed", "task_completed"],
+            " → ".join(life),
+        ),
         Check(
             "by us, with the hash in what goes in",
             task["agent_id"] == AGENT_ID and task["input_data"]["constitutional_hash"] == CONSTITUTIONAL_HASH,
@@ -271,7 +273,7 @@ async def _conflict_checks(runtime: RivalPlans, onlooker: Onlooker) -> list[Chec
     conflict_id = record_id("conflict", *pair)
     conflict = await onlooker.board.conflict(conflict_id)
     if conflict is None:
-        return [Check("the conflict was reported", False, "there is no such record")]  # noqa: FBT003
+        return [Check("the conflict was reported", False, "there is no such record")]
     data = conflict["resolution_data"] or {}
     winner = runtime.proposals[WINNER].proposal_id
     return [

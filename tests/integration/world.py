@@ -149,17 +149,21 @@ class World:
         self._wanted = {**FAST, **settings}
         self._clients: dict[str, redis.Redis] = {}
         self.runtime: LocalRuntime | None = None
+        self._last: FleetState | None = None
 
     async def __aenter__(self) -> World:
         try:
             start_all([*self.caches.values(), self.blackboard])
             await self._drive()
         except BaseException:
-            await self.__aexit__()
+            await self.__aexit__(None)
             raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._last is not None:
+            # pytest shows what was printed only where the test failed.
+            print(_told(self._last))
         if self.driver is not None and self._driving is not None:
             self.driver.stop()
             await asyncio.gather(self._driving, return_exceptions=True)
@@ -243,6 +247,7 @@ class World:
             state: FleetState = await self.runtime.query("coordinator", "state", SystemClock().now_ms())
         except (OperatingError, RuntimeError):
             return None
+        self._last = state
         return state
 
     async def executions(self, service: str = "shop") -> list[Execution]:
@@ -311,6 +316,21 @@ class World:
         return state
 
 
+def _told(state: FleetState) -> str:
+    """Return the last known state in words, shown where a test failed."""
+    lines = [f"cycle {state.cycle}: {state.phase}; missing {dict(state.missing)}"]
+    for name, decision in state.standing.items():
+        resolution = decision.resolution
+        lines.append(f"{name}: {decision.idle_reason or (resolution and resolution.reason)}")
+        if decision.proposal is not None:
+            lines.append(f"  {[(c.knob, c.before, c.after) for c in decision.proposal.knob_changes]}")
+            lines.append(f"  {decision.verdict and decision.verdict.denied_by} {decision.proposal.prediction}")
+    for e in state.executions:
+        knobs = [(c.knob, c.before, c.after) for c in e.proposal.knob_changes]
+        lines.append(f"{e.proposal.service} {knobs}: {e.state} {e.reason} {e.hit_ratio_before} {e.hit_ratio_after}")
+    return "\n".join(lines)
+
+
 def order_for(
     world: World,
     state: FleetState,
@@ -323,8 +343,8 @@ def order_for(
 ) -> Execute:
     """Return an order that sets `changes` (knob, new value), judged by the real constitution on what was seen.
 
-    `promised`: the hit ratio that the prediction claims, by default the present one; that it may be wrong is the point.
-    Fails if the constitution denies it.
+    `promised`: the hit ratio that the prediction claims, by default a little more than now; that it may be wrong is the
+    point. Fails if the constitution denies it.
     """
     snapshot = state.snapshots[service]
     assert snapshot.hit_ratio is not None
@@ -332,7 +352,7 @@ def order_for(
     knobs = tuple(KnobChange(knob=k, before=snapshot.knobs[k], after=v) for k, v in changes)
     memory = next((int(c.after) for c in knobs if c.knob == "maxmemory"), snapshot.maxmemory_bytes)
     shrinks = memory < snapshot.maxmemory_bytes
-    after = snapshot.hit_ratio if promised is None else promised
+    after = snapshot.hit_ratio + 0.005 if promised is None else promised
     proposal = Proposal(
         proposal_id=proposal_id,
         service=service,
@@ -350,7 +370,7 @@ def order_for(
         evidence=(Evidence(name="hit_ratio", value=snapshot.hit_ratio, source="INFO", window_ms=snapshot.window_ms),),
         prediction=Prediction(
             hit_ratio_before=Estimate(snapshot.hit_ratio, snapshot.hit_ratio - 0.005, snapshot.hit_ratio + 0.005),
-            hit_ratio_after=Estimate(after, max(0.0, after - 0.005), min(1.0, after + 0.005)),
+            hit_ratio_after=Estimate(after, max(0.0, after - 0.1), min(1.0, after + 0.05)),
             gain=Estimate(after - snapshot.hit_ratio, after - snapshot.hit_ratio - 0.01, 1.0 - snapshot.hit_ratio),
             lookups_per_s=snapshot.lookups_per_s,
             memory_bytes_after=memory,

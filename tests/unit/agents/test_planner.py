@@ -64,6 +64,14 @@ def test_ttls_whose_owner_declared_no_staleness_are_left_alone():
     assert "short" in planned.idle_reasons
 
 
+def test_a_rule_in_force_is_not_proposed_again_although_the_application_still_writes_short_ttls():
+    fleet = fleet_of("short", staleness_s=60)
+    rules = _only(_plan(fleet, SHORT)).ttl_rules
+    lengthened = snapshot_of("short", traffic(3_000, ttl_ms=rules[0].extended_ttl_ms, seed=5), 12 * MIB, ttl_ms=15_000)
+    planned = _plan(fleet, lengthened, history={"short": History(ttl_rules=rules)})
+    assert planned.proposals == ()
+
+
 def test_a_cache_with_room_to_spare_is_left_alone_and_the_reason_says_so():
     planned = _plan(fleet_of("idle"), IDLE)
     assert planned.proposals == ()
