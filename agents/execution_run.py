@@ -59,14 +59,17 @@ def backoff_ms(tries: int) -> int:
 
 
 def fence_missing(kind: str, details: Mapping[str, Any]) -> bool:
-    """Say whether a write failed because eviction took the fence away: no newer writer, the lease only has to be
-    written again."""
-    return kind == "StaleFencingToken" and details.get("found") is None
+    """Say whether a write failed though nobody newer is there: the lease only has to be written again.
+
+    Either eviction took the fence away, or it was written anew with our own number between WATCH and EXEC (a renewal at
+    the side does that), so that the server carried out nothing.
+    """
+    return kind == "StaleFencingToken" and details.get("found") in (None, details.get("ours"))
 
 
 def fence_found_higher(kind: str, details: Mapping[str, Any]) -> bool:
     """Say whether a write failed because a newer writer has raised the fence."""
-    return kind == "LeaseLost" or (kind == "StaleFencingToken" and details.get("found") is not None)
+    return kind == "LeaseLost" or (kind == "StaleFencingToken" and not fence_missing(kind, details))
 
 
 class Run:

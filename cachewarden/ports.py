@@ -180,8 +180,11 @@ class LookupLedger(Protocol):
         """Announce a batch before it is sent; returns the mark by which it is settled."""
         ...
 
-    async def settle(self, service: str, mark: str, hits: int, misses: int, *, torn: bool = False) -> None:
-        """Take the mark away and add what the batch has looked up, both at once; `torn` where that is not known."""
+    async def settle(self, service: str, mark: str, hits: int, misses: int) -> None:
+        """Take the mark away and add what the batch has looked up, both at once.
+
+        A batch that nobody can count is never settled: its mark runs out.
+        """
         ...
 
     async def read(self, service: str, *, torn: bool = False) -> LookupAccount:

@@ -211,6 +211,8 @@ class FleetState(Message):
     verdict."""
     decisions_compliant: int
     last_change_ms: int | None = None
+    handed_over: Mapping[str, StandingDecision] = field(default_factory=dict)
+    """Proposal that went to the actuator to the decision under which it went, as far as it is remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

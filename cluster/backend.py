@@ -75,6 +75,8 @@ class AgentBackend:
 
     async def state(self) -> FleetState | None:
         await self.start()
+        if self._state is None:
+            await self.refresh()
         return self._state
 
     async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:

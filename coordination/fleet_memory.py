@@ -61,7 +61,8 @@ class FleetMemory:
         self._standing: dict[str, StandingDecision] = {}
         self._executions: dict[str, Execution] = {}
         self._handed_over: dict[str, tuple[str, int]] = {}
-        self._handed_under: dict[str, Verdict] = {}
+        self._orders: dict[str, StandingDecision] = {}
+        """Proposal to the decision under which it was handed over: a later cycle replaces the standing one."""
         self._changes: dict[str, dict[str, int]] = {}
         """Per service: proposal that changed it to when; by proposal, since an ending may be told twice."""
         self._rolled_back: dict[str, dict[str, int]] = {}
@@ -120,6 +121,9 @@ class FleetMemory:
 
     def note_idle(self, reasons: Mapping[str, str], now_ms: int) -> None:
         for service, reason in reasons.items():
+            if self.in_flight(service, now_ms):
+                # What is being carried out stands until it has ended.
+                continue
             self._standing[service] = StandingDecision(service=service, decided_at_ms=now_ms, idle_reason=reason)
         self._touch(now_ms)
 
@@ -136,10 +140,9 @@ class FleetMemory:
 
     def note_handed_over(self, proposal: Proposal) -> None:
         self._handed_over[proposal.service] = (proposal.proposal_id, self._now_ms)
-        verdict = self.verdict(proposal)
-        if verdict is not None:
-            # The next cycle's word on the service replaces the standing decision long before the change has ended.
-            self._handed_under[proposal.service] = verdict
+        self._orders[proposal.proposal_id] = self._standing[proposal.service]
+        while len(self._orders) > _EXECUTIONS_KEPT:
+            self._orders.pop(next(iter(self._orders)))
 
     def note_execution(self, execution: Execution, now_ms: int) -> None:
         """Take a report; a report that goes back from a final state is a stray and changes nothing."""
@@ -202,9 +205,8 @@ class FleetMemory:
 
     def verdict(self, proposal: Proposal) -> Verdict | None:
         """Return the verdict under which a proposal was handed over, as far as it is still remembered."""
-        standing = self._standing.get(proposal.service)
-        known = (None if standing is None else standing.verdict, self._handed_under.get(proposal.service))
-        return next((v for v in known if v is not None and v.proposal_id == proposal.proposal_id), None)
+        order = self._orders.get(proposal.proposal_id)
+        return None if order is None else order.verdict
 
     def in_flight(self, service: str, now_ms: int | None = None) -> str | None:
         """Return the proposal that is being carried out for a service, if any."""
@@ -272,4 +274,5 @@ class FleetMemory:
             decisions=self._decisions,
             decisions_compliant=self._compliant,
             last_change_ms=max(last, default=None),
+            handed_over=dict(self._orders),
         )

@@ -42,17 +42,19 @@ class SharedLookups:
     async def batch(self, count: Callable[[], tuple[int, int]]) -> AsyncIterator[None]:
         """Announce a batch, let the body send it, and settle it; `count` returns this adapter's totals (hits, misses).
 
-        A body that fails leaves replies unread, and with them lookups that nobody can count.
+        A body that fails leaves replies unread, and with them lookups that nobody can count. Its mark is left to run
+        out, since the server may carry them out later still; whatever this adapter does next takes it away, and begins
+        with a connection that has just answered, so the server has then read all that was sent before.
         """
         hits, misses = count()
         mark = await self._begin()
-        complete = False
         try:
             yield
-            complete = True
-        finally:
-            now_hits, now_misses = count()
-            await self._settle(mark, now_hits - hits, now_misses - misses, complete=complete)
+        except BaseException:
+            self._torn = True
+            raise
+        now_hits, now_misses = count()
+        await self._settle(mark, now_hits - hits, now_misses - misses)
 
     async def _begin(self) -> str | None:
         try:
@@ -63,11 +65,11 @@ class SharedLookups:
         self._torn = False
         return mark
 
-    async def _settle(self, mark: str | None, hits: int, misses: int, *, complete: bool) -> None:
+    async def _settle(self, mark: str | None, hits: int, misses: int) -> None:
         if mark is None:
             return
         try:
-            await self._ledger.settle(self._service, mark, hits, misses, torn=not complete)
+            await self._ledger.settle(self._service, mark, hits, misses)
         except OperatingError:
             self._torn = True
 

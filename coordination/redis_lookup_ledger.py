@@ -62,7 +62,7 @@ return mark
 _SETTLE: Final = (
     _HEAD
     + """
-if ARGV[2] == '1' or redis.call('HGET', KEYS[1], busy) ~= ARGV[4] then tear() end
+if redis.call('HGET', KEYS[1], busy) ~= ARGV[4] then tear() end
 redis.call('HINCRBY', KEYS[1], 'hits:' .. ARGV[1], ARGV[5])
 redis.call('HINCRBY', KEYS[1], 'misses:' .. ARGV[1], ARGV[6])
 return redis.call('HDEL', KEYS[1], busy)
@@ -120,9 +120,9 @@ class RedisLookupLedger:
         """Announce a batch; see the port."""
         return str(await self._run(_BEGIN, service, torn, self._busy_ms))
 
-    async def settle(self, service: str, mark: str, hits: int, misses: int, *, torn: bool = False) -> None:
+    async def settle(self, service: str, mark: str, hits: int, misses: int) -> None:
         """Settle a batch; see the port."""
-        await self._run(_SETTLE, service, torn, mark, hits, misses)
+        await self._run(_SETTLE, service, False, mark, hits, misses)
 
     async def read(self, service: str, *, torn: bool = False) -> LookupAccount:
         """Return the account of one cache; see the port."""

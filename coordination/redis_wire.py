@@ -281,9 +281,8 @@ class Session:
         """
         shared, ledger = self._wire.shared, self._wire.ledger
         if shared is None:
-            reply = await self._info()
-            # No await between the reply of INFO and this: a batch of lookups by another task may begin at the next one.
-            return reply, OwnLookups(hits=ledger.hits, misses=ledger.misses)
+            async with ledger.lock:
+                return await self._info(), OwnLookups(hits=ledger.hits, misses=ledger.misses)
         seen = LookupAccount(hits=ledger.hits, misses=ledger.misses, busy=(), basis="")
         for _ in range(_INFO_TRIES):
             async with ledger.lock:
@@ -306,6 +305,7 @@ class Session:
         return await self._info(), OwnLookups(hits=seen.hits, misses=seen.misses, basis=seen.basis, problem=problem)
 
     async def _info(self) -> Any:
+        """Read INFO; under the lock where the ledger has to agree with it."""
         (reply,) = await self._send([("INFO", "all")], in_doubt=False)
         if isinstance(reply, Refusal):
             (reply,) = await self._send([("INFO",)], in_doubt=False)

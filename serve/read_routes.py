@@ -124,7 +124,7 @@ async def plan(request: Request, plan_id: Annotated[str, Path(max_length=200)]) 
     execution = await context.backend.execution(plan_id)
     if execution is None:
         execution = next((e for e in reversed(state.executions) if e.proposal.proposal_id == plan_id), None)
-    standing = next(
+    standing = state.handed_over.get(plan_id) or next(
         (d for d in state.standing.values() if d.proposal is not None and d.proposal.proposal_id == plan_id), None
     )
     if standing is not None and standing.proposal is not None:

@@ -204,7 +204,11 @@ def plans_view(state: FleetState) -> list[PlanView]:
             key = standing.proposal.proposal_id
             views[key] = plan_view(standing.proposal, executed.get(key), standing.verdict, standing.resolution)
     for key, execution in executed.items():
-        views.setdefault(key, plan_view(execution.proposal, execution))
+        order = state.handed_over.get(key)
+        if order is None:
+            views.setdefault(key, plan_view(execution.proposal, execution))
+        else:
+            views.setdefault(key, plan_view(execution.proposal, execution, order.verdict, order.resolution))
     return sorted(views.values(), key=lambda view: (view.created_at, view.id), reverse=True)
 
 

@@ -67,11 +67,11 @@ class FakeLookupLedger:
         page.busy[self._adapter] = (self._book.clock.now_ms() + self._book.busy_ms, str(number))
         return str(number)
 
-    async def settle(self, service: str, mark: str, hits: int, misses: int, *, torn: bool = False) -> None:
+    async def settle(self, service: str, mark: str, hits: int, misses: int) -> None:
         """Settle a batch; see the port."""
         page = self._book.page(service)
         _, standing = page.busy.pop(self._adapter, (0, ""))
-        page.tears += torn or standing != mark
+        page.tears += standing != mark
         page.hits[self._adapter] += hits
         page.misses[self._adapter] += misses
 

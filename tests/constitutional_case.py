@@ -40,8 +40,10 @@ class ConstitutionalTestCase:
         assert found == SPECIFIED_HASH, f"{type(message).__name__} carries {found!r}"
 
     def assert_decided_constitutionally(self, response: CacheOptimizationResponse) -> None:
-        """Fail unless the answer has the hash, a reason, and for each plan a finding of every principle of the four
-        checks."""
+        """Fail unless the answer has the hash, a reason, and findings that allow the plan.
+
+        A change that is under way or in force was judged before it began; its verdict is in the journal.
+        """
         self.assert_carries_hash(response)
         self.assert_carries_hash(response.constitutional_compliance)
         assert response.reason
@@ -51,7 +53,7 @@ class ConstitutionalTestCase:
         if compliance["judged"]:
             assert all(check["details"] and check["compliant"] for check in compliance["checks"])
         else:
-            assert response.optimization_plan.opportunities == []
+            assert response.optimization_plan.opportunities == [] or response.state in ("in_flight", "in_force")
 
     def assert_verified(self, response: httpx.Response) -> None:
         """Fail unless an HTTP answer has both headers and, where its body is a JSON object, the hash in there."""
@@ -65,7 +67,6 @@ class ConstitutionalTestCase:
         found = [r for r in records if r.kind == kind and subject_id in (None, r.subject_id)]
         assert found, f"no `{kind}` was recorded"
         self.assert_carries_hash(found[-1])
-        assert found[-1].payload["constitutional_hash"] == SPECIFIED_HASH
         return found[-1]
 
     async def latencies_ms(self, ask: Callable[[], Awaitable[object]], times: int) -> list[float]:

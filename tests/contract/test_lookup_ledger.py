@@ -127,7 +127,7 @@ async def test_a_slow_batch_that_is_settled_late_leaves_the_totals_exact(ledgers
     assert (after.hits, after.misses, after.basis) == (4, 4, before.basis)
 
 
-@pytest.mark.parametrize("how", ["torn batch", "announced as torn", "read as torn", "never settled", "never settled, read"])
+@pytest.mark.parametrize("how", ["announced as torn", "read as torn", "never settled", "never settled, read"])
 async def test_a_batch_that_nobody_can_count_changes_the_basis(ledgers, how):
     before = await ledgers.theirs.read("shop")
     mark = await ledgers.ours.begin("shop", torn=how == "announced as torn")
@@ -136,7 +136,7 @@ async def test_a_batch_that_nobody_can_count_changes_the_basis(ledgers, how):
     if how == "never settled, read":
         await ledgers.ours.read("shop")
     else:
-        await ledgers.ours.settle("shop", mark, 1, 1, torn=how == "torn batch")
+        await ledgers.ours.settle("shop", mark, 1, 1)
     await ledgers.ours.read("shop", torn=how == "read as torn")
     after = await ledgers.theirs.read("shop")
     assert after.busy == ()
@@ -172,11 +172,12 @@ class Application:
         self._keys = keys
         self._dice = random.Random(7)
         self._free = asyncio.Lock()
+        self._ends = False
         self._task: asyncio.Task[None] | None = None
         self.hits = self.misses = 0
 
     async def _run(self) -> None:
-        while True:
+        while not self._ends:
             async with self._free:
                 pipe = self._client.pipeline(transaction=False)
                 for _ in range(5):
@@ -197,8 +198,8 @@ class Application:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._ends = True
+        await self._task
         await self._client.aclose()
 
 
@@ -243,21 +244,15 @@ async def fleet(request, tmp_path):
         server.kill()
 
 
-async def keep_looking(target: RedisTarget) -> None:
-    while True:
+async def keep_looking(target: RedisTarget, ends: asyncio.Event) -> None:
+    while not ends.is_set():
         await target.observe(sample_keys=200, capture_ms=0, capture_lines=0, capture_rate=1.0)
 
 
-async def keep_extending(target: RedisTarget) -> None:
+async def keep_extending(target: RedisTarget, ends: asyncio.Event) -> None:
     cursor = 0
-    while True:
+    while not ends.is_set():
         cursor = (await target.extend_ttls(HELD, RULE, cursor, 400)).cursor
-
-
-async def stop(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.integration
@@ -265,7 +260,11 @@ async def test_windows_of_either_adapter_equal_the_applications_own_counts(fleet
     await fleet.actuator.raise_fence(HELD)
     async with Application(fleet.cache.port, fleet.keys) as application:
         first = {t: await application.look(t) for t in (fleet.collector, fleet.actuator)}
-        busy = [asyncio.create_task(keep_looking(fleet.collector)), asyncio.create_task(keep_extending(fleet.actuator))]
+        ends = asyncio.Event()
+        busy = [
+            asyncio.create_task(keep_looking(fleet.collector, ends)),
+            asyncio.create_task(keep_extending(fleet.actuator, ends)),
+        ]
         ours, exact = 0, 0
         for _ in range(12):
             await asyncio.sleep(0.1)
@@ -277,7 +276,8 @@ async def test_windows_of_either_adapter_equal_the_applications_own_counts(fleet
                 assert window.problem is None
                 assert (window.hits, window.misses) == (now_hits - hits, now_misses - misses)
                 ours, exact = seen.own_hits_total - before.own_hits_total, exact + 1
-        await stop(*busy)
+        ends.set()
+        await asyncio.gather(*busy)
     assert application.hits > 100
     assert application.misses > 100
     assert ours > application.hits
@@ -309,21 +309,23 @@ async def test_an_adapter_that_dies_in_the_middle_of_a_batch_costs_one_window_an
 @pytest.mark.integration
 async def test_a_batch_that_is_cut_off_begins_a_new_account_for_all(fleet):
     before = await fleet.collector.counters()
-    fleet.cache.freeze()
-    sampling = asyncio.create_task(fleet.actuator._wire.ask([("PTTL", "user:1")] * 50))
-    await asyncio.sleep(0.05)
-    sampling.cancel()
-    await asyncio.gather(sampling, return_exceptions=True)
+    with pytest.raises(asyncio.CancelledError):
+        async with fleet.actuator._wire.session() as session:
+            fleet.cache.freeze()
+            probing = asyncio.create_task(session.exchange([("PTTL", "user:1")] * 50))
+            while not fleet.ledger.admin.hexists("cachewarden:lookups:shop", "busy:actuator"):
+                await asyncio.sleep(0.005)
+            # One turn of the loop sends the batch; its replies never come.
+            await asyncio.sleep(0.02)
+            probing.cancel()
+            await probing
     fleet.cache.thaw()
-    sampling = asyncio.create_task(fleet.actuator._wire.ask([("PTTL", "user:1")] * 50))
-    while fleet.actuator._wire.ledger.hits == 0:  # noqa: ASYNC110 - the ledger is a plain count without an event
-        await asyncio.sleep(0)
-    sampling.cancel()
-    await asyncio.gather(sampling, return_exceptions=True)
+    assert "actuator" in (await fleet.collector.counters()).incomplete["own_lookups"]
+    # The next thing that the actuator does makes up for it.
+    await fleet.actuator.counters()
     seen = await fleet.collector.counters()
     assert "own_lookups" not in seen.incomplete
-    window = window_between(before, seen)
-    assert window.problem is None or "began anew" in window.problem
+    assert "began anew" in window_between(before, seen).problem
 
 
 @pytest.mark.integration
@@ -365,6 +367,6 @@ async def test_only_a_tenth_of_a_sample_is_asked_for_its_encoding(fleet):
     seen = await fleet.collector.observe(sample_keys=300, capture_ms=0, capture_lines=0, capture_rate=1.0)
     known = [index for index in seen.sample.encoding.tolist() if index >= 0]
     assert 30 <= len(known) <= 60
-    assert {seen.sample.encodings[index] for index in known} == {"raw"} or known
+    assert len({seen.sample.encodings[index] for index in known}) == 1
     assert seen.sample.size_bytes.min() > 0
     assert seen.sample.idle_ms.min() >= 0

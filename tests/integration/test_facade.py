@@ -194,7 +194,20 @@ class TestImprovement(ConstitutionalTestCase):
                     await asyncio.sleep(0.1)
             self.assert_decided_constitutionally(result)
             after = await measured(optimizer, at_least=0.95)
+            await self.assert_judged_before_it_was_changed(world, result.optimization_plan.id)
         assert baseline.hit_rate < 0.95 <= after.hit_rate
         assert after.memory_usage_bytes > CACHE_BYTES
         assert result.performance_improvement["cache_hit_rate"] > baseline.hit_rate
         assert result.prediction_basis["cache_hit_rate"] in ("predicted", "realised")
+
+    async def assert_judged_before_it_was_changed(self, world: World, plan_id: str | None) -> None:
+        reader = RedisJournal(world.settings.blackboard_url, prefix=world.settings.key_prefix)
+        try:
+            records = [r for r in await reader.read_back() if r.subject_id == plan_id]
+        finally:
+            await reader.close()
+        judged = self.assert_audited(records, RecordKind.JUDGED)
+        intended = self.assert_audited(records, RecordKind.CHANGE_INTENDED)
+        assert judged.payload["decision"] == "allow"
+        assert all(finding["decision"] == "allow" for finding in judged.payload["findings"])
+        assert judged.seq < intended.seq

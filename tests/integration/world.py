@@ -196,7 +196,10 @@ class World:
                 "capture": True,
                 "patterns": (KeyPattern(prefix="k:"),),
             }
-            services.append(Service(name=name, url=server.url, **{**plain, **self.specs[name].wishes}))
+            wishes = self.specs[name].wishes
+            # A password in the URL would win over the one that `password_env` names.
+            url = f"redis://127.0.0.1:{server.port}/0" if "password_env" in wishes else server.url
+            services.append(Service(name=name, url=url, **{**plain, **wishes}))
         return Fleet(name="world", total_memory_bytes=self._total_memory_bytes, services=tuple(services))
 
     @property

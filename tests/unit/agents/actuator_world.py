@@ -178,6 +178,7 @@ class Cache:
         self.hits = self.misses = 0.0
         self.extended: set[str] = set()
         self.ratio: Callable[[Cache], float] = lambda c: 0.95
+        self.incomplete: dict[str, str] = {}
         self.touches = 0
         self.passes_per_round = 1
         self.pass_ms = 0
@@ -221,6 +222,7 @@ class Cache:
             own_misses_total=0,
             round_trip_us=100.0,
             cost=ProbeCost(),
+            incomplete=dict(self.incomplete),
         )
 
 

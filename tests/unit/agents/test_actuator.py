@@ -156,6 +156,37 @@ def test_a_crossed_guardrail_does_not_wait_for_the_window_to_end():
     assert announced["observed"]["hit_ratio"] == pytest.approx(0.60, abs=0.001)
 
 
+def test_hits_that_cannot_be_told_from_our_own_neither_keep_a_change_nor_take_it_back():
+    world = World()
+    world.cache.ratio = lambda c: 0.10 if c.incomplete and c.knobs != KNOBS else 0.95
+    world.cache.incomplete = {"own_lookups": "`collector` was looking at the cache"}
+    world.tell(order(proposal(*SWITCH)))
+    world.run(until=lambda: world.count(m.ReadCounters) >= 4)
+    assert not world.last.state.final
+    world.cache.incomplete = {}
+    world.run()
+    assert world.last.state is ExecutionState.KEPT
+    assert world.last.hit_ratio_after == pytest.approx(0.95, abs=0.001)
+
+
+def test_a_change_whose_hits_stay_unknown_to_the_end_is_taken_back_as_unproven():
+    world = World()
+    world.cache.incomplete = {"own_lookups": "the ledger does not answer"}
+    done(world, proposal(*SWITCH))
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert "could not be shown: our own lookups are not known" in world.last.reason
+
+
+def test_writes_that_are_refused_raise_the_alarm_even_where_hits_are_unknown():
+    world = World()
+    world.cache.incomplete = {"own_lookups": "the ledger does not answer"}
+    world.tell(order(proposal(*SWITCH), refused_per_s_before=0.0))
+    world.run(until=lambda: world.count(m.ReadCounters) >= 3)
+    world.cache.refused = 500
+    world.run()
+    assert world.last.state is ExecutionState.ROLLED_BACK
+
+
 def test_what_cannot_be_undone_is_said():
     world = World()
     world.cache.ratio = lambda c: 0.60

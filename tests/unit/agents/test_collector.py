@@ -95,6 +95,23 @@ def test_a_window_grows_up_to_the_observation_window():
     assert windows == [0, 10_000, 20_000, 30_000, 30_000, 30_000, 30_000]
 
 
+def test_a_look_whose_hits_cannot_be_told_from_our_own_gives_no_window_and_spoils_none():
+    agent = collector()
+    round_of(agent, 1, 0, keyspace_hits=900, keyspace_misses=100)
+    unknown = {"own_lookups": "`actuator` was looking at the cache"}
+    blind = round_of(agent, 2, 10_000, keyspace_hits=5_000, keyspace_misses=100, incomplete=unknown)
+    assert (blind.hit_ratio, blind.window_ms) == (None, 0)
+    assert "`actuator`" in blind.incomplete["window"]
+    snapshot = round_of(agent, 3, 20_000, keyspace_hits=1_000, keyspace_misses=400)
+    assert (snapshot.window_ms, snapshot.hit_ratio) == (20_000, pytest.approx(0.25))
+
+
+def test_a_first_look_whose_own_lookups_are_unknown_begins_no_window():
+    agent = collector()
+    round_of(agent, 1, 0, incomplete={"own_lookups": "the ledger does not answer"})
+    assert "first look" in round_of(agent, 2, 10_000, keyspace_hits=300).incomplete["window"]
+
+
 def test_a_changed_knob_begins_a_new_window():
     agent = collector()
     for n in (1, 2):

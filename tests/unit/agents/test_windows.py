@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.info_facts import facts_of_info
-from agents.windows import elapsed_between, latency_quantile, window_between
+from agents.windows import elapsed_between, guardrail_window, latency_quantile, window_between
 from tests.unit.agents.looks import INFO, look
 
 
@@ -53,6 +54,37 @@ def test_a_restart_or_reset_begins_a_new_window_and_says_so(before, after, says)
 
 def test_an_adapter_made_anew_begins_a_new_window():
     assert "own lookups" in window_between(look(0, own=(9, 9)), look(1_000, own=(0, 0))).problem
+
+
+@pytest.mark.parametrize("blind", ["first", "last"])
+def test_a_window_that_begins_or_ends_with_unknown_lookups_of_our_own_gives_no_hit_ratio(blind):
+    unknown = {"own_lookups": "`collector` was looking at the cache"}
+    window = window_between(
+        look(0, incomplete=unknown if blind == "first" else {}),
+        look(1_000, keyspace_hits=300, incomplete=unknown if blind == "last" else {}),
+    )
+    assert "`collector` was looking" in window.problem
+    assert window.hit_ratio is None
+
+
+def test_a_new_account_of_our_own_lookups_begins_a_new_window():
+    first, later = look(0), replace(look(1_000, keyspace_hits=300), own_lookups_basis="2")
+    assert "began anew" in window_between(first, later).problem
+
+
+def test_guardrails_still_see_latency_and_refusals_where_hits_are_unknown():
+    first = look(0, errorstat_OOM="count=0")
+    later = look(
+        1_000,
+        keyspace_hits=300,
+        errorstat_OOM="count=7",
+        latency={"get": ((8, 100),)},
+        incomplete={"own_lookups": "the ledger does not answer"},
+    )
+    window = guardrail_window(first, later)
+    assert (window.problem, window.hit_ratio, window.refused, window.window_ms) == (None, None, 7, 1_000)
+    assert window.latency.commands == 100
+    assert guardrail_window(first, look(1_000, keyspace_hits=300)).hits == 300
 
 
 def test_a_lower_uptime_is_a_restart_only_where_there_is_no_run_id():
