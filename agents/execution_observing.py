@@ -93,7 +93,9 @@ def _look_without_lookups(run: Run, seen: Observation, unknown: str, now_ms: int
     """Take a look whose hits cannot be told from our own: it says nothing for or against the promise, but latency and
     refused writes may still raise an alarm.
     """
-    if run.last_look is not None:
+    if run.last_look is None:
+        run.last_look = seen
+    else:
         window = guardrail_window(run.last_look, seen)
         trouble = alarm(window, run.promise, run.settings)
         if trouble is not None:

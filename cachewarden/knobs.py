@@ -278,8 +278,9 @@ def check_value(knob_name: str, value: str) -> str:
         return value
     try:
         number = parse_bytes(value) if knob.type is KnobType.BYTES else int(value)
-    except ValueError:
-        raise SettingsError(f"`{knob_name}` needs a whole number, not `{value}`, allowed: {knob.allowed}") from None
+    except (ValueError, SettingsError):
+        wanted = "an amount of memory" if knob.type is KnobType.BYTES else "a whole number"
+        raise SettingsError(f"`{knob_name}` needs {wanted}, not `{value}`, allowed: {knob.allowed}") from None
     if not knob.low <= number <= knob.high:
         raise SettingsError(f"`{knob_name}` cannot be `{value}`, allowed: {knob.allowed}")
     return str(number)

@@ -24,7 +24,7 @@ import uvicorn
 from rich.console import Console
 from rich.live import Live
 
-from cachewarden.errors import OperatingError
+from cachewarden.errors import OperatingError, SettingsError
 from cachewarden.fleet import Fleet, load_fleet
 from cachewarden.settings import CacheOptimizerSettings, load_settings
 from cluster.audit import verify_journal
@@ -121,6 +121,8 @@ async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, co
     home = ServerHome()
     stack.callback(home.close)
     overrides: dict[str, Any] = {"http_port": options.port} if options.port else {}
+    wanted = load_settings(**overrides)
+    _require_free_port(wanted.http_host, wanted.http_port)
     if options.fleet_path is not None:
         fleet = load_fleet(options.fleet_path)
         settings = load_settings(fleet_path=options.fleet_path, **overrides)
@@ -143,6 +145,18 @@ async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, co
     console.print(f"load with seed {options.seed} on both fleets: first the caches' past, then open-loop arrivals")
     await _until_loaded(stats_path, driver)
     return _World(_plan(fleet, settings), stats_path, f"embedded, port {servers.blackboard.port}", home.directory)
+
+
+def _require_free_port(host: str, port: int) -> None:
+    """Raise SettingsError if the API could not listen there: said before anything is started, and in one line."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SettingsError(
+            f"the API cannot listen on `{host}` port `{port}`: {why.lower()}, stop what listens there or give another "
+            "with --port"
+        ) from None
 
 
 async def _until_loaded(stats_path: Path, driver: Any) -> None:

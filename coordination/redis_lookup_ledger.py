@@ -118,15 +118,15 @@ class RedisLookupLedger:
 
     async def begin(self, service: str, *, torn: bool = False) -> str:
         """Announce a batch; see the port."""
-        return str(await self._run(_BEGIN, service, torn, self._busy_ms))
+        return str(await self._run(_BEGIN, service, int(torn), self._busy_ms))
 
     async def settle(self, service: str, mark: str, hits: int, misses: int) -> None:
         """Settle a batch; see the port."""
-        await self._run(_SETTLE, service, False, mark, hits, misses)
+        await self._run(_SETTLE, service, 0, mark, hits, misses)
 
     async def read(self, service: str, *, torn: bool = False) -> LookupAccount:
         """Return the account of one cache; see the port."""
-        now, flat = await self._run(_READ, service, torn)
+        now, flat = await self._run(_READ, service, int(torn))
         now_ms = int(now)
         hits = misses = 0
         busy: list[str] = []
@@ -148,13 +148,13 @@ class RedisLookupLedger:
         """Close all connections."""
         await self._redis.aclose(close_connection_pool=True)
 
-    async def _run(self, script: str, service: str, torn: bool, *arguments: Any) -> Any:
+    async def _run(self, script: str, service: str, torn: int, *arguments: Any) -> Any:
         loop = asyncio.get_running_loop()
         if loop.time() < self._paused_until_s:
             raise BlackboardUnavailable(self._trouble)
         key = f"{self._prefix}:lookups:{service}"
         try:
-            return await self._redis.eval(script, 1, key, self._adapter, int(torn), _KEPT_MS, *arguments)
+            return await self._redis.eval(script, 1, key, self._adapter, torn, _KEPT_MS, *arguments)
         except (RedisError, OSError) as error:
             self._trouble = f"the ledger of lookups: {str(error).strip().rstrip('.') or type(error).__name__}"
             self._paused_until_s = loop.time() + self._pause_s

@@ -309,16 +309,17 @@ async def test_an_adapter_that_dies_in_the_middle_of_a_batch_costs_one_window_an
 @pytest.mark.integration
 async def test_a_batch_that_is_cut_off_begins_a_new_account_for_all(fleet):
     before = await fleet.collector.counters()
-    with pytest.raises(asyncio.CancelledError):
-        async with fleet.actuator._wire.session() as session:
-            fleet.cache.freeze()
-            probing = asyncio.create_task(session.exchange([("PTTL", "user:1")] * 50))
-            while not fleet.ledger.admin.hexists("cachewarden:lookups:shop", "busy:actuator"):
-                await asyncio.sleep(0.005)
-            # One turn of the loop sends the batch; its replies never come.
-            await asyncio.sleep(0.02)
-            probing.cancel()
+    async with fleet.actuator._wire.session() as session:
+        fleet.cache.freeze()
+        probing = asyncio.create_task(session.exchange([("PTTL", "user:1")] * 50))
+        while not fleet.ledger.admin.hexists("cachewarden:lookups:shop", "busy:actuator"):
+            await asyncio.sleep(0.005)
+        # One turn of the loop sends the batch; its replies never come.
+        await asyncio.sleep(0.02)
+        probing.cancel()
+        with pytest.raises(asyncio.CancelledError):
             await probing
+        await session._connection.disconnect(nowait=True)
     fleet.cache.thaw()
     assert "actuator" in (await fleet.collector.counters()).incomplete["own_lookups"]
     # The next thing that the actuator does makes up for it.

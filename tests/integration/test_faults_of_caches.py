@@ -68,14 +68,11 @@ async def test_a_cache_that_dies_in_the_middle_of_a_step_is_not_half_changed_whe
 
 async def test_a_cache_that_restarts_with_its_old_settings_while_it_is_observed_is_told_apart(tmp_path):
     async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
-        await agents.send(
-            "test", "coordinator", order_for(world, await world.seen(lookups=400), [("maxmemory-policy", "allkeys-lfu")], playbook="keep_hot_set", cost={"server_cpu_ms": 1.0, "commands": 9000.0, "keys_touched": 4000.0, "bytes_moved": 0.0})
+        order = order_for(
+            world, await world.seen(lookups=400), [("maxmemory-policy", "allkeys-lfu")], playbook="keep_hot_set"
         )
-
-        async def observing():
-            return [e for e in await world.executions() if e.state is ExecutionState.OBSERVING]
-
-        await until(observing, what="the observation")
+        await agents.send("test", "coordinator", order)
+        await world.reached(ExecutionState.OBSERVING)
         await asyncio.to_thread(world.caches["shop"].kill)
         await asyncio.to_thread(world.caches["shop"].start)
         execution = await world.finished("p-crafted", 60)

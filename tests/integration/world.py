@@ -27,6 +27,7 @@ from cachewarden.messages import (
     Decision,
     Evidence,
     Execution,
+    ExecutionState,
     KnobChange,
     Mode,
     Prediction,
@@ -256,6 +257,18 @@ class World:
     async def executions(self, service: str = "shop") -> list[Execution]:
         state = await self.state()
         return [] if state is None else [e for e in state.executions if e.proposal.service == service]
+
+    async def reached(self, state: ExecutionState, timeout_s: float = 30.0, service: str = "shop") -> Execution:
+        """Return the newest execution of a service once it is in this state; fails if it ends in another one."""
+
+        async def there() -> Execution | None:
+            found = await self.executions(service)
+            if found and found[-1].state.final and found[-1].state is not state:
+                raise AssertionError(f"`{state}` was never reached: {found[-1].state}, {found[-1].reason}")
+            return found[-1] if found and found[-1].state is state else None
+
+        execution: Execution = await until(there, timeout_s, f"an execution that is {state}")
+        return execution
 
     async def finished(self, proposal_id: str, timeout_s: float = 40.0) -> Execution:
         """Return the execution of a proposal once it is over."""

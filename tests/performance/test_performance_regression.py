@@ -94,7 +94,7 @@ def main() -> int:
         before = kept_ratios(arguments.against) if arguments.against is not None else {}
         measured = asyncio.run(measure(arguments.calls))
     except (CachewardenError, OSError, TimeoutError, ValueError) as error:
-        console.print(f"nothing could be compared: {error or 'no plan stood in time'}")
+        console.print(f"nothing could be compared: {error or 'the servers or their load did not start in time'}")
         return 2
     told(measured, console)
     now = ratios(measured)

@@ -41,7 +41,7 @@ def main() -> int:
     try:
         measured = asyncio.run(measure(arguments.calls))
     except (CachewardenError, TimeoutError) as error:
-        console.print(f"nothing could be measured: {error or 'no plan stood in time'}")
+        console.print(f"nothing could be measured: {error or 'the servers or their load did not start in time'}")
         return 2
     told(measured, console)
     p99_ms, per_s = measured.call.quantile(0.99), measured.call.per_s

@@ -180,11 +180,12 @@ def test_a_change_whose_hits_stay_unknown_to_the_end_is_taken_back_as_unproven()
 def test_writes_that_are_refused_raise_the_alarm_even_where_hits_are_unknown():
     world = World()
     world.cache.incomplete = {"own_lookups": "the ledger does not answer"}
-    world.tell(order(proposal(*SWITCH), refused_per_s_before=0.0))
+    world.tell(order(proposal(*SWITCH)))
     world.run(until=lambda: world.count(m.ReadCounters) >= 3)
     world.cache.refused = 500
     world.run()
     assert world.last.state is ExecutionState.ROLLED_BACK
+    assert "writes are refused" in world.last.reason
 
 
 def test_what_cannot_be_undone_is_said():
