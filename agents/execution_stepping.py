@@ -82,6 +82,8 @@ def next_step(run: Run, now_ms: int) -> Effects:
     run.tries = run.writes_tried = run.refences = 0
     if run.step >= len(run.steps):
         return begin_observing(run, now_ms)
+    # A plan may take minutes: what somebody else has set since the last step is not ours to write over.
+    run.values_unsure = run.step > 0
     return (run.ask(run.record(RecordKind.STEP_INTENDED, _step_payload(run)), Phase.STEP_INTENDING),)
 
 

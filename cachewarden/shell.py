@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,24 @@ from cachewarden.messages import AuditRecord
 from cachewarden.ports import Blackboard, Clock, Journal, LeaseStore, Mailbox, RecordDraft, TargetCache
 from cachewarden.protocol import AgentBeat
 
-__all__ = ["AgentShell", "Ports"]
+__all__ = ["AgentShell", "Ports", "end_tasks"]
 
 _log = logging.getLogger("cachewarden.shell")
 _BEAT_INTERVAL_S = 5.0
 _JOURNAL_RETRY_S = 1.0
+_CANCEL_AGAIN_S = 0.05
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until all are gone.
+
+    Asked again and again: a cancellation that meets a timeout in the same turn of the loop can get lost.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +101,7 @@ class AgentShell:
             pending = [*helpers, *self._tasks]
             for handle in self._timers.values():
                 handle.cancel()
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+            await end_tasks(pending)
             if self._ports.close is not None:
                 await self._ports.close()
 

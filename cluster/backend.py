@@ -8,7 +8,6 @@ newest state that the coordinator gave and says how old it is; it decides nothin
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from cachewarden.errors import JournalUnavailable, OperatingError
 from cachewarden.messages import AuditRecord, Execution
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState, RunCycle, SetPaused
+from cachewarden.shell import end_tasks
 from cluster.audit import verify_journal
 from cluster.clock import SystemClock
 from cluster.wiring import Plan, checkpoint_path, make_journal
@@ -61,9 +61,7 @@ class AgentBackend:
     async def close(self) -> None:
         """Give back connections and end the refreshing."""
         if self._refresher is not None:
-            self._refresher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._refresher
+            await end_tasks([self._refresher])
         await self._warmer.close()
         await self._journal.close()
 

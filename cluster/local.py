@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import Any
 
-from cachewarden.shell import AgentShell
+from cachewarden.shell import AgentShell, end_tasks
 from cluster.wiring import ALL_AGENTS, Plan, build_shell
 
 __all__ = ["LocalRuntime"]
@@ -35,9 +35,7 @@ class LocalRuntime:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await end_tasks(self._tasks.values())
 
     async def send(self, sender: str, to: str, message: Any) -> None:
         """Deliver to an agent of this process; one that is between two lives loses the message."""

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable

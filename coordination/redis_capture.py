@@ -23,6 +23,7 @@ from redis.asyncio.connection import parse_url
 
 from cachewarden.errors import TargetRefused, TargetUnavailable
 from cachewarden.observation import AccessSample
+from cachewarden.shell import end_tasks
 from coordination.monitor_lines import MonitorParser
 from coordination.redis_wire import CLIENT_NAME, RedisWire, Refusal, Session
 
@@ -33,7 +34,6 @@ _CHUNK_BYTES: Final = 8 * 1024
 """Parsed in one go: below a millisecond, so that our own parsing does not make the watchdog's pings look slow."""
 _GATHER_S: Final = 0.02
 _WATCH_EVERY_S: Final = 0.1
-_CANCEL_AGAIN_S: Final = 0.05
 _PINGS_AT_START: Final = 7
 _PINGS_COMPARED: Final = 5
 
@@ -270,11 +270,8 @@ async def _read_lines(
 async def _end(task: asyncio.Task[Any]) -> None:
     """Cancel a task and wait until it is gone; what it still had to say no longer matters.
 
-    Asked again and again: a cancellation that meets a timeout in the same turn of the loop can get lost, and a watchdog
-    that lives on keeps an unread MONITOR open, whose output buffer then pushes keys out of the cache.
+    A watchdog that lived on would keep an unread MONITOR open, whose output buffer pushes keys out of the cache.
     """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
+    await end_tasks([task])
     if not task.cancelled():
         task.exception()

@@ -72,7 +72,7 @@ class Measured:
 async def measure(calls: int, *, traffic: bool = True) -> Measured:
     """Start everything, wait for a standing plan (with traffic), and measure each kind of call `calls` times."""
     async with (
-        embedded_world(SERVICES[:1], mode=Mode.ADVISE, traffic=traffic, cycle_interval_ms=2_000) as world,
+        embedded_world(SERVICES[:1], mode=Mode.ADVISE, traffic=traffic, cycle_interval_ms=2_000, capture_ms=0) as world,
         CachePerformanceOptimizer(world.settings, world.fleet) as optimizer,
     ):
         request = CacheOptimizationRequest(service_name=SERVICES[0])
