@@ -168,7 +168,9 @@ class Appraisal:
             return ()
         low = max(self.service.minimum_memory_bytes, self.evidence.fixed_overhead_bytes + 1024 * 1024)
         grid = {int(x) for x in np.geomspace(min(low, now), now * _CURVE_TIMES, _CURVE_POINTS)} | {now}
-        sizes = sorted(grid)
+        # Where memory does not bind and nothing changes that, more of it gives nothing: do not let noise ask for it.
+        idle = not self.evidence.full and chosen == self.evidence.current
+        sizes = sorted(s for s in grid if s <= now or not idle)
         # Replaying another family of eviction at every size would cost more than it tells: the shape is LRU's, the
         # level is ours.
         shape = replace(chosen, eviction_policy="allkeys-lru") if chosen.family == "lfu" else chosen

@@ -40,6 +40,8 @@ class Planner:
     """Answers PlanFleet with FleetPlanned; holds no state between two questions."""
 
     name = "planner"
+    heavy_step = True
+    """One answer may take seconds of arithmetic: a shell that shares its loop takes the step to a thread."""
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self._fleet = fleet

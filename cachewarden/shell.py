@@ -72,6 +72,7 @@ class AgentShell:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._beat_to = beat_to
+        self._heavy = bool(getattr(agent, "heavy_step", False))
         self._started_at_ms = ports.clock.now_ms()
         self._performers: dict[type[m.Effect], Callable[[Any], Awaitable[Any]]] = {
             m.ReadJournal: self._read_journal,
@@ -125,7 +126,12 @@ class AgentShell:
                 await asyncio.sleep(_JOURNAL_RETRY_S)
 
     async def _take(self, event: Any) -> None:
-        effects = self.agent.step(event, self._ports.clock.now_ms())
+        now_ms = self._ports.clock.now_ms()
+        if self._heavy:
+            # Seconds of arithmetic must not hold up the other agents of this loop; events still come one at a time.
+            effects = await asyncio.to_thread(self.agent.step, event, now_ms)
+        else:
+            effects = self.agent.step(event, now_ms)
         records: list[m.Record] = []
         for effect in effects:
             if isinstance(effect, m.Record):

@@ -210,6 +210,8 @@ def verify_export(path: Path, checkpoint_path: Path | None = None) -> AuditResul
                 verifier.take(record)
     except (OSError, SettingsError) as error:
         return AuditResult(source=str(path), reason=str(error))
+    if not verifier.report().checked:
+        return AuditResult(source=str(path), reason="the file holds no record")
     notes = () if checkpoint else ("there was no checkpoint, so a tail that was cut off would not be seen",)
     return AuditResult(source=str(path), report=verifier.report(), notes=notes)
 

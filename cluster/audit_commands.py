@@ -81,6 +81,11 @@ def add_audit_commands(app: typer.Typer) -> None:
         if out is None:
             _with_journal(url, lambda journal: export_journal(journal, sys.stdout.buffer))
             return
-        with out.open("wb") as file:
-            count = _with_journal(url, lambda journal: export_journal(journal, file))
+        part = out.with_name(f"{out.name}.part")
+        try:
+            with part.open("wb") as file:
+                count = _with_journal(url, lambda journal: export_journal(journal, file))
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
         typer.echo(f"{count} records written to {out}")

@@ -9,11 +9,8 @@ INVARIANT: a request with a wrong constitutional hash is recorded and refused, a
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 from uuid import uuid4
@@ -28,8 +25,7 @@ from cachewarden.ports import RecordDraft
 from cachewarden.settings import CacheOptimizerSettings, load_settings
 from cluster.backend import AgentBackend
 from cluster.local import LocalRuntime
-from cluster.runtime_env import ROOT
-from cluster.wiring import Plan, hash_secret
+from cluster.wiring import make_plan
 from serve.context import Context, known_state
 from serve.courses import Apply, Asked
 from serve.decision import Grounds
@@ -67,7 +63,7 @@ class CachePerformanceOptimizer:
     ) -> None:
         self.constitutional_hash = CONSTITUTIONAL_HASH
         chosen = load_settings() if settings is None else settings
-        self._plan = _plan(_fleet(chosen) if fleet is None else fleet, chosen)
+        self._plan = make_plan(_fleet(chosen) if fleet is None else fleet, chosen)
         self._wait_s = wait_s
         self._first_look_s = first_look_s
         self._runtime = LocalRuntime(self._plan)
@@ -215,16 +211,3 @@ def _fleet(settings: CacheOptimizerSettings) -> Fleet:
     if settings.fleet_path is not None:
         return load_fleet(settings.fleet_path)
     return Fleet(services=(Service(name=DEFAULT_SERVICE, url=settings.redis_url),))
-
-
-def _plan(fleet: Fleet, settings: CacheOptimizerSettings) -> Plan:
-    path = settings.constitution_path
-    found = path if path.is_absolute() or path.exists() else ROOT / path
-    absolute = settings.model_copy(
-        update={"constitution_path": found.resolve(), "state_dir": Path(settings.state_dir).resolve()}
-    )
-    # Two facades may live on one host, even in one process, and each is a writer of its own.
-    holder = f"{fleet.name}-{os.uname().nodename}-{secrets.token_hex(4)}"
-    plan = Plan(fleet=fleet, settings=absolute, secret=hash_secret(absolute), holder=holder)
-    plan.constitution()
-    return plan

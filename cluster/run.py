@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.live import Live
 
 from cachewarden.errors import OperatingError, SettingsError
-from cachewarden.fleet import Fleet, load_fleet
+from cachewarden.fleet import load_fleet
 from cachewarden.settings import CacheOptimizerSettings, load_settings
 from cluster.audit import verify_journal
 from cluster.backend import AgentBackend, Runtime
@@ -37,8 +37,7 @@ from cluster.demo.servers import EmbeddedServer, ServerHome
 from cluster.demo.stats import read_last_stats
 from cluster.live import LiveView, Place, scoreboard
 from cluster.local import LocalRuntime
-from cluster.runtime_env import ROOT
-from cluster.wiring import Plan, checkpoint_path, hash_secret, make_journal
+from cluster.wiring import Plan, checkpoint_path, make_journal, make_plan
 from serve.api import create_app
 from serve.security import TokenStore, ensure_first_token
 
@@ -104,7 +103,7 @@ async def run(options: RunOptions, console: Console) -> int:
         # Ray puts handlers of its own in place of ours.
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        console.print(f"API at {url} (docs at {url}/docs); Ctrl-C ends everything")
+        console.print(f"API at {url} (described at {url}/openapi.json); Ctrl-C ends everything")
         is_demo = world.stats_path is not None
         view = LiveView(
             place=Place(url=url, token_path=str(token_path), journal=world.journal),
@@ -128,7 +127,7 @@ async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, co
         fleet = load_fleet(options.fleet_path)
         settings = load_settings(fleet_path=options.fleet_path, **overrides)
         settings, journal = _blackboard(settings, home, stack, console)
-        return _World(_plan(fleet, settings), None, journal, home.directory)
+        return _World(make_plan(fleet, settings), None, journal, home.directory)
     console.print("starting five caches, five untouched twins and the blackboard's server")
     servers = await asyncio.to_thread(demo.DemoServers.start, home)
     fleet = demo.demo_fleet(servers.urls[demo.MANAGED])
@@ -145,7 +144,7 @@ async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, co
     stack.callback(_end_process, driver)
     console.print(f"load with seed {options.seed} on both fleets: first the caches' past, then open-loop arrivals")
     await _until_loaded(stats_path, driver)
-    return _World(_plan(fleet, settings), stats_path, f"embedded, port {servers.blackboard.port}", home.directory)
+    return _World(make_plan(fleet, settings), stats_path, f"embedded, port {servers.blackboard.port}", home.directory)
 
 
 def _require_free_port(host: str, port: int) -> None:
@@ -188,20 +187,6 @@ def _blackboard(
     console.print(f"BLACKBOARD_URL is not set: journal and blackboard are kept by an embedded server in {directory}")
     changed = settings.model_copy(update={"blackboard_url": server.url, "journal_url": server.url})
     return changed, f"embedded, files in {directory}"
-
-
-def _plan(fleet: Fleet, settings: CacheOptimizerSettings) -> Plan:
-    path = settings.constitution_path
-    found = path if path.is_absolute() or path.exists() else ROOT / path
-    absolute = settings.model_copy(
-        update={"constitution_path": found.resolve(), "state_dir": Path(settings.state_dir).resolve()}
-    )
-    plan = Plan(
-        fleet=fleet, settings=absolute, secret=hash_secret(absolute), holder=f"{fleet.name}-{os.uname().nodename}"
-    )
-    # Fails here, with file and line, and not in an actor's log.
-    plan.constitution()
-    return plan
 
 
 async def _start_agents(

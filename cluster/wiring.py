@@ -29,6 +29,7 @@ from cachewarden.settings import CacheOptimizerSettings
 from cachewarden.shell import AgentShell, Ports
 from cluster.audit import CheckpointMailbox, load_checkpoint
 from cluster.clock import SystemClock
+from cluster.runtime_env import ROOT
 from coordination.cycle import Coordinator
 from coordination.redis_blackboard import RedisBlackboard
 from coordination.redis_journal import RedisJournal
@@ -36,7 +37,16 @@ from coordination.redis_leases import RedisLeaseStore
 from coordination.redis_lookup_ledger import RedisLookupLedger
 from coordination.redis_target import RedisTarget, TargetLimits
 
-__all__ = ["ALL_AGENTS", "Plan", "build_agent", "build_shell", "checkpoint_path", "hash_secret", "make_journal"]
+__all__ = [
+    "ALL_AGENTS",
+    "Plan",
+    "build_agent",
+    "build_shell",
+    "checkpoint_path",
+    "hash_secret",
+    "make_journal",
+    "make_plan",
+]
 
 ALL_AGENTS = ("auditor", "coordinator", "collector", "planner", "validator", "consensus", "actuator")
 """In the order in which they are started: memory first, whoever writes to caches last."""
@@ -82,6 +92,23 @@ def hash_secret(settings: CacheOptimizerSettings) -> bytes:
         raise SettingsError(
             f"the secret of the key hash cannot be kept in `{path}`: {error}, set STATE_DIR or HASH_SECRET"
         ) from None
+
+
+def make_plan(fleet: Fleet, settings: CacheOptimizerSettings) -> Plan:
+    """Return the plan of one deployment, its paths made absolute and its constitution proven to load.
+
+    Its holder is a writer of its own: two deployments may live on one host, even in one process. Raises
+    ConstitutionError here, with file and line, and not in an actor's log.
+    """
+    path = settings.constitution_path
+    found = path if path.is_absolute() or path.exists() else ROOT / path
+    absolute = settings.model_copy(
+        update={"constitution_path": found.resolve(), "state_dir": Path(settings.state_dir).resolve()}
+    )
+    holder = f"{fleet.name}-{os.uname().nodename}-{secrets.token_hex(4)}"
+    plan = Plan(fleet=fleet, settings=absolute, secret=hash_secret(absolute), holder=holder)
+    plan.constitution()
+    return plan
 
 
 def make_journal(plan: Plan) -> RedisJournal:

@@ -148,7 +148,10 @@ def _judge(
     standing, latest = state.standing.get(service.name), latest_of(state, service.name)
     proposal = standing.proposal if standing is not None else None
     if proposal is None or standing is None:
-        return None, False
+        order = None if latest is None else state.handed_over.get(latest.proposal.proposal_id)
+        if order is None or latest is None or order.verdict is None:
+            return None, False
+        return order.verdict, is_complete(order.verdict, latest.proposal, grounds.constitution)
     begun = latest is not None and (not latest.state.final or latest.proposal.proposal_id == proposal.proposal_id)
     if begun or already_so(proposal, snapshot):
         verdict = standing.verdict

@@ -90,6 +90,7 @@ async def test_a_value_that_an_administrator_sets_in_the_middle_is_left_as_it_is
         world.client("shop").config_set("maxmemory", theirs)
         execution = await world.finished("p-crafted", 60)
         assert execution.state is ExecutionState.ABANDONED, execution.reason
+        assert theirs in execution.reason
         assert world.knob("maxmemory") == theirs
         await world.assert_sound()
 

@@ -29,9 +29,7 @@ async def api(world: World, agents, state_dir):
     transport = httpx.ASGITransport(app=create_app(backend, TokenStore(state_dir), wait_s=3.0))
     headers = {"Authorization": f"Bearer {token}"}
     try:
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://api", headers=headers, timeout=30
-        ) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers, timeout=30) as client:
 
             async def up():
                 return (await client.post(OPTIMIZE, json={"service_name": "shop"})).status_code == 200
@@ -59,7 +57,9 @@ async def test_what_a_caller_gets_wrong_is_refused_audited_and_changes_nothing(t
         assert unknown.json()["error"]["details"]["known_services"] == ["shop"]
         assert unknown.json()["error"]["details"]["did_you_mean"] == "shop"
         assert (await client.post(OPTIMIZE, json={**body, "optimization_type": "magic"})).status_code == 422
-        assert (await client.post(OPTIMIZE, content=b'{"service_name": ', headers={"Content-Type": "application/json"})).status_code == 400
+        assert (
+            await client.post(OPTIMIZE, content=b'{"service_name": ', headers={"Content-Type": "application/json"})
+        ).status_code == 400
         assert (await client.post(OPTIMIZE, json=body, headers={"Authorization": "Bearer x"})).status_code == 401
         assert world.config_sets() == 0
         assert (await world.verified()).ok
@@ -106,7 +106,11 @@ def test_a_malformed_fleet_file_is_refused_with_file_and_line(tmp_path):
 
 
 def test_a_malformed_constitution_is_refused_with_file_and_line(tmp_path):
-    text = (ROOT / "config" / "constitution.yaml").read_text().replace("size(group_tenants) <= 1", "size(group_tenants <= 1")
+    text = (
+        (ROOT / "config" / "constitution.yaml")
+        .read_text()
+        .replace("size(group_tenants) <= 1", "size(group_tenants <= 1")
+    )
     path = tmp_path / "constitution.yaml"
     path.write_text(text)
     with pytest.raises(ConstitutionError, match=r"constitution\.yaml:\d+"):

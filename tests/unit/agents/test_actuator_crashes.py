@@ -217,7 +217,6 @@ def test_every_illegal_event_raises_and_changes_nothing():
         Phase.GOVERNING,
         Phase.READING_BACK,
         Phase.REFENCING,
-        Phase.VERIFYING,
         Phase.RECOVERING,
         Phase.UNDO_REFENCING,
     }
