@@ -46,7 +46,8 @@ lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
 		--quiet --output-file requirements.lock
 
 bench: $(STAMP) ## what is measured against what, printed
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	$(BIN)/python -m benchmarks.replay_speed
+	$(BIN)/python -m benchmarks.demo_headroom $(ARGS)
 
 clean: ## the virtual environment and everything that a run leaves in var/
 	rm -rf $(VENV) var

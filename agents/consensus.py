@@ -314,8 +314,7 @@ class Consensus:
     """Answers `Settle` with `Settled`; notes from `ExecutionReport`s which proposals were kept; everything else
     changes nothing.
 
-    Remembers, per service, the first maxmemory (the budget of a fleet that declares none) and how often each change
-    was taken back.
+    Remembers how often each change was taken back, for as long as the history does.
     """
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, name: str = "consensus") -> None:
@@ -324,7 +323,6 @@ class Consensus:
         self._settings = settings
         self._modes = {s.name: s.mode for s in fleet.services}
         self._weights = {s.name: s.weight for s in fleet.services}
-        self._found_bytes: dict[str, int] = {}
         self._kept: dict[str, None] = {}
         self._rollbacks: dict[tuple[str, str], tuple[int, int]] = {}
         """(service, change signature) to (times taken back, when last)."""
@@ -342,17 +340,15 @@ class Consensus:
         return ()
 
     def _settled(self, question: Settle, now_ms: int) -> Settled:
-        for service, maxmemory_bytes in sorted(question.memory_bytes.items()):
-            if service in self._modes:
-                self._found_bytes.setdefault(service, maxmemory_bytes)
-        total_bytes = self._fleet.total_memory_bytes
+        memory_bytes = {name: size for name, size in question.memory_bytes.items() if name in self._modes}
+        declared_bytes = (self._fleet.total_memory_bytes, question.budget_bytes, sum(memory_bytes.values()))
         situation = Situation(
             modes=self._modes,
             weights=self._weights,
             history=question.history,
-            memory_bytes={name: size for name, size in question.memory_bytes.items() if name in self._modes},
+            memory_bytes=memory_bytes,
             intents=question.intents,
-            budget_bytes=sum(self._found_bytes.values()) if total_bytes is None else total_bytes,
+            budget_bytes=next(size for size in declared_bytes if size is not None),
             budgeted=budgeted_services(self._fleet),
             force=frozenset(question.force),
             kept=frozenset(self._kept),
@@ -367,4 +363,6 @@ class Consensus:
                 times, last_ms = self._rollbacks.get((service, signature), (0, -1))
                 if at_ms > last_ms:
                     self._rollbacks[service, signature] = (times + 1, at_ms)
+        still_told = {(service, signature) for service in history for signature in history[service].rolled_back}
+        self._rollbacks = {key: seen for key, seen in self._rollbacks.items() if key in still_told}
         return {key: times for key, (times, _) in self._rollbacks.items()}

@@ -255,7 +255,9 @@ def on_fencing(run: Run, event: Any, now_ms: int) -> Effects:
         if foreign:
             told = foreign_values(run, foreign) or ", ".join(f"`{k}` is `{v}`" for k, v in sorted(foreign.items()))
             return abandon(
-                run, f"superseded, somebody else has changed the cache: {told}", {"found": foreign, "knobs": dict(run.current)}
+                run,
+                f"superseded, somebody else has changed the cache: {told}",
+                {"found": foreign, "knobs": dict(run.current)},
             )
         run.values_unsure = False
         return _do(run, run.deferred, now_ms, run.deferred_phase)

@@ -34,7 +34,6 @@ __all__ = [
     "DAMPING_MS_MAX",
     "Obstacle",
     "Situation",
-    "change_signature",
     "damping_ms",
     "find_obstacle",
     "touched",
@@ -72,13 +71,6 @@ class Situation:
     rollback_counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(service, change signature) to how often it was taken back; 1 where the history knows of one and nobody
     counted."""
-
-
-def change_signature(proposal: Proposal) -> str:
-    """Return what a proposal wants, without when and why: `knob=after` and `ttl:pattern=ms`, sorted, joined by `;`."""
-    parts = [f"{c.knob}={c.after}" for c in proposal.knob_changes]
-    parts += [f"ttl:{r.pattern}={r.extended_ttl_ms}" for r in proposal.ttl_rules]
-    return ";".join(sorted(parts))
 
 
 def touched(proposal: Proposal) -> dict[str, int]:
@@ -161,7 +153,7 @@ def _history_obstacle(
     if history.in_flight is not None:
         what = "it" if history.in_flight == proposal.proposal_id else f"`{history.in_flight}`"
         return _wait(f"{what} is being carried out on `{service}`, one change at a time", history.in_flight)
-    signature = change_signature(proposal)
+    signature = proposal.signature
     rolled_back_ms = history.rolled_back.get(signature)
     if rolled_back_ms is not None:
         times = max(1, situation.rollback_counts.get((service, signature), 1))

@@ -12,7 +12,7 @@ the budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def plan_fleet(question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettin
             idle[service.name] = result
         else:
             appraisals[service.name] = result
-    division = _divide(appraisals, question.snapshots, fleet)
+    division = _divide(appraisals, question, fleet)
     proposals: list[Proposal] = []
     for name in sorted(appraisals):
         forced = name in question.force
@@ -107,10 +107,13 @@ def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimi
     return None
 
 
-def _divide(appraisals: Mapping[str, Appraisal], snapshots: Iterable[Snapshot], fleet: Fleet) -> _Division:
-    """Divide the memory of the services that may change; the others keep what they have."""
-    held = {s.service: s.maxmemory_bytes for s in snapshots}
-    budget = fleet.total_memory_bytes or sum(held.values())
+def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fleet) -> _Division:
+    """Divide the memory of the services that may change; the others keep what they have.
+
+    What a service that was not seen holds, or one in the middle of a change may need back, is nobody's to give.
+    """
+    held = {s.service: s.maxmemory_bytes for s in question.snapshots} | dict(question.memory_bytes)
+    budget = fleet.total_memory_bytes or question.budget_bytes or sum(held.values())
     movable = {n: a for n, a in appraisals.items() if a.curve_bytes and held[n] > 0}
     free = budget - sum(held.values())
     if not movable or (len(movable) == 1 and free <= 0):

@@ -11,7 +11,6 @@ INVARIANT: every proposal of a `Judge` gets exactly one verdict in the `Judged` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -63,9 +62,8 @@ def judge(
 class Validator:
     """Answers `Judge` with `Judged`; everything else changes nothing.
 
-    Remembers only the newest snapshot (without its samples) and the first maxmemory of each service of the fleet: the
-    former so that a look that failed in one round does not hide what the others' limits add up to, the latter as the
-    budget of a fleet that declares none.
+    Remembers only the newest snapshot (without its samples) of each service of the fleet, so that a look that failed
+    in one round does not hide what the others' limits add up to.
     """
 
     def __init__(
@@ -77,7 +75,6 @@ class Validator:
         self._settings = settings
         self._known = frozenset(fleet.names)
         self._snapshots: dict[str, Snapshot] = {}
-        self._found_bytes: dict[str, int] = {}
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event."""
@@ -88,8 +85,7 @@ class Validator:
     def _judged(self, question: Judge, now_ms: int) -> Judged:
         for snapshot in question.snapshots:
             if snapshot.service in self._known:
-                self._snapshots[snapshot.service] = replace(snapshot, sample=None, access=None)
-                self._found_bytes.setdefault(snapshot.service, snapshot.maxmemory_bytes)
+                self._snapshots[snapshot.service] = snapshot.light()
         verdicts = judge(
             self._constitution,
             self._fleet,
@@ -98,6 +94,6 @@ class Validator:
             question.snapshots,
             now_ms,
             last_seen=self._snapshots,
-            budget_bytes=sum(self._found_bytes.values()),
+            budget_bytes=question.budget_bytes,
         )
         return Judged(cycle=question.cycle, verdicts=verdicts)

@@ -254,6 +254,13 @@ class Proposal(Message):
         """Change of `maxmemory`; 0 where the proposal leaves it alone."""
         return sum(int(c.after) - int(c.before) for c in self.knob_changes if c.knob == "maxmemory")
 
+    @property
+    def signature(self) -> str:
+        """What it wants, without when and why: `knob=after` and `ttl:pattern=ms`, sorted, joined by `;`."""
+        parts = [f"{c.knob}={c.after}" for c in self.knob_changes]
+        parts += [f"ttl:{r.pattern}={r.extended_ttl_ms}" for r in self.ttl_rules]
+        return ";".join(sorted(parts))
+
     def waiting_for(self, needs: tuple[str, ...]) -> Proposal:
         """Return the same proposal, to be carried out only after all of `needs` were kept."""
         return replace(self, needs=needs)

@@ -69,8 +69,11 @@ class Journal(Protocol):
         """Return up to `limit` records with seq > `after_seq`, oldest first."""
         ...
 
-    async def read_back(self, kinds: Sequence[str] = (), limit: int = 100_000) -> list[AuditRecord]:
-        """Return the records of the given kinds (all if empty) among the newest `limit`, oldest first."""
+    async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
+        """Return the records of the given kinds (all if empty) among the newest `limit`, oldest first.
+
+        Without a limit the whole journal is searched: a pause or a standing rule does not lapse by being old.
+        """
         ...
 
     async def head(self) -> tuple[int, str]:

@@ -81,11 +81,17 @@ class FleetObserved(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PlanFleet(Message):
-    """`force` names services for which cool-down and minimum gain are skipped; `goals` overrides targets by name."""
+    """`force` names services for which cool-down and minimum gain are skipped; `goals` overrides targets by name.
+
+    `memory_bytes` is the maxmemory that each service has or may still need, those included that were not seen this
+    time; `budget_bytes` what all together may have, None where the asker does not know it.
+    """
 
     cycle: int
     snapshots: tuple[Snapshot, ...]
     history: Mapping[str, History]
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    budget_bytes: int | None = None
     force: tuple[str, ...] = ()
     goals: Mapping[str, float] = field(default_factory=dict)
 
@@ -101,9 +107,12 @@ class FleetPlanned(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Judge(Message):
+    """`budget_bytes` as in `PlanFleet`."""
+
     cycle: int
     proposals: tuple[Proposal, ...]
     snapshots: tuple[Snapshot, ...]
+    budget_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +123,7 @@ class Judged(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle(Message):
-    """`memory_bytes` is the maxmemory in force per service, `intents` what is already on its way (ours and others')."""
+    """`memory_bytes` and `budget_bytes` as in `PlanFleet`; `intents` is what is already on its way (ours and others')."""
 
     cycle: int
     proposals: tuple[Proposal, ...]
@@ -122,6 +131,7 @@ class Settle(Message):
     history: Mapping[str, History]
     memory_bytes: Mapping[str, int]
     intents: tuple[Intent, ...]
+    budget_bytes: int | None = None
     force: tuple[str, ...] = ()
 
 
@@ -211,6 +221,8 @@ class FleetState(Message):
     verdict."""
     decisions_compliant: int
     last_change_ms: int | None = None
+    budget_bytes: int | None = None
+    """What the limits of all services may add up to: declared, or the sum as first found; None before the first look."""
     handed_over: Mapping[str, StandingDecision] = field(default_factory=dict)
     """Proposal that went to the actuator to the decision under which it went, as far as it is remembered."""
 

@@ -6,7 +6,8 @@ caught: an operating
 error becomes an `EffectFailed` event; an exception out of `step` is a bug, stops the agent and leaves every cache
 untouched.
 
-INVARIANT: `step` is never entered twice at once, and messages of one step leave in the order in which it gave them.
+INVARIANT: `step` is never entered twice at once, and messages of one step leave in the order in which it gave them;
+what is mirrored onto the blackboard goes its own way, so that a blackboard that hangs holds up no message.
 """
 
 from __future__ import annotations
@@ -58,17 +59,21 @@ class Ports:
 
 
 class AgentShell:
-    """Runs one agent until `stop`. `inbox_limit` bounds what may wait; further messages are dropped and counted."""
+    """Runs one agent until it is cancelled. `inbox_limit` bounds what may wait; further messages are dropped and
+    counted. Answers to the agent's own effects are never dropped: it may be waiting for just this one.
+    """
 
     def __init__(
         self, agent: m.Agent, ports: Ports, *, inbox_limit: int = 10_000, beat_to: str | None = "coordinator"
     ) -> None:
         self.agent = agent
         self.dropped = 0
-        self.publish_failures = 0
+        self.undelivered = 0
         self._ports = ports
-        self._inbox: asyncio.Queue[Any] = asyncio.Queue(inbox_limit)
-        self._outbox: asyncio.Queue[m.Send | m.Publish] = asyncio.Queue(inbox_limit)
+        self._inbox_limit = inbox_limit
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._outbox: asyncio.Queue[m.Send] = asyncio.Queue(inbox_limit)
+        self._mirror: asyncio.Queue[m.Publish] = asyncio.Queue(inbox_limit)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._beat_to = beat_to
@@ -89,11 +94,15 @@ class AgentShell:
 
     def deliver(self, sender: str, message: Any) -> bool:
         """Put a message into the inbox; False (and counted) when it is full."""
-        return self._enqueue(m.Received(sender=sender, message=message))
+        if self._inbox.qsize() >= self._inbox_limit:
+            self.dropped += 1
+            return False
+        self._inbox.put_nowait(m.Received(sender=sender, message=message))
+        return True
 
     async def run(self) -> None:
         """Replay what the journal knows, then serve the inbox until cancelled; raises what `step` raises."""
-        helpers = [asyncio.create_task(self._empty_outbox()), asyncio.create_task(self._beat())]
+        helpers = [asyncio.create_task(work) for work in (self._empty_outbox(), self._empty_mirror(), self._beat())]
         try:
             await self._take(m.Started(records=await self._replay()))
             while True:
@@ -105,14 +114,6 @@ class AgentShell:
             await end_tasks(pending)
             if self._ports.close is not None:
                 await self._ports.close()
-
-    def _enqueue(self, event: Any) -> bool:
-        try:
-            self._inbox.put_nowait(event)
-        except asyncio.QueueFull:
-            self.dropped += 1
-            return False
-        return True
 
     async def _replay(self) -> tuple[AuditRecord, ...]:
         kinds: tuple[str, ...] = getattr(self.agent, "replay_kinds", ())
@@ -136,8 +137,10 @@ class AgentShell:
         for effect in effects:
             if isinstance(effect, m.Record):
                 records.append(effect)
-            elif isinstance(effect, (m.Send, m.Publish)):
+            elif isinstance(effect, m.Send):
                 await self._outbox.put(effect)
+            elif isinstance(effect, m.Publish):
+                self._publish(effect)
             elif isinstance(effect, m.SetTimer):
                 self._set_timer(effect)
             else:
@@ -160,30 +163,53 @@ class AgentShell:
 
     def _fire(self, ref: str) -> None:
         self._timers.pop(ref, None)
-        self._enqueue(m.TimerFired(ref=ref))
+        self._inbox.put_nowait(m.TimerFired(ref=ref))
 
     async def _beat(self) -> None:
         while self._beat_to is not None:
-            detail = f"{self.dropped} messages dropped" if self.dropped else ""
+            troubles = (
+                f"{self.dropped} messages dropped" if self.dropped else "",
+                f"{self.undelivered} not delivered" if self.undelivered else "",
+            )
+            detail = ", ".join(trouble for trouble in troubles if trouble)
             beat = AgentBeat(name=self.agent.name, started_at_ms=self._started_at_ms, detail=detail)
             await self._outbox.put(m.Send(to=self._beat_to, message=beat))
             await asyncio.sleep(_BEAT_INTERVAL_S)
 
+    def _publish(self, effect: m.Publish) -> None:
+        try:
+            self._mirror.put_nowait(effect)
+        except asyncio.QueueFull:
+            # The blackboard is a mirror: what it missed is written there again with the next change.
+            self.undelivered += 1
+
     async def _empty_outbox(self) -> None:
         while True:
             effect = await self._outbox.get()
-            try:
-                if isinstance(effect, m.Send):
-                    await self._ports.mailbox.send(self.agent.name, effect.to, effect.message)
-                elif self._ports.blackboard is not None:
-                    await getattr(self._ports.blackboard, effect.operation)(**effect.arguments)
-            except OperatingError as error:
-                self.publish_failures += 1
-                _log.warning("%s: %s", self.agent.name, error)
-            except Exception:
-                # One message that cannot leave must not silence the agent for good.
-                self.publish_failures += 1
-                _log.exception("%s could not deliver %s", self.agent.name, type(effect).__name__)
+            await self._let_go(effect, self._send(effect))
+
+    async def _empty_mirror(self) -> None:
+        while True:
+            effect = await self._mirror.get()
+            await self._let_go(effect, self._write_mirror(effect))
+
+    async def _send(self, effect: m.Send) -> None:
+        await self._ports.mailbox.send(self.agent.name, effect.to, effect.message)
+
+    async def _write_mirror(self, effect: m.Publish) -> None:
+        if self._ports.blackboard is not None:
+            await getattr(self._ports.blackboard, effect.operation)(**effect.arguments)
+
+    async def _let_go(self, effect: m.Effect, work: Awaitable[Any]) -> None:
+        try:
+            await work
+        except OperatingError as error:
+            self.undelivered += 1
+            _log.warning("%s: %s", self.agent.name, error)
+        except Exception:
+            # One message that cannot leave must not silence the agent for good.
+            self.undelivered += 1
+            _log.exception("%s could not deliver %s", self.agent.name, type(effect).__name__)
 
     async def _append(self, records: list[m.Record]) -> None:
         now_ms = self._ports.clock.now_ms()
@@ -212,7 +238,7 @@ class AgentShell:
                 self._fail(record, error)
             return
         for record, entry in zip(records, written, strict=True):
-            self._enqueue(m.Recorded(ref=record.ref, record=entry))
+            self._inbox.put_nowait(m.Recorded(ref=record.ref, record=entry))
 
     async def _perform(self, effect: m.Effect) -> None:
         try:
@@ -224,7 +250,7 @@ class AgentShell:
             self._fail(effect, error)
         else:
             if event is not None:
-                self._enqueue(event)
+                self._inbox.put_nowait(event)
 
     def _fail(self, effect: m.Effect, error: Exception) -> None:
         # An unexpected exception may have come after the command left: its outcome counts as unknown.
@@ -232,7 +258,7 @@ class AgentShell:
         details = (
             {k: v for k, v in vars(error).items() if isinstance(v, (str, int, float, type(None)))} if expected else {}
         )
-        self._enqueue(
+        self._inbox.put_nowait(
             m.EffectFailed(
                 ref=effect.ref,
                 effect=type(effect).__name__,

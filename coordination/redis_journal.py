@@ -158,15 +158,16 @@ class RedisJournal:
         """Return up to `limit` records with seq > `after_seq`, oldest first; damaged ones as `DAMAGED` stand-ins."""
         return await self._guarded(self._read(after_seq, limit, ()))
 
-    async def read_back(self, kinds: Sequence[str] = (), limit: int = 100_000) -> list[AuditRecord]:
-        """Return the records of the given kinds among the newest `limit`, oldest first."""
+    async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
+        """Return the records of the given kinds among the newest `limit` (without it: of all), oldest first."""
 
         async def newest() -> list[AuditRecord]:
             last = await self._redis.xrevrange(self._stream, count=1)
             if not last:
                 return []
-            first = max(0, int(str(last[0][0]).partition("-")[0]) - limit)
-            return await self._read(first, limit, tuple(str(k) for k in kinds))
+            height = int(str(last[0][0]).partition("-")[0])
+            count = height if limit is None else limit
+            return await self._read(max(0, height - count), count, tuple(str(k) for k in kinds))
 
         return await self._guarded(newest())
 

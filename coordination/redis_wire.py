@@ -381,9 +381,14 @@ class Session:
         (reply,) = await self._exchange([command], in_doubt=True, script=script)
         return require(self._wire.service, reply)
 
-    async def write_fenced(self, fence_key: str, lease: Lease, commands: Sequence[Command]) -> list[Any]:
+    async def write_fenced(
+        self, fence_key: str, lease: Lease, commands: Sequence[Command], attempts: int = 5
+    ) -> list[Any]:
         """Carry out `commands` as one transaction if the fence is exactly the lease's epoch, then and during the whole
         of it.
+
+        A renewal of the same lease writes the fence too, which makes the server carry out nothing; then it is tried
+        again, `attempts` times in all.
 
         Raises StaleFencingToken (nothing was done) where the fence is another one or gone; TargetRefused for the first
         error reply, which for a transaction of one command means that nothing was done; TargetTimeout once EXEC may
@@ -401,7 +406,10 @@ class Session:
             require(service, reply)
         if require(service, outcome) is None:
             (token,) = await self.exchange([("GET", fence_key)])
-            raise StaleFencingToken(service, lease.epoch, fence_number(token))
+            found = fence_number(token)
+            if found != lease.epoch or attempts <= 1:
+                raise StaleFencingToken(service, lease.epoch, found)
+            return await self.write_fenced(fence_key, lease, commands, attempts - 1)
         return [require(service, reply, label) for reply in outcome]
 
     async def _check_fence(self, token: Any, lease: Lease) -> None:

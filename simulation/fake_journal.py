@@ -41,10 +41,10 @@ class FakeJournal:
         self._require_available()
         return [r for r in self.records if r.seq > after_seq][:limit]
 
-    async def read_back(self, kinds: Sequence[str] = (), limit: int = 100_000) -> list[AuditRecord]:
-        """Return the records of the given kinds (all if empty) among the newest `limit`, oldest first."""
+    async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
+        """Return the records of the given kinds (all if empty) among the newest `limit` or all, oldest first."""
         self._require_available()
-        newest = self.records[-limit:] if limit > 0 else []
+        newest = self.records if limit is None else self.records[-limit:] if limit > 0 else []
         return [r for r in newest if not kinds or r.kind in kinds]
 
     async def head(self) -> tuple[int, str]:

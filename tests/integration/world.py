@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -163,8 +164,8 @@ class World:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and self._last is not None:
-            # pytest shows what was printed only where the test failed.
-            print(_told(self._last))
+            # pytest shows what was written there only where the test failed.
+            sys.stderr.write(_told(self._last) + "\n")
         if self.driver is not None and self._driving is not None:
             self.driver.stop()
             await asyncio.gather(self._driving, return_exceptions=True)

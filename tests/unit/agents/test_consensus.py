@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.consensus import Consensus, settle
-from agents.obstacles import DAMPING_MS, DAMPING_MS_MAX, change_signature, damping_ms, touched
+from agents.obstacles import DAMPING_MS, DAMPING_MS_MAX, damping_ms, touched
 from cachewarden.machine import Agent, Received, Started
 from cachewarden.messages import AGENT_ID, Decision, Execution, ExecutionState, Intent, Mode, ResolutionOutcome
 from cachewarden.protocol import ExecutionReport, History, RunCycle, Settle, Settled
@@ -111,11 +111,11 @@ def test_the_change_budget_is_never_skipped():
 
 def test_a_change_that_was_taken_back_rests_longer_each_time():
     given, table = proposal(), Table("cart")
-    table.happened("cart", rolled_back={change_signature(given): NOW_MS})
+    table.happened("cart", rolled_back={given.signature: NOW_MS})
     table.force.add("cart")
     assert alone(table, now_ms=NOW_MS + DAMPING_MS - 1, given=replace(given, expires_at_ms=2 * NOW_MS)).outcome is WAIT
     assert alone(table, now_ms=NOW_MS + DAMPING_MS, given=replace(given, expires_at_ms=2 * NOW_MS)).outcome is GO
-    table.rollback_counts["cart", change_signature(given)] = 3
+    table.rollback_counts["cart", given.signature] = 3
     assert alone(table, now_ms=NOW_MS + DAMPING_MS).outcome is YIELD  # expired by then
     lasting = replace(given, expires_at_ms=2 * NOW_MS)
     assert alone(table, lasting, now_ms=NOW_MS + 4 * DAMPING_MS - 1).outcome is WAIT
@@ -131,11 +131,6 @@ def test_another_change_than_the_one_taken_back_need_not_rest():
 def test_damping_doubles_up_to_a_day():
     assert [damping_ms(n) // MINUTE_MS for n in (0, 1, 2, 3, 4)] == [10, 10, 20, 40, 80]
     assert damping_ms(50) == DAMPING_MS_MAX
-
-
-def test_the_signature_is_the_coordinator_s():
-    given = proposal("cart", knob("maxmemory", MIB, 2 * MIB), knob("lfu-log-factor", 10, 5), ttl_rules=(ttl_rule(),))
-    assert change_signature(given) == signature(given)
 
 
 def test_what_a_proposal_touches_has_a_direction():
@@ -215,7 +210,7 @@ def test_roll_backs_are_counted_by_their_times():
     agent, given = consensus(), replace(proposal(), expires_at_ms=2 * NOW_MS)
     once, twice = NOW_MS, NOW_MS + DAMPING_MS
     for at_ms in (once, once, twice):
-        asked = question(given, history={"cart": History(rolled_back={change_signature(given): at_ms})})
+        asked = question(given, history={"cart": History(rolled_back={given.signature: at_ms})})
         answer(agent, asked, at_ms)
     assert answer(agent, asked, twice + 2 * DAMPING_MS - 1) == {"p-cart": WAIT}
     assert answer(agent, asked, twice + 2 * DAMPING_MS) == {"p-cart": GO}
