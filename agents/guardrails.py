@@ -8,7 +8,10 @@ Without lookups nothing can be measured. A change that promised hits and can be 
 an unproven gain is none; one that promised none (a donor of memory that nobody reads, an observation knob) or that
 cannot be taken back is kept, and its reason says `unverified`.
 
-INVARIANT: a change is only kept as verified if the hit ratio measured in its last window is at least the low end of
+A change that gave less than promised is taken back unless it gave at least half of the predicted gain: the prediction
+was wrong then, and is scored so, but taking the change back would lose what it did give.
+
+INVARIANT: a change is only kept as promised if the hit ratio measured in its last window is at least the low end of
 what was predicted less the operator's margin.
 """
 
@@ -29,6 +32,8 @@ LOOKUPS_MIN = 100
 """Lookups below which a window proves nothing: at 100 the standard error of a hit ratio is up to 5 points."""
 
 _IMPROVING_BY = 0.005
+_WORTH_KEEPING = 0.5
+"""Share of the predicted gain from which on a change that missed its interval is kept."""
 _SHIFT_FACTOR = 2.0
 _REFUSED_FACTOR = 2.0
 
@@ -126,6 +131,13 @@ def judge(windows: Sequence[Window], promise: Promise, settings: CacheOptimizerS
         )
     if more and _improves(windows, promise):
         return Judgement(Ruling.CONTINUE, f"{last.hit_ratio:.3f} so far and improving")
+    gained = 0.0 if promise.hit_ratio_before is None else last.hit_ratio - promise.hit_ratio_before
+    if promise.gain > 0.0 and gained >= max(_WORTH_KEEPING * promise.gain, settings.minimum_gain):
+        return Judgement(
+            Ruling.KEEP,
+            f"below its promise: measured {last.hit_ratio:.3f}, promised at least {promise.hit_ratio_low:.3f}; kept for "
+            f"the {gained * 100:.1f} points that it gives",
+        )
     return Judgement(
         Ruling.ROLL_BACK,
         f"less than promised: measured {last.hit_ratio:.3f}, promised at least {promise.hit_ratio_low:.3f} "

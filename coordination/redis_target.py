@@ -33,6 +33,7 @@ from cachewarden.messages import KnobChange, Lease, TtlRule
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
 from cachewarden.ports import Clock, LookupLedger, TtlPass
 from coordination.redis_capture import CaptureLimits, capture_accesses
+from coordination.redis_full_cache import cannot_queue, end_earlier_writers, write_when_full
 from coordination.redis_hot_keys import HotKeys
 from coordination.redis_probe import (
     Pacer,
@@ -101,6 +102,8 @@ class RedisTarget:
         self._password = password
         self._limits = limits or TargetLimits()
         self._fence_key = fence_key
+        self._ended_before: int | None = None
+        """Epoch before which no writer has a connection any more; None where the server does not let us see to that."""
         # Everything of ours in a cache begins with the part of the fence's name up to its colon.
         self._own_prefix = fence_key.split(":", 1)[0].encode() + b":"
         self._patterns = tuple(pattern.prefix for pattern in service.patterns)
@@ -278,6 +281,11 @@ class RedisTarget:
             raise TargetRefused(
                 self.service, "EVAL", f"`{self._fence_key}` holds no fencing token, delete it or set another key prefix"
             )
+        if self._ended_before != lease.epoch:
+            # Once for each epoch: listing clients costs a busy server more than a fence does.
+            async with self._wire.session() as session:
+                if await end_earlier_writers(session, lease.epoch):
+                    self._ended_before = lease.epoch
 
     async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:
         """Set all knobs in one CONFIG SET under the fence and return what CONFIG GET says afterwards on the same
@@ -294,11 +302,14 @@ class RedisTarget:
         async with self._wire.session() as session:
             # Reading first: where CONFIG GET is denied the write could not be confirmed, so it is not begun.
             _knobs_of(self.service, await session.exchange(questions))
+            command = ("CONFIG", "SET", *pairs)
             try:
-                await session.write_fenced(self._fence_key, lease, [("CONFIG", "SET", *pairs)])
+                await session.write_fenced(self._fence_key, lease, [command])
             except TargetRefused as error:
                 self._note_denial("CONFIG SET", error.reason)
-                raise
+                if not cannot_queue(error) or self._ended_before != lease.epoch:
+                    raise
+                await write_when_full(session, self.service, self._fence_key, lease, command)
             try:
                 return _knobs_of(self.service, await session.exchange(questions))
             except TargetUnavailable:

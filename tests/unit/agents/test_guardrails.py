@@ -49,6 +49,20 @@ def test_less_gain_than_promised_rolls_back_once_it_no_longer_improves():
     assert ruling(window(0.85), window(0.852)) is Ruling.ROLL_BACK
 
 
+def test_a_change_below_its_promise_that_still_gave_half_of_the_predicted_gain_is_kept_and_says_so():
+    promise = replace(PROMISE, hit_ratio_before=0.55, hit_ratio_low=0.73, gain=0.2)
+    kept = judge([window(ratio=0.70)] * SETTINGS.observation_windows_max, promise, SETTINGS, 10**9)
+    assert kept.ruling is Ruling.KEEP
+    assert "below its promise" in kept.reason
+    assert "15.0 points" in kept.reason
+
+
+def test_a_change_that_gave_less_than_half_of_the_predicted_gain_is_taken_back():
+    promise = replace(PROMISE, hit_ratio_before=0.55, hit_ratio_low=0.73, gain=0.2)
+    taken = judge([window(ratio=0.63)] * SETTINGS.observation_windows_max, promise, SETTINGS, 10**9)
+    assert taken.ruling is Ruling.ROLL_BACK
+
+
 def test_a_ratio_that_still_improves_gets_another_window_but_not_for_ever():
     rising = [window(0.80 + 0.015 * i) for i in range(1, 5)]
     assert [ruling(*rising[:n]) for n in range(1, 5)] == [Ruling.CONTINUE] * 3 + [Ruling.ROLL_BACK]
