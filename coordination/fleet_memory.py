@@ -9,6 +9,7 @@ the change ends.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -19,34 +20,43 @@ from cachewarden.observation import Snapshot
 from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["FleetMemory", "signature"]
+__all__ = ["FleetMemory"]
 
 _HOUR_MS = 3_600_000
+_ROLLED_BACK_MS = 7 * 24 * _HOUR_MS
+"""How long a change that was taken back is remembered; it rests for a day at most (`agents/obstacles.py`)."""
 _EXECUTIONS_KEPT = 200
 _SILENT_MS = 20_000
 """Four missed beats: from then on an agent counts as gone."""
 _HANDED_OVER_MS = 30_000
 """How long a service counts as busy after its proposal was handed over, until the actuator says something."""
+_STATE_OF_RECORD = {
+    RecordKind.CHANGE_INTENDED: ExecutionState.STEPPING,
+    RecordKind.ROLLBACK_INTENDED: ExecutionState.ROLLING_BACK,
+    RecordKind.CHANGE_KEPT: ExecutionState.KEPT,
+    RecordKind.CHANGE_ROLLED_BACK: ExecutionState.ROLLED_BACK,
+    RecordKind.CHANGE_ABANDONED: ExecutionState.ABANDONED,
+    RecordKind.ROLLBACK_FAILED: ExecutionState.FAILED,
+}
+"""How far a change had come when it was last heard of."""
 
 
-def signature(proposal: Proposal) -> str:
-    """Return what a proposal wants, without when and why: `knob=after` and `ttl:pattern=ms`, sorted, joined by `;`."""
-    parts = [f"{c.knob}={c.after}" for c in proposal.knob_changes]
-    parts += [f"ttl:{r.pattern}={r.extended_ttl_ms}" for r in proposal.ttl_rules]
-    return ";".join(sorted(parts))
+def _opened(record: AuditRecord) -> Execution:
+    return Execution(
+        execution_id=str(record.payload.get("execution_id", record.subject_id)),
+        proposal=decode(Proposal, record.payload.get("proposal")),
+        state=_STATE_OF_RECORD[RecordKind.CHANGE_INTENDED],
+        started_at_ms=record.at_ms,
+        updated_at_ms=record.at_ms,
+        reason="under way when the coordinator started anew",
+        hit_ratio_before=dict(record.payload.get("baseline", {})).get("hit_ratio"),
+    )
 
 
 class FleetMemory:
     """Mutable state of one coordinator; `state` gives it out as one immutable value."""
 
-    replay_kinds = (
-        RecordKind.CHANGE_INTENDED.value,
-        RecordKind.CHANGE_KEPT.value,
-        RecordKind.CHANGE_ROLLED_BACK.value,
-        RecordKind.PAUSED.value,
-        RecordKind.RESUMED.value,
-    )
-    signature = staticmethod(signature)
+    replay_kinds = tuple(kind.value for kind in (*_STATE_OF_RECORD, RecordKind.PAUSED, RecordKind.RESUMED))
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self.paused = False
@@ -58,6 +68,8 @@ class FleetMemory:
         self._snapshots: dict[str, Snapshot] = {}
         self._missing: dict[str, str] = {}
         self._first: dict[str, float] = {}
+        self._found_bytes: dict[str, int] = {}
+        """maxmemory of each service when it was first seen: the budget of a fleet that declares none."""
         self._standing: dict[str, StandingDecision] = {}
         self._executions: dict[str, Execution] = {}
         self._handed_over: dict[str, tuple[str, int]] = {}
@@ -78,26 +90,27 @@ class FleetMemory:
     # --- Learning ---------------------------------------------------------------------------------------------------
 
     def replay(self, records: Iterable[AuditRecord]) -> None:
-        """Take history and pause state over from the journal of earlier lives."""
-        proposals: dict[str, Proposal] = {}
+        """Take history, changes in flight and pause state over from the journal of earlier lives."""
+        open_changes: dict[str, Execution] = {}
         for record in records:
             self._journal_seq = max(self._journal_seq, record.seq)
             if record.kind in (RecordKind.PAUSED, RecordKind.RESUMED):
                 self.paused = record.kind == RecordKind.PAUSED
                 self.pause_reason = str(record.payload.get("reason", "")) if self.paused else ""
             elif record.kind == RecordKind.CHANGE_INTENDED and record.service:
-                self._changes.setdefault(record.service, {})[record.subject_id] = record.at_ms
                 try:
-                    proposals[record.subject_id] = decode(Proposal, record.payload.get("proposal"))
+                    self.note_execution(_opened(record), record.at_ms)
                 except ValidationError:
                     # Written by a newer version: its time still counts against the budget.
-                    continue
-            elif record.kind == RecordKind.CHANGE_KEPT and record.subject_id in proposals:
-                self._note_rules(proposals[record.subject_id], in_force=True)
-            elif record.kind == RecordKind.CHANGE_ROLLED_BACK and record.subject_id in proposals:
-                proposal = proposals[record.subject_id]
-                self._note_rules(proposal, in_force=False)
-                self._rolled_back.setdefault(proposal.service, {})[signature(proposal)] = record.at_ms
+                    self._changes.setdefault(record.service, {})[record.subject_id] = record.at_ms
+            elif record.kind in _STATE_OF_RECORD and record.subject_id in self._executions:
+                # Taken out first, since a kept change whose rules are being revoked is open again until that is done.
+                known = self._executions.pop(record.subject_id)
+                state = _STATE_OF_RECORD[RecordKind(record.kind)]
+                reason = str(record.payload.get("reason", ""))
+                after = record.payload.get("hit_ratio_after", known.hit_ratio_after)
+                told = replace(known, state=state, updated_at_ms=record.at_ms, reason=reason, hit_ratio_after=after)
+                self.note_execution(told, record.at_ms)
 
     def _note_rules(self, proposal: Proposal, *, in_force: bool) -> None:
         rules = self._rules.setdefault(proposal.service, {})
@@ -115,6 +128,7 @@ class FleetMemory:
             )
         for snapshot in snapshots:
             self._snapshots[snapshot.service] = snapshot.light()
+            self._found_bytes.setdefault(snapshot.service, snapshot.maxmemory_bytes)
             if snapshot.hit_ratio is not None and snapshot.window_ms >= self._settings.cycle_interval_ms // 2:
                 self._first.setdefault(snapshot.service, snapshot.hit_ratio)
         self._touch(now_ms)
@@ -144,6 +158,12 @@ class FleetMemory:
         while len(self._orders) > _EXECUTIONS_KEPT:
             self._orders.pop(next(iter(self._orders)))
 
+    def note_not_handed_over(self, proposal: Proposal) -> None:
+        """Take back that a service is busy: the order never left."""
+        if self._handed_over.get(proposal.service, ("", 0))[0] == proposal.proposal_id:
+            del self._handed_over[proposal.service]
+        self._orders.pop(proposal.proposal_id, None)
+
     def note_execution(self, execution: Execution, now_ms: int) -> None:
         """Take a report; a report that goes back from a final state is a stray and changes nothing."""
         key = execution.proposal.proposal_id
@@ -156,14 +176,13 @@ class FleetMemory:
             self._executions.pop(next(iter(self._executions)))
         if self._handed_over.get(service, ("", 0))[0] == key:
             del self._handed_over[service]
-        if execution.state in (ExecutionState.KEPT, ExecutionState.ROLLED_BACK, ExecutionState.FAILED) and (
-            known is None or not known.state.final
-        ):
+        if execution.state.final and (known is None or not known.state.final):
+            # An attempt that was abandoned counts too: a server that refuses would else be tried every few seconds.
             self._changes.setdefault(service, {})[key] = execution.updated_at_ms
         if execution.state.final:
             self._note_rules(execution.proposal, in_force=execution.state is ExecutionState.KEPT)
         if execution.state is ExecutionState.ROLLED_BACK:
-            self._rolled_back.setdefault(service, {})[signature(execution.proposal)] = execution.updated_at_ms
+            self._rolled_back.setdefault(service, {})[execution.proposal.signature] = execution.updated_at_ms
         self._touch(now_ms)
 
     def note_beat(self, beat: AgentBeat, sender: str, now_ms: int) -> None:
@@ -225,14 +244,23 @@ class FleetMemory:
         for service in self._fleet.names:
             recent = {p: t for p, t in self._changes.get(service, {}).items() if now_ms - t < _HOUR_MS}
             self._changes[service] = recent
+            taken_back = self._rolled_back.get(service, {})
+            self._rolled_back[service] = {s: t for s, t in taken_back.items() if now_ms - t < _ROLLED_BACK_MS}
             result[service] = History(
                 last_change_ms=max(recent.values(), default=None),
                 changes_last_hour=len(recent),
                 in_flight=self.in_flight(service, now_ms),
                 ttl_rules=tuple(rule for _, rule in self._rules.get(service, {}).values()),
-                rolled_back=dict(self._rolled_back.get(service, {})),
+                rolled_back=dict(self._rolled_back[service]),
             )
         return result
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """What all limits may add up to: declared, else the sum as first found; None before the first look."""
+        if self._fleet.total_memory_bytes is not None:
+            return self._fleet.total_memory_bytes
+        return sum(self._found_bytes.values()) if self._found_bytes else None
 
     def reserved_memory_bytes(self) -> dict[str, int]:
         """Return maxmemory per service, for a change in flight the larger of what was and what will be."""
@@ -274,5 +302,6 @@ class FleetMemory:
             decisions=self._decisions,
             decisions_compliant=self._compliant,
             last_change_ms=max(last, default=None),
+            budget_bytes=self.budget_bytes,
             handed_over=dict(self._orders),
         )

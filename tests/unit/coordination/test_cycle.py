@@ -289,6 +289,24 @@ def test_a_change_that_was_taken_back_is_remembered_by_what_it_wanted():
     assert question.history["api"].changes_last_hour == 1
 
 
+def test_an_abandoned_attempt_counts_against_cool_down_and_budget_too():
+    desk, proposal = _Desk(), _proposal()
+    desk.run_to(proposal, _resolution(proposal))
+    done = Execution(
+        execution_id="e",
+        proposal=proposal,
+        state=ExecutionState.ABANDONED,
+        started_at_ms=NOW,
+        updated_at_ms=NOW,
+        reason="refused",
+    )
+    desk.hear(ExecutionReport(execution=done), "actuator")
+    desk.tick()
+    question = _sent(desk.hear(FleetObserved(cycle=2, snapshots=(_snapshot(),))), PlanFleet)[0]
+    assert (question.history["api"].last_change_ms, question.history["api"].changes_last_hour) == (NOW, 1)
+    assert question.history["api"].in_flight is None
+
+
 def test_a_cycle_asked_for_by_name_skips_nothing_but_runs_at_once():
     desk = _Desk()
     assert _sent(desk.hear(RunCycle(force=("api",))), ObserveFleet)
