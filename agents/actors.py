@@ -12,9 +12,7 @@ import ray
 from cachewarden.host import AgentHost
 from cachewarden.shell import AgentShell
 
-__all__ = ["AGENT_NAMES", "actor_options", "create"]
-
-AGENT_NAMES = ("collector", "planner", "validator", "consensus", "actuator", "auditor")
+__all__ = ["actor_options", "create"]
 
 
 def actor_options(name: str, namespace: str, *, detached: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from agents.choice import Choice
 from agents.evidence import evidence_of
+from cachewarden.cachemodel.ttl_model import ttl_ladder
 from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Evidence, Inquiry, Insufficient
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Service
@@ -46,14 +47,21 @@ least 1."""
 
 
 def appraise(
-    snapshot: Snapshot, service: Service, settings: CacheOptimizerSettings, in_force: tuple[TtlRule, ...] = ()
+    snapshot: Snapshot,
+    service: Service,
+    settings: CacheOptimizerSettings,
+    in_force: tuple[TtlRule, ...] = (),
+    interval_factor: float = 1.0,
 ) -> Appraisal | str:
-    """Return the appraisal of a cache, or in words why the evidence cannot carry one; `in_force` are its TTL rules."""
+    """Return the appraisal of a cache, or in words why the evidence cannot carry one.
+
+    `in_force` are its TTL rules; `interval_factor` (>= 1) by how much past outcomes ask for wider intervals.
+    """
     evidence = evidence_of(snapshot, in_force)
     if isinstance(evidence, str):
         return evidence
     rules = _ttl_rules(snapshot, service, in_force)
-    appraisal = Appraisal(snapshot, service, settings, evidence, rules)
+    appraisal = Appraisal(snapshot, service, settings, evidence, rules, interval_factor)
     here = appraisal.chosen
     if isinstance(here, str):
         return f"not enough evidence: {here}"
@@ -69,6 +77,7 @@ class Appraisal:
     settings: CacheOptimizerSettings
     evidence: Evidence
     rules: tuple[TtlRule, ...]
+    interval_factor: float = 1.0
 
     @cached_property
     def _inquiry(self) -> Inquiry:
@@ -120,13 +129,24 @@ class Appraisal:
         if isinstance(answer, Insufficient):
             return self._unchanged(answer.reason)
         rules = self._rules_for(wanted.ttl_ms)
-        after = self._covered(answer.hit_ratio) if rules else answer.hit_ratio
+        after = self._predicted(answer, rules)
         if replace(wanted, maxmemory_bytes=self.evidence.current.maxmemory_bytes) == self.evidence.current:
             after = self._no_miracle(after, maxmemory_bytes)
         words = self._words(wanted, rules)
         return Choice(
-            configuration=wanted, ttl_rules=rules, before=self._observed, after=after, words=words, method=answer.method
+            configuration=wanted,
+            ttl_rules=rules,
+            before=self._observed,
+            after=after,
+            words=words,
+            method=answer.method,
+            interval_factor=self.interval_factor,
         )
+
+    def _predicted(self, answer: Answer, rules: tuple[TtlRule, ...]) -> Estimate:
+        """Return an answer for the whole service, as wide as past outcomes have shown it must be."""
+        covered = self._covered(answer.hit_ratio) if rules else answer.hit_ratio
+        return covered.widened(self.interval_factor, 0.0, 1.0)
 
     def _no_miracle(self, after: Estimate, maxmemory_bytes: int) -> Estimate:
         """Return the estimate of a mere change of size, cut where it would say that less memory gives more hits."""
@@ -180,7 +200,7 @@ class Appraisal:
         points = []
         for size, answer in zip(sizes, answers, strict=True):
             if isinstance(answer, Answer):
-                predicted = self._covered(answer.hit_ratio) if rules else answer.hit_ratio
+                predicted = self._predicted(answer, rules)
                 # Whoever gives memory bears the risk: weigh what may be lost more than what is expected.
                 caution = _CAUTION * (predicted.value - predicted.low) if size < now else 0.0
                 ratio = predicted.value + lift * (1.0 - predicted.value) - caution
@@ -214,7 +234,7 @@ class Appraisal:
         if not self.rules or policy.ttl_ms is None:
             return None
         longest: int = min(r.max_staleness_ms for r in self.rules)
-        ladder: list[int] = [policy.ttl_ms * 2**i for i in range(1, 12) if policy.ttl_ms * 2**i < longest] + [longest]
+        ladder = ttl_ladder(policy.ttl_ms, longest) or (longest,)
         answers = self._inquiry.ask([replace(policy, ttl_ms=t) for t in ladder])
         gains = [
             (t, a.hit_ratio.value - self.evidence.hit_ratio)

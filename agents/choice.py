@@ -22,6 +22,8 @@ class Choice:
     after: Estimate
     words: str
     method: str
+    interval_factor: float = 1.0
+    """By how much `after` was widened beyond what the models gave, since past outcomes asked for it."""
 
     @property
     def gain(self) -> Estimate:

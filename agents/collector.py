@@ -129,6 +129,11 @@ class Collector:
             return self._deadline(look) if kind == "deadline" else ()
         return ()
 
+    def snapshot(self, service: str) -> Snapshot | None:
+        """Return the newest look at a service with its samples; None before the first one. Changes nothing."""
+        cache = self._caches.get(service)
+        return None if cache is None else cache.newest
+
     # --- Looks ---
 
     def _begin(self, sender: str, request: ObserveFleet, now_ms: int) -> tuple[Effect, ...]:

@@ -8,6 +8,7 @@ has now, and never a knob or a value outside the knob table.
 from __future__ import annotations
 
 from agents.choice import Choice
+from cachewarden.cachemodel.scoring import FACTOR_EVIDENCE
 from cachewarden.codec import digest
 from cachewarden.fleet import Service
 from cachewarden.knobs import action_class_of_change, check_value, supported
@@ -82,7 +83,7 @@ def draft(
         playbook=playbook,
         rollback=_rollback(changes, choice, shrinks, to_lfu),
         rationale=_rationale(snapshot, choice, why),
-        evidence=_evidence(snapshot),
+        evidence=(*_evidence(snapshot), *_widening(choice)),
         prediction=_prediction(snapshot, choice),
         cost=_cost(snapshot, choice, playbook, len(changes), settings),
     )
@@ -154,6 +155,13 @@ def _evidence(snapshot: Snapshot) -> tuple[Evidence, ...]:
         source = f"hashed MONITOR capture at spatial rate {snapshot.access.spatial_rate:g}"
         facts.append(Evidence(name="captured_accesses", value=len(trace), source=source, window_ms=trace.duration_ms))
     return tuple(facts)
+
+
+def _widening(choice: Choice) -> tuple[Evidence, ...]:
+    """Say by how much the interval was widened, so that its outcome can be scored as the models gave it."""
+    if choice.interval_factor == 1.0:
+        return ()
+    return (Evidence(name=FACTOR_EVIDENCE, value=round(choice.interval_factor, 4), source="score of past predictions"),)
 
 
 def _prediction(snapshot: Snapshot, choice: Choice) -> Prediction:

@@ -82,6 +82,7 @@ def end(
         "reason": reason,
         "hit_ratio_before": run.promise.hit_ratio_before,
         "hit_ratio_after": run.hit_ratio_after,
+        "comparable": run.comparable,
         "step": run.step,
         "steps": len(run.steps),
     }

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agents.execution_table import STATE_OF, Phase
-from agents.guardrails import Promise
+from agents.guardrails import Promise, traffic_shifted
 from agents.info_facts import InfoFacts
 from agents.playbooks import Step
 from agents.recovery import Unfinished
 from agents.ttl_governor import RuleRounds
 from agents.windows import Window
+from cachewarden.cachemodel.scoring import comparable_window
 from cachewarden.machine import AcquireLease, Effect, ExtendTtls, Record, Send, SetTimer, TouchHotKeys, WriteKnobs
 from cachewarden.messages import Execution, ExecutionState, Lease, Proposal, RecordKind
 from cachewarden.observation import Observation
@@ -156,6 +157,14 @@ class Run:
         """Whether this is a kept change whose TTL rules still stand (or, in a new life, wait for their lease)."""
         return self.state is ExecutionState.KEPT and self.phase in (Phase.GOVERNING, Phase.LEASING)
 
+    @property
+    def comparable(self) -> bool | None:
+        """Whether the last window can be held against the prediction; None before the first."""
+        if not self.windows:
+            return None
+        last = self.windows[-1]
+        return comparable_window(last.lookups, last.problem, traffic_shifted=traffic_shifted(last, self.promise))
+
     def enter(self, phase: Phase) -> None:
         """Go to a phase; the state that others see follows from it."""
         self.phase = phase
@@ -249,6 +258,7 @@ class Run:
             reason=self.reason,
             hit_ratio_before=self.promise.hit_ratio_before,
             hit_ratio_after=self.hit_ratio_after,
+            comparable=self.comparable,
         )
 
     def report(self, now_ms: int) -> tuple[Effect, ...]:

@@ -135,8 +135,8 @@ def judge(windows: Sequence[Window], promise: Promise, settings: CacheOptimizerS
     if promise.gain > 0.0 and gained >= max(_WORTH_KEEPING * promise.gain, settings.minimum_gain):
         return Judgement(
             Ruling.KEEP,
-            f"below its promise: measured {last.hit_ratio:.3f}, promised at least {promise.hit_ratio_low:.3f}; kept for "
-            f"the {gained * 100:.1f} points that it gives",
+            f"below its promise: measured {last.hit_ratio:.3f}, promised at least {promise.hit_ratio_low:.3f}; "
+            f"kept for the {gained * 100:.1f} points that it gives",
         )
     return Judgement(
         Ruling.ROLL_BACK,

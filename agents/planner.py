@@ -72,7 +72,8 @@ def plan_fleet(question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettin
         service = fleet.service(snapshot.service)
         history = question.history.get(service.name)
         obstacle = _obstacle(snapshot, history, settings)
-        result = obstacle or appraise(snapshot, service, settings, () if history is None else history.ttl_rules)
+        rules = () if history is None else history.ttl_rules
+        result = obstacle or appraise(snapshot, service, settings, rules, question.interval_factor)
         if isinstance(result, str):
             idle[service.name] = result
         else:
@@ -113,7 +114,8 @@ def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fle
     What a service that was not seen holds, or one in the middle of a change may need back, is nobody's to give.
     """
     held = {s.service: s.maxmemory_bytes for s in question.snapshots} | dict(question.memory_bytes)
-    budget = fleet.total_memory_bytes or question.budget_bytes or sum(held.values())
+    # Without a declared total nobody is to shrink only because somebody has raised a limit by hand.
+    budget = fleet.total_memory_bytes or max(question.budget_bytes or 0, sum(held.values()))
     movable = {n: a for n, a in appraisals.items() if a.curve_bytes and held[n] > 0}
     free = budget - sum(held.values())
     if not movable or (len(movable) == 1 and free <= 0):

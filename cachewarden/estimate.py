@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 __all__ = ["Estimate"]
 
+# 5 % and 95 % of a normal distribution.
+_Z90 = 1.645
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -36,6 +39,26 @@ class Estimate:
             return min(max(x, floor), ceiling)
 
         return cls(clip(value), clip(value - abs(margin)), clip(value + abs(margin)))
+
+    @classmethod
+    def of_share(cls, part: int, whole: int) -> Estimate:
+        """Return part / whole with Wilson's 90 % interval (1927); raises ValueError unless 0 <= part <= whole > 0."""
+        if not 0 <= part <= whole or whole < 1:
+            raise ValueError(f"`{part}` of `{whole}` is no share")
+        value, squared = part / whole, _Z90**2 / whole
+        centre = (value + squared / 2.0) / (1.0 + squared)
+        margin = _Z90 / (1.0 + squared) * math.sqrt(value * (1.0 - value) / whole + squared / (4.0 * whole))
+        return cls(value, min(max(centre - margin, 0.0), value), max(min(centre + margin, 1.0), value))
+
+    def widened(self, factor: float, floor: float = -math.inf, ceiling: float = math.inf) -> Estimate:
+        """Return the same value with both halves of the interval `factor` (>= 1) times as wide, ends clipped."""
+        if factor < 1.0:
+            raise ValueError(f"a factor of `{factor}` would claim more than was found, use at least 1")
+        if factor == 1.0:
+            return self
+        low = max(self.value - factor * (self.value - self.low), floor)
+        high = min(self.value + factor * (self.high - self.value), ceiling)
+        return Estimate(self.value, min(low, self.low), max(high, self.high))
 
     def holds(self, outcome: float) -> bool:
         """Say whether a measured outcome fell inside the interval."""

@@ -116,7 +116,6 @@ class RecordKind(StrEnum):
     """Kinds of audit records, in the order in which a change writes them."""
 
     AGENT_STARTED = "agent_started"
-    CYCLE = "cycle"
     PROPOSED = "proposed"
     JUDGED = "judged"
     RESOLVED = "resolved"
@@ -339,6 +338,9 @@ class Execution(Message):
     hit_ratio_before: float | None = None
     hit_ratio_after: float | None = None
     """Measured over the observation window; None until then."""
+    comparable: bool | None = None
+    """Whether the last window can be held against the prediction: enough lookups, same traffic; None before there was
+    one."""
 
     @property
     def realised_gain(self) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cachewarden.cachemodel.scoring import Score
 from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 
@@ -94,6 +95,8 @@ class PlanFleet(Message):
     budget_bytes: int | None = None
     force: tuple[str, ...] = ()
     goals: Mapping[str, float] = field(default_factory=dict)
+    interval_factor: float = 1.0
+    """By how much intervals are to be widened so that nine of ten past outcomes would have been inside; at least 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +126,8 @@ class Judged(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle(Message):
-    """`memory_bytes` and `budget_bytes` as in `PlanFleet`; `intents` is what is already on its way (ours and others')."""
+    """`memory_bytes` and `budget_bytes` as in `PlanFleet`; `intents` is what is already on its way (ours and
+    others')."""
 
     cycle: int
     proposals: tuple[Proposal, ...]
@@ -222,7 +226,10 @@ class FleetState(Message):
     decisions_compliant: int
     last_change_ms: int | None = None
     budget_bytes: int | None = None
-    """What the limits of all services may add up to: declared, or the sum as first found; None before the first look."""
+    """What the limits of all services may add up to: declared, or the sum as first found; None before the first
+    look."""
+    score: Score | None = None
+    """How past predictions turned out; None where nobody keeps count."""
     handed_over: Mapping[str, StandingDecision] = field(default_factory=dict)
     """Proposal that went to the actuator to the decision under which it went, as far as it is remembered."""
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from cachewarden.errors import CachewardenError
 from cachewarden.fleet import load_fleet
 from cachewarden.settings import load_settings
+from cluster.whatif_commands import add_whatif_command
 
 app = typer.Typer(help="cachewarden: a governed autopilot for fleets of Redis and Valkey caches.", no_args_is_help=True)
 audit_app = typer.Typer(help="Verify, show and export the journal.", no_args_is_help=True)
@@ -69,9 +70,29 @@ def validate_fleet(path: Annotated[Path, typer.Argument(help="Fleet file.")]) ->
 
 @app.command()
 def settings() -> None:
-    """Print the settings in force as JSON; secrets are left out."""
+    """Print the settings in force as JSON; secrets are left out, passwords in URLs too."""
+    from cluster.wiring import without_password
+
     values = load_settings().model_dump(mode="json", exclude={"hash_secret"})
+    for name in ("redis_url", "blackboard_url", "journal_url"):
+        values[name] = without_password(values[name])
     typer.echo(json.dumps(values, indent=2))
+
+
+add_whatif_command(app)
+
+
+@app.command()
+def score(
+    url: Annotated[
+        str | None, typer.Option("--url", help="Server of the journal; JOURNAL_URL or BLACKBOARD_URL without it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON, with every outcome.")] = False,
+) -> None:
+    """Say how past predictions turned out: errors, share inside the intervals, and how intervals are corrected."""
+    from cluster.score_command import print_score
+
+    print_score(url, as_json=as_json)
 
 
 def main() -> None:

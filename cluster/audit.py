@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -114,15 +115,19 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the file in one step, readable by its owner only."""
+    """Replace the file in one step, readable by its owner only. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(codec.canonical_json(checkpoint) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    # The auditor, the API and the command line may all do so at once: each writes a part of its own.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(codec.canonical_json(checkpoint) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class CheckpointMailbox:
@@ -178,8 +183,12 @@ async def verify_journal(
     report = verifier.report()
     notes = [] if trusted else ["there was no checkpoint, so a tail that was cut off before would not be seen"]
     if report.ok and report.height and checkpoint_path is not None and clock is not None:
-        save_checkpoint(checkpoint_path, Checkpoint(seq=report.height, hash=report.head_hash, at_ms=clock.now_ms()))
-        notes.append(f"checkpoint {report.height} written to {checkpoint_path}")
+        mark = Checkpoint(seq=report.height, hash=report.head_hash, at_ms=clock.now_ms())
+        try:
+            save_checkpoint(checkpoint_path, mark)
+            notes.append(f"checkpoint {report.height} written to {checkpoint_path}")
+        except OSError as error:
+            notes.append(f"the checkpoint cannot be kept in {checkpoint_path}: {error}")
     return AuditResult(source=source, report=report, notes=tuple(notes))
 
 

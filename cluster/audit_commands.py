@@ -11,13 +11,14 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from cachewarden.errors import SettingsError
 from cachewarden.settings import load_settings
 from cluster.audit import export_journal, show_journal, show_lines, verify_export, verify_journal
 from cluster.clock import SystemClock
-from cluster.wiring import checkpoint_path
+from cluster.wiring import checkpoint_path, require_redis_url
 from coordination.redis_journal import RedisJournal
 
-__all__ = ["add_audit_commands"]
+__all__ = ["add_audit_commands", "with_journal"]
 
 T = TypeVar("T")
 
@@ -27,11 +28,14 @@ _Url = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
-def _with_journal(url: str | None, work: Callable[[RedisJournal], Awaitable[T]]) -> T:
+def with_journal(url: str | None, work: Callable[[RedisJournal], Awaitable[T]]) -> T:
+    """Return what `work` makes of the journal at `url`, or of the settings' one."""
     settings = load_settings()
 
     async def run() -> T:
-        where = url or settings.journal_url or settings.blackboard_url
+        where = require_redis_url(
+            "--url" if url else "journal_url", url or settings.journal_url or settings.blackboard_url
+        )
         journal = RedisJournal(where, prefix=settings.key_prefix, timeout_s=settings.redis_timeout)
         try:
             return await work(journal)
@@ -56,7 +60,7 @@ def add_audit_commands(app: typer.Typer) -> None:
         if export is not None:
             result = verify_export(export, checkpoint)
         else:
-            result = _with_journal(url, lambda journal: verify_journal(journal, path, clock=SystemClock()))
+            result = with_journal(url, lambda journal: verify_journal(journal, path, clock=SystemClock()))
         typer.echo(json.dumps(result.as_json(), indent=2) if as_json else result.text())
         raise typer.Exit(result.exit_code)
 
@@ -68,7 +72,7 @@ def add_audit_commands(app: typer.Typer) -> None:
         service: Annotated[str | None, typer.Option(help="Only this service.")] = None,
     ) -> None:
         """Print the newest records, one line each."""
-        records = _with_journal(url, lambda j: show_journal(j, limit=limit, kinds=tuple(kind or ()), service=service))
+        records = with_journal(url, lambda j: show_journal(j, limit=limit, kinds=tuple(kind or ()), service=service))
         for line in show_lines(records):
             typer.echo(line)
 
@@ -79,13 +83,15 @@ def add_audit_commands(app: typer.Typer) -> None:
     ) -> None:
         """Write every record as a line of JSON; `audit verify --export` checks such a file."""
         if out is None:
-            _with_journal(url, lambda journal: export_journal(journal, sys.stdout.buffer))
+            with_journal(url, lambda journal: export_journal(journal, sys.stdout.buffer))
             return
         part = out.with_name(f"{out.name}.part")
         try:
             with part.open("wb") as file:
-                count = _with_journal(url, lambda journal: export_journal(journal, file))
+                count = with_journal(url, lambda journal: export_journal(journal, file))
             part.replace(out)
+        except OSError as error:
+            raise SettingsError(f"`{out}` cannot be written: {error.strerror or error}") from None
         finally:
             part.unlink(missing_ok=True)
         typer.echo(f"{count} records written to {out}")

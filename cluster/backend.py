@@ -8,6 +8,7 @@ newest state that the coordinator gave and says how old it is; it decides nothin
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from cachewarden.cachemodel.shards import hash_key
 from cachewarden.chain import ChainReport
 from cachewarden.errors import JournalUnavailable, OperatingError
 from cachewarden.messages import AuditRecord, Execution
+from cachewarden.observation import Snapshot
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState, RunCycle, SetPaused
 from cachewarden.shell import end_tasks
@@ -26,7 +28,16 @@ from coordination.warmer import Warmer
 
 __all__ = ["AgentBackend", "Runtime"]
 
+_log = logging.getLogger("cluster.backend")
 _REFRESH_S = 0.5
+_ORDER_S = 3.0
+_ORDER_POLL_S = 0.02
+
+
+class OrderNotTaken(OperatingError):
+    """The coordinator did not say that it has taken an order; `public_reason` may be told to the caller."""
+
+    public_reason = "the coordinator has not confirmed the order, so it may not be in force: give it again"
 
 
 class Runtime(Protocol):
@@ -50,12 +61,14 @@ class AgentBackend:
         self._clock = SystemClock()
         self._journal = make_journal(plan)
         self._state: FleetState | None = None
+        self._asked = 0
+        self._answered = 0
         self._refresher: asyncio.Task[None] | None = None
         self._warmer = Warmer(plan.fleet, reserved=(f"{plan.settings.key_prefix}:",))
 
     async def start(self) -> None:
-        """Begin to keep the state fresh."""
-        if self._refresher is None:
+        """Begin to keep the state fresh, again if that has ended by a bug."""
+        if self._refresher is None or self._refresher.done():
             self._refresher = asyncio.create_task(self._keep_fresh())
 
     async def close(self) -> None:
@@ -77,6 +90,14 @@ class AgentBackend:
             await self.refresh()
         return self._state
 
+    async def snapshot(self, service: str) -> Snapshot | None:
+        """Ask the collector, who alone keeps the samples; raises OperatingError where it does not answer."""
+        try:
+            found: Snapshot | None = await self._runtime.query("collector", "snapshot", service)
+        except RuntimeError as error:
+            raise OperatingError(f"the collector does not answer: {error}") from None
+        return found
+
     async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
         return await self._journal.append(drafts)
 
@@ -90,8 +111,22 @@ class AgentBackend:
         return found[-1] if found else None
 
     async def set_paused(self, command: SetPaused) -> None:
+        """Pause or resume; returns once the coordinator says so, raises OrderNotTaken where it does not in time.
+
+        A message to an agent between two lives is lost, and nobody may believe in a kill switch that was not pulled.
+        """
         await self._runtime.send("api", "coordinator", command)
-        await self.refresh()
+        reason = command.reason if command.paused else ""
+        try:
+            async with asyncio.timeout(_ORDER_S):
+                while True:
+                    await self.refresh(strict=True)
+                    state = self._state
+                    if state is not None and (state.paused, state.pause_reason) == (command.paused, reason):
+                        return
+                    await asyncio.sleep(_ORDER_POLL_S)
+        except (OperatingError, RuntimeError, TimeoutError) as error:
+            raise OrderNotTaken(f"{OrderNotTaken.public_reason} ({type(error).__name__}: {error})") from None
 
     async def run_cycle(self, command: RunCycle) -> None:
         await self._runtime.send("api", "coordinator", command)
@@ -112,18 +147,28 @@ class AgentBackend:
         try:
             await self._journal.head()
         except JournalUnavailable as error:
-            return {"journal": str(error)}
+            # Health is public; the address and the server's words are for the operator only.
+            _log.warning("health: %s", error)
+            return {"journal": "does not answer or cannot be written, nothing is decided"}
         return {"journal": "healthy"}
 
-    async def refresh(self) -> None:
-        """Ask the coordinator now; an older answer never replaces a newer one."""
+    async def refresh(self, *, strict: bool = False) -> None:
+        """Ask the coordinator now; the answer to an earlier question never replaces that to a later one.
+
+        Questions are numbered, since a clock that jumps back would freeze the state if times were compared. Without
+        `strict` a missing answer is not raised.
+        """
+        self._asked += 1
+        number = self._asked
         try:
             state = await self._runtime.query("coordinator", "state", self.now_ms())
         except (OperatingError, RuntimeError):
+            if strict:
+                raise
             # The state grows old, and whoever asks for a decision is told so.
             return
-        if self._state is None or state.at_ms >= self._state.at_ms:
-            self._state = state
+        if number > self._answered:
+            self._state, self._answered = state, number
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -57,9 +57,10 @@ class LocalRuntime:
 
     async def _live(self, name: str) -> None:
         while True:
-            shell = build_shell(self._plan, name, self)
-            self._shells[name] = shell
+            shell: AgentShell | None = None
             try:
+                shell = build_shell(self._plan, name, self)
+                self._shells[name] = shell
                 await shell.run()
             except asyncio.CancelledError:
                 raise
@@ -68,5 +69,5 @@ class LocalRuntime:
                 _log.exception("agent %s ended, it starts anew from the journal", name)
                 await asyncio.sleep(_RESTART_PAUSE_S)
             finally:
-                if self._shells.get(name) is shell:
+                if shell is not None and self._shells.get(name) is shell:
                     del self._shells[name]

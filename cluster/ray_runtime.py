@@ -75,7 +75,9 @@ def start_ray(
         "log_to_driver": False,
     }
     if address is None:
+        # Without `local` Ray would join whatever RAY_ADDRESS or an earlier `ray start` on this machine names.
         options |= {
+            "address": "local",
             "include_dashboard": False,
             "object_store_memory": object_store_mib * 1024 * 1024,
             "_node_ip_address": "127.0.0.1",

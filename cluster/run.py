@@ -11,11 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +50,14 @@ DEMO_SETTINGS: dict[str, Any] = {
     "changes_per_hour": 60,
 }
 """A demo is watched for minutes, production for weeks: faster cycles, shorter windows. Overridden by the
-environment."""
+environment and `.env`."""
 
 _LINE_EVERY_S = 10.0
 _VIEW_EVERY_S = 1.0
 _STOP_TIMEOUT_S = 10.0
 _PREFILL_TIMEOUT_S = 120.0
+_RAY_FOLDER_CHARS_MAX = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""A Unix socket's path has at most 107 bytes on Linux."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +71,16 @@ class RunOptions:
     port: int | None = None
 
 
+class _Stopped(Exception):
+    """Told to stop before everything was up."""
+
+
 @dataclass(frozen=True, slots=True)
 class _World:
-    """What is up before any agent is."""
+    """What is up before any agent is. `driver`: the demo's load, None with the user's own fleet."""
 
     plan: Plan
+    driver: subprocess.Popen[bytes] | None
     stats_path: Path | None
     journal: str
     temporary: Path
@@ -90,19 +95,35 @@ def make_app(plan: Plan, runtime: Callable[[], Runtime]) -> Any:
 async def run(options: RunOptions, console: Console) -> int:
     """Run until told to stop; returns the exit code."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    _listen(stop)
+    try:
+        await _run(options, stop, console)
+    except _Stopped:
+        console.print("stopped before everything was up")
+    return 0
+
+
+def _listen(stop: asyncio.Event) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+def _go_on(stop: asyncio.Event) -> None:
+    """Raise _Stopped once told to stop. Asked between the steps of the start: one that runs in a thread is waited for,
+    since what it has begun to start could not be taken down otherwise."""
+    if stop.is_set():
+        raise _Stopped
+
+
+async def _run(options: RunOptions, stop: asyncio.Event, console: Console) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        world = await _start_world(options, stack, console)
+        world = await _start_world(options, stop, stack, console)
         created, token_path = ensure_first_token(world.plan.settings.state_dir)
         settings = world.plan.settings
         url = f"http://{settings.http_host}:{settings.http_port}"
         console.print(f"token {'made and kept' if created else 'kept'} in {token_path}")
-        runtime = await _start_agents(options, world, stack, console)
-        # Ray puts handlers of its own in place of ours.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
+        runtime = await _start_agents(options, world, stop, stack, console)
+        _listen(stop)
         console.print(f"API at {url} (described at {url}/openapi.json); Ctrl-C ends everything")
         is_demo = world.stats_path is not None
         view = LiveView(
@@ -114,10 +135,11 @@ async def run(options: RunOptions, console: Console) -> int:
         await _show(view, world, runtime, options, stop, console)
         await _farewell(view, world, console)
         console.print("stopping")
-    return 0
 
 
-async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, console: Console) -> _World:
+async def _start_world(
+    options: RunOptions, stop: asyncio.Event, stack: contextlib.AsyncExitStack, console: Console
+) -> _World:
     home = ServerHome()
     stack.callback(home.close)
     overrides: dict[str, Any] = {"http_port": options.port} if options.port else {}
@@ -127,11 +149,12 @@ async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, co
         fleet = load_fleet(options.fleet_path)
         settings = load_settings(fleet_path=options.fleet_path, **overrides)
         settings, journal = _blackboard(settings, home, stack, console)
-        return _World(make_plan(fleet, settings), None, journal, home.directory)
+        return _World(make_plan(fleet, settings), None, None, journal, home.directory)
     console.print("starting five caches, five untouched twins and the blackboard's server")
     servers = await asyncio.to_thread(demo.DemoServers.start, home)
+    _go_on(stop)
     fleet = demo.demo_fleet(servers.urls[demo.MANAGED])
-    defaults = {k: v for k, v in DEMO_SETTINGS.items() if k.upper() not in {name.upper() for name in os.environ}}
+    defaults = {name: value for name, value in DEMO_SETTINGS.items() if name not in wanted.model_fields_set}
     settings = load_settings(
         **defaults,
         blackboard_url=servers.blackboard.url,
@@ -143,8 +166,9 @@ async def _start_world(options: RunOptions, stack: contextlib.AsyncExitStack, co
     driver = start_driver(demo.driver_plan(servers.urls, options.seed, str(stats_path)), home)
     stack.callback(_end_process, driver)
     console.print(f"load with seed {options.seed} on both fleets: first the caches' past, then open-loop arrivals")
-    await _until_loaded(stats_path, driver)
-    return _World(make_plan(fleet, settings), stats_path, f"embedded, port {servers.blackboard.port}", home.directory)
+    await _until_loaded(stats_path, driver, stop)
+    journal = f"embedded, port {servers.blackboard.port}"
+    return _World(make_plan(fleet, settings), driver, stats_path, journal, home.directory)
 
 
 def _require_free_port(host: str, port: int) -> None:
@@ -159,18 +183,24 @@ def _require_free_port(host: str, port: int) -> None:
         ) from None
 
 
-async def _until_loaded(stats_path: Path, driver: Any) -> None:
+async def _until_loaded(stats_path: Path, driver: subprocess.Popen[bytes], stop: asyncio.Event) -> None:
     """Wait until the caches hold what they would hold in the middle of their lives."""
-    async with asyncio.timeout(_PREFILL_TIMEOUT_S):
-        while True:
-            stats = read_last_stats(stats_path)
-            if stats is not None and stats.phase == "load":
-                return
-            if driver.poll() is not None:
-                raise OperatingError(
-                    f"the load driver ended with code {driver.returncode}, see driver.log beside {stats_path}"
-                )
-            await asyncio.sleep(0.2)
+    try:
+        async with asyncio.timeout(_PREFILL_TIMEOUT_S):
+            while True:
+                _go_on(stop)
+                stats = read_last_stats(stats_path)
+                if stats is not None and stats.phase == "load":
+                    return
+                if driver.poll() is not None:
+                    # The folder goes with the run, so what the driver said has to be told now.
+                    said = (stats_path.parent / "driver.log").read_text(errors="replace").strip().rpartition("\n")[2]
+                    raise OperatingError(f"the load driver ended with code {driver.returncode}: {said[:300]}")
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise OperatingError(
+            f"the caches were not filled within {_PREFILL_TIMEOUT_S:g} s, is the machine overloaded?"
+        ) from None
 
 
 def _blackboard(
@@ -179,18 +209,24 @@ def _blackboard(
     """Return settings with a blackboard: the operator's if one is named, else an embedded one whose files stay in
     state_dir."""
     if "blackboard_url" in settings.model_fields_set:
-        return settings, settings.journal_url or "on the blackboard's server"
+        return settings, "at JOURNAL_URL" if settings.journal_url else "on the blackboard's server"
     directory = Path(settings.state_dir).resolve() / "blackboard"
     server = EmbeddedServer(demo.blackboard_options(), home, directory=directory)
-    server.start()
+    try:
+        server.start()
+    except OSError as error:
+        raise SettingsError(f"the blackboard cannot be kept in `{directory}`: {error}, set STATE_DIR") from None
     stack.callback(server.stop)
-    console.print(f"BLACKBOARD_URL is not set: journal and blackboard are kept by an embedded server in {directory}")
+    what = "journal and blackboard are" if settings.journal_url is None else "the blackboard is"
+    console.print(f"BLACKBOARD_URL is not set: {what} kept by an embedded server in {directory}")
+    if settings.journal_url is not None:
+        return settings.model_copy(update={"blackboard_url": server.url}), "at JOURNAL_URL"
     changed = settings.model_copy(update={"blackboard_url": server.url, "journal_url": server.url})
     return changed, f"embedded, files in {directory}"
 
 
 async def _start_agents(
-    options: RunOptions, world: _World, stack: contextlib.AsyncExitStack, console: Console
+    options: RunOptions, world: _World, stop: asyncio.Event, stack: contextlib.AsyncExitStack, console: Console
 ) -> Runtime:
     settings = world.plan.settings
     if not options.use_ray:
@@ -201,13 +237,22 @@ async def _start_agents(
     from serve import deployments
 
     console.print("starting Ray, seven agents as actors, and the API on Ray Serve (some 20 s)")
-    # Unix sockets have short names, and Ray adds some sixty characters to this one.
-    temporary = Path(tempfile.mkdtemp(prefix="r", dir=world.temporary))
+    temporary = world.temporary / "r"
+    if len(str(temporary)) > _RAY_FOLDER_CHARS_MAX:
+        raise OperatingError(
+            f"`{world.temporary.parent}` is too long for the sockets that Ray makes below it, set TMPDIR to a shorter "
+            "folder or use --no-ray"
+        )
+    temporary.mkdir()
     stack.callback(ray_runtime.stop_ray)
     await asyncio.to_thread(ray_runtime.start_ray, temporary=temporary)
+    # Ray puts handlers of its own in place of ours.
+    _listen(stop)
+    _go_on(stop)
     agents = ray_runtime.RayAgents(world.plan)
     stack.callback(agents.stop)
     await asyncio.to_thread(agents.start)
+    _go_on(stop)
     build = functools.partial(make_app, world.plan, ray_runtime.RayMailbox)
     await asyncio.to_thread(deployments.serve_api, build, host=settings.http_host, port=settings.http_port)
     return ray_runtime.RayMailbox()
@@ -224,7 +269,8 @@ async def _local_api(plan: Plan, runtime: Runtime) -> AsyncIterator[None]:
         lifespan="on",
     )
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    # Signals are ours: uvicorn would close the API at once, while the rest still runs.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]
     task = asyncio.create_task(server.serve())
     try:
         yield
@@ -257,7 +303,8 @@ async def _refresh(view: LiveView, world: _World, runtime: Runtime) -> None:
         view.note_stats(read_last_stats(world.stats_path))
     try:
         view.note_state(await runtime.query("coordinator", "state", SystemClock().now_ms()))
-        view.trouble = ""
+        ended = None if world.driver is None else world.driver.poll()
+        view.trouble = "" if ended is None else f"the load driver ended with code {ended}, the figures stand still"
     except (OperatingError, RuntimeError) as error:
         view.trouble = f"the coordinator does not answer, it will be restarted: {error}"
 
@@ -276,7 +323,7 @@ async def _farewell(view: LiveView, world: _World, console: Console) -> None:
         await journal.close()
 
 
-def _end_process(process: Any) -> None:
+def _end_process(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(timeout=_STOP_TIMEOUT_S)

@@ -8,11 +8,14 @@ to caches.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from redis.asyncio.connection import parse_url
 
 from agents.actuator import Actuator
 from agents.auditor import Auditor
@@ -23,6 +26,7 @@ from agents.validator import Validator
 from cachewarden.errors import SettingsError
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Agent
+from cachewarden.messages import Mode
 from cachewarden.policy.constitution import Constitution, load_constitution
 from cachewarden.ports import LookupLedger, Mailbox
 from cachewarden.settings import CacheOptimizerSettings
@@ -46,6 +50,8 @@ __all__ = [
     "hash_secret",
     "make_journal",
     "make_plan",
+    "require_redis_url",
+    "without_password",
 ]
 
 ALL_AGENTS = ("auditor", "coordinator", "collector", "planner", "validator", "consensus", "actuator")
@@ -87,18 +93,39 @@ def hash_secret(settings: CacheOptimizerSettings) -> bytes:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:
                 file.write(secrets.token_hex(32).encode())
-        return path.read_bytes()
+        secret = path.read_bytes()
     except OSError as error:
         raise SettingsError(
             f"the secret of the key hash cannot be kept in `{path}`: {error}, set STATE_DIR or HASH_SECRET"
         ) from None
+    if not secret:
+        # A crash between making and writing it; hashes without a secret could be guessed back to keys.
+        raise SettingsError(f"the secret of the key hash in `{path}` is empty, restore it or remove the file")
+    return secret
+
+
+def require_redis_url(name: str, url: str) -> str:
+    """Return `url`; raises SettingsError for one that no client can use. It is not shown, it may hold a password."""
+    try:
+        parse_url(url)
+    except ValueError as error:
+        raise SettingsError(f"`{name}` cannot be used: {error}") from None
+    return url
+
+
+def without_password(url: str | None) -> str | None:
+    """Return a URL as it may be shown: without user, password and query, which may hold a password as well."""
+    if url is None:
+        return None
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 def make_plan(fleet: Fleet, settings: CacheOptimizerSettings) -> Plan:
-    """Return the plan of one deployment, its paths made absolute and its constitution proven to load.
+    """Return the plan of one deployment, its paths made absolute, and everything that an agent loads proven to load.
 
     Its holder is a writer of its own: two deployments may live on one host, even in one process. Raises
-    ConstitutionError here, with file and line, and not in an actor's log.
+    ConstitutionError and SettingsError here, with the way out, and not in an actor's log.
     """
     path = settings.constitution_path
     found = path if path.is_absolute() or path.exists() else ROOT / path
@@ -108,6 +135,13 @@ def make_plan(fleet: Fleet, settings: CacheOptimizerSettings) -> Plan:
     holder = f"{fleet.name}-{os.uname().nodename}-{secrets.token_hex(4)}"
     plan = Plan(fleet=fleet, settings=absolute, secret=hash_secret(absolute), holder=holder)
     plan.constitution()
+    load_checkpoint(checkpoint_path(absolute))
+    require_redis_url("blackboard_url", absolute.blackboard_url)
+    if absolute.journal_url is not None:
+        require_redis_url("journal_url", absolute.journal_url)
+    for service in fleet.services:
+        if service.mode is not Mode.OFF:
+            service_password(service)
     return plan
 
 
@@ -150,7 +184,7 @@ def make_targets(plan: Plan, lookups: LookupLedger) -> dict[str, RedisTarget]:
             lookups=lookups,
         )
         for service in plan.fleet.services
-        if service.mode != "off"
+        if service.mode is not Mode.OFF
     }
 
 
@@ -196,8 +230,8 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     closers += [port.close for port in (journal, blackboard, leases, lookups) if port is not None]
 
     async def close() -> None:
-        for closer in closers:
-            await closer()
+        # Side by side, so that one that fails leaves no other open.
+        await asyncio.gather(*(closer() for closer in closers), return_exceptions=True)
 
     ports = Ports(
         clock=SystemClock(),

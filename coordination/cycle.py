@@ -7,7 +7,7 @@ worth, never
 judges, and never writes to a cache.
 
 INVARIANT: at most one question of a cycle is open; an answer that is late, doubled or of an earlier cycle changes
-nothing.
+nothing. No order leaves before proposal, verdict and resolution are durable in the journal.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ _STAGES: Mapping[type, tuple[str, str]] = {
     Settled: ("settling", "consensus"),
 }
 _STAGE_DEADLINE_MS = {"observing": 20_000, "planning": 60_000, "judging": 10_000, "settling": 10_000}
+_RECORD_AGAIN_MS = 1_000
 _AFTER_CHANGE_MS = 1_000
 """Pause between a finished change and the next cycle: whoever waited for it should not wait a whole interval."""
 
@@ -82,6 +83,11 @@ class Coordinator:
         self._proposals: dict[str, Proposal] = {}
         self._verdicts: dict[str, Verdict] = {}
         self._told: dict[str, str] = {}
+        self._recording: dict[str, tuple[str, Execute | None]] = {}
+        """Ref of a resolution that is not durable yet, to its service and the order that waits for it."""
+        self._pause_record: Record | None = None
+        """The last pause or resumption, while the journal has not taken it."""
+        self._pauses = 0
         self._handlers: Mapping[type, Callable[[Any, str, int], tuple[Effect, ...]]] = {
             FleetObserved: self._on_observed,
             FleetPlanned: self._on_planned,
@@ -106,15 +112,37 @@ class Coordinator:
         if isinstance(event, TimerFired):
             return self._on_timer(event.ref, now_ms)
         if isinstance(event, Recorded):
-            self._memory.note_journal(event.record.seq)
-            return ()
+            return self._on_recorded(event)
         if isinstance(event, EffectFailed):
-            if event.effect == "Record":
-                self._memory.journal_trouble = event.reason
-            return ()
+            return self._on_not_recorded(event, now_ms) if event.effect == "Record" else ()
         if isinstance(event, Received):
             handler = self._handlers.get(type(event.message))
             return () if handler is None else handler(event.message, event.sender, now_ms)
+        return ()
+
+    # --- Journal ----------------------------------------------------------------------------------------------------
+
+    def _on_recorded(self, event: Recorded) -> tuple[Effect, ...]:
+        self._memory.note_journal(event.record.seq)
+        if self._pause_record is not None and event.ref == self._pause_record.ref:
+            self._pause_record = None
+        _, order = self._recording.pop(event.ref, ("", None))
+        if order is None:
+            return ()
+        if self._memory.paused:
+            self._memory.note_not_handed_over(order.proposal)
+            return ()
+        return (Send(to="actuator", message=order),)
+
+    def _on_not_recorded(self, event: EffectFailed, now_ms: int) -> tuple[Effect, ...]:
+        self._memory.journal_trouble = event.reason
+        service, order = self._recording.pop(event.ref, ("", None))
+        # What the journal does not hold was not told, and is not done: the next cycle decides it anew.
+        self._told.pop(service, None)
+        if order is not None:
+            self._memory.note_not_handed_over(order.proposal)
+        if self._pause_record is not None and event.ref == self._pause_record.ref:
+            return (SetTimer(ref=event.ref, due_ms=now_ms + _RECORD_AGAIN_MS),)
         return ()
 
     # --- Time -------------------------------------------------------------------------------------------------------
@@ -139,6 +167,8 @@ class Coordinator:
         if ref == "heartbeat":
             due_ms = now_ms + self._settings.agent_heartbeat_interval * 1000
             return (*projection.heartbeat(now_ms), SetTimer(ref="heartbeat", due_ms=due_ms))
+        if self._pause_record is not None and ref == self._pause_record.ref:
+            return (self._pause_record,)
         if ref == f"deadline:{self._cycle}:{self._stage}":
             agent = dict(_STAGES.values())[self._stage]
             self._memory.note_trouble(agent, f"did not answer while {self._stage} in cycle {self._cycle}")
@@ -147,6 +177,7 @@ class Coordinator:
 
     def _begin(self, now_ms: int) -> tuple[Effect, ...]:
         self._cycle += 1
+        self._memory.journal_trouble = ""
         self._proposals, self._verdicts = {}, {}
         services = tuple(s.name for s in self._fleet.services if s.mode != "off")
         return (
@@ -169,7 +200,9 @@ class Coordinator:
             return f"paused: {self._memory.pause_reason}"
         if self._stage != "idle":
             return f"{self._stage} {len(self._fleet.services)} services (cycle {self._cycle})"
-        return f"waiting for the next cycle (last was {self._cycle})"
+        trouble = self._memory.journal_trouble
+        why = f"; the journal did not take the last records, so nothing was done: {trouble}" if trouble else ""
+        return f"waiting for the next cycle (last was {self._cycle}){why}"
 
     def _answers(self, message: Any, stage: str) -> bool:
         return self._stage == stage and message.cycle == self._cycle
@@ -189,7 +222,13 @@ class Coordinator:
         if not message.snapshots:
             return self._end(now_ms)
         question = PlanFleet(
-            cycle=self._cycle, snapshots=message.snapshots, history=self._memory.history(now_ms), force=self._force
+            cycle=self._cycle,
+            snapshots=message.snapshots,
+            history=self._memory.history(now_ms),
+            memory_bytes=self._memory.reserved_memory_bytes(),
+            budget_bytes=self._memory.budget_bytes,
+            force=self._force,
+            interval_factor=self._memory.score.interval_factor,
         )
         return (Send(to="planner", message=question), *self._enter("planning", now_ms))
 
@@ -202,7 +241,10 @@ class Coordinator:
         self._proposals = {p.proposal_id: p for p in message.proposals}
         # All snapshots, not only those of the services concerned: budget and blast radius are the fleet's.
         question = Judge(
-            cycle=self._cycle, proposals=message.proposals, snapshots=tuple(s.light() for s in self._snapshots)
+            cycle=self._cycle,
+            proposals=message.proposals,
+            snapshots=tuple(s.light() for s in self._snapshots),
+            budget_bytes=self._memory.budget_bytes,
         )
         return (Send(to="validator", message=question), *self._enter("judging", now_ms))
 
@@ -218,6 +260,7 @@ class Coordinator:
             history=self._memory.history(now_ms),
             memory_bytes=self._memory.reserved_memory_bytes(),
             intents=(),
+            budget_bytes=self._memory.budget_bytes,
             force=self._force,
         )
         return (Send(to="consensus", message=question), *self._enter("settling", now_ms))
@@ -240,12 +283,15 @@ class Coordinator:
                     resolution=resolution,
                 )
             )
-            effects += self._tell(proposal, verdict, resolution, now_ms)
+            order = None
             if resolution.outcome is ResolutionOutcome.GO and not self._memory.paused:
-                effects += self._hand_over(proposal, verdict, resolution)
+                order = self._order(proposal, verdict, resolution)
+            effects += self._tell(proposal, verdict, resolution, order, now_ms)
         return (*effects, *self._end(now_ms))
 
-    def _tell(self, proposal: Proposal, verdict: Verdict, resolution: Resolution, now_ms: int) -> list[Effect]:
+    def _tell(
+        self, proposal: Proposal, verdict: Verdict, resolution: Resolution, order: Execute | None, now_ms: int
+    ) -> list[Effect]:
         # The same advice comes out of every cycle while nothing changes, with other figures each time; journal and
         # blackboard hear of it once, but of everything that is going to be done.
         knobs = sorted(c.knob for c in proposal.knob_changes) + sorted(r.pattern for r in proposal.ttl_rules)
@@ -253,15 +299,19 @@ class Coordinator:
         if self._told.get(proposal.service) == gist and resolution.outcome is not ResolutionOutcome.GO:
             return []
         self._told[proposal.service] = gist
+        # All three are written together; the order leaves once the journal has confirmed the last.
+        ref = f"resolved:{proposal.proposal_id}"
+        self._recording[ref] = (proposal.service, order)
         common = {"service": proposal.service, "subject_id": proposal.proposal_id}
         return [
             Record(kind=RecordKind.PROPOSED, payload=to_jsonable(proposal), **common),
             Record(kind=RecordKind.JUDGED, payload=to_jsonable(verdict), **common),
-            Record(kind=RecordKind.RESOLVED, payload=to_jsonable(resolution), **common),
+            Record(kind=RecordKind.RESOLVED, payload=to_jsonable(resolution), ref=ref, **common),
             *projection.plan_settled(proposal, verdict, resolution, now_ms),
         ]
 
-    def _hand_over(self, proposal: Proposal, verdict: Verdict, resolution: Resolution) -> list[Effect]:
+    def _order(self, proposal: Proposal, verdict: Verdict, resolution: Resolution) -> Execute:
+        """Return the order, from now on remembered as handed over, so that the service counts as busy."""
         snapshot = self._memory.snapshot(proposal.service)
         order = Execute(
             proposal=proposal,
@@ -271,7 +321,7 @@ class Coordinator:
             latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
         )
         self._memory.note_handed_over(proposal)
-        return [Send(to="actuator", message=order)]
+        return order
 
     # --- Everything else --------------------------------------------------------------------------------------------
 
@@ -293,7 +343,8 @@ class Coordinator:
         return self._begin(now_ms) if self._stage == "idle" else ()
 
     def _on_execute(self, message: Execute, sender: str, now_ms: int) -> tuple[Effect, ...]:
-        # From the API: the same hand-over as after a cycle, so that history and budgets see it.
+        # From the API, which has recorded its decision: the same hand-over as after a cycle, so that history and
+        # budgets see it.
         if self._memory.paused or self._memory.in_flight(message.proposal.service) or sender == self.name:
             return ()
         self._memory.note_standing(
@@ -305,12 +356,15 @@ class Coordinator:
                 resolution=message.resolution,
             )
         )
-        return tuple(self._hand_over(message.proposal, message.verdict, message.resolution))
+        order = self._order(message.proposal, message.verdict, message.resolution)
+        return (Send(to="actuator", message=order),)
 
     def _on_set_paused(self, message: SetPaused, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         self._memory.paused = message.paused
         self._memory.pause_reason = message.reason if message.paused else ""
-        record = Record(
+        self._pauses += 1
+        self._pause_record = record = Record(
+            ref=f"pause:{self._pauses}",
             kind=RecordKind.PAUSED if message.paused else RecordKind.RESUMED,
             service=None,
             subject_id=message.by,

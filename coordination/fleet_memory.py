@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
+from cachewarden.cachemodel.scoring import OUTCOMES_MAX, Outcome, outcome_of, score
 from cachewarden.codec import decode, digest
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind, TtlRule, Verdict
@@ -82,6 +83,8 @@ class FleetMemory:
         """Per service and pattern: the TTL rule in force, and the proposal that brought it."""
         self._health: dict[str, AgentHealth] = {}
         self._starts: dict[str, int] = {}
+        self._outcomes: dict[str, Outcome] = {}
+        self.score = score(())
         self._journal_seq = 0
         self._decisions = 0
         self._compliant = 0
@@ -91,7 +94,7 @@ class FleetMemory:
 
     def replay(self, records: Iterable[AuditRecord]) -> None:
         """Take history, changes in flight and pause state over from the journal of earlier lives."""
-        open_changes: dict[str, Execution] = {}
+        changes: dict[str, Execution] = {}
         for record in records:
             self._journal_seq = max(self._journal_seq, record.seq)
             if record.kind in (RecordKind.PAUSED, RecordKind.RESUMED):
@@ -99,17 +102,25 @@ class FleetMemory:
                 self.pause_reason = str(record.payload.get("reason", "")) if self.paused else ""
             elif record.kind == RecordKind.CHANGE_INTENDED and record.service:
                 try:
-                    self.note_execution(_opened(record), record.at_ms)
+                    changes[record.subject_id] = _opened(record)
                 except ValidationError:
                     # Written by a newer version: its time still counts against the budget.
                     self._changes.setdefault(record.service, {})[record.subject_id] = record.at_ms
-            elif record.kind in _STATE_OF_RECORD and record.subject_id in self._executions:
-                # Taken out first, since a kept change whose rules are being revoked is open again until that is done.
-                known = self._executions.pop(record.subject_id)
-                state = _STATE_OF_RECORD[RecordKind(record.kind)]
-                reason = str(record.payload.get("reason", ""))
-                after = record.payload.get("hit_ratio_after", known.hit_ratio_after)
-                told = replace(known, state=state, updated_at_ms=record.at_ms, reason=reason, hit_ratio_after=after)
+                    continue
+                self.note_execution(changes[record.subject_id], record.at_ms)
+            elif record.kind in _STATE_OF_RECORD and record.subject_id in changes:
+                known = changes[record.subject_id]
+                # Taken out, since a kept change whose rules are being revoked is open again until that is done.
+                self._executions.pop(record.subject_id, None)
+                told = replace(
+                    known,
+                    state=_STATE_OF_RECORD[RecordKind(record.kind)],
+                    updated_at_ms=record.at_ms,
+                    reason=str(record.payload.get("reason", "")),
+                    hit_ratio_after=record.payload.get("hit_ratio_after", known.hit_ratio_after),
+                    comparable=record.payload.get("comparable", known.comparable),
+                )
+                changes[record.subject_id] = told
                 self.note_execution(told, record.at_ms)
 
     def _note_rules(self, proposal: Proposal, *, in_force: bool) -> None:
@@ -127,11 +138,28 @@ class FleetMemory:
                 service=service, decided_at_ms=now_ms, idle_reason=f"not observed: {reason}"
             )
         for snapshot in snapshots:
+            self._note_found(snapshot, now_ms)
             self._snapshots[snapshot.service] = snapshot.light()
-            self._found_bytes.setdefault(snapshot.service, snapshot.maxmemory_bytes)
             if snapshot.hit_ratio is not None and snapshot.window_ms >= self._settings.cycle_interval_ms // 2:
                 self._first.setdefault(snapshot.service, snapshot.hit_ratio)
         self._touch(now_ms)
+
+    def _note_found(self, snapshot: Snapshot, now_ms: int) -> None:
+        """Take maxmemory as first found; what somebody else than us has set since then counts as found too."""
+        service, size = snapshot.service, snapshot.maxmemory_bytes
+        found, last = self._found_bytes.get(service), self._snapshots.get(service)
+        if found is None or last is None:
+            self._found_bytes[service] = size
+            return
+        ours = {
+            int(value)
+            for e in self._executions.values()
+            for c in e.proposal.knob_changes
+            if e.proposal.service == service and c.knob == "maxmemory"
+            for value in (c.before, c.after)
+        }
+        if size != last.maxmemory_bytes and size not in ours and self.in_flight(service, now_ms) is None:
+            self._found_bytes[service] = max(0, found + size - last.maxmemory_bytes)
 
     def note_idle(self, reasons: Mapping[str, str], now_ms: int) -> None:
         for service, reason in reasons.items():
@@ -172,8 +200,11 @@ class FleetMemory:
         if known is not None and known.state.final and not execution.state.final:
             execution = known
         self._executions[key] = execution
-        while len(self._executions) > _EXECUTIONS_KEPT:
-            self._executions.pop(next(iter(self._executions)))
+        if len(self._executions) > _EXECUTIONS_KEPT:
+            # What is not finished is never forgotten: its service is busy and its memory reserved.
+            oldest = next((k for k, e in self._executions.items() if e.state.final), None)
+            if oldest is not None:
+                del self._executions[oldest]
         if self._handed_over.get(service, ("", 0))[0] == key:
             del self._handed_over[service]
         if execution.state.final and (known is None or not known.state.final):
@@ -181,6 +212,13 @@ class FleetMemory:
             self._changes.setdefault(service, {})[key] = execution.updated_at_ms
         if execution.state.final:
             self._note_rules(execution.proposal, in_force=execution.state is ExecutionState.KEPT)
+        outcome = outcome_of(execution)
+        # A kept change whose rules are revoked later is told twice; the outcome under which it was kept counts.
+        if outcome is not None and key not in self._outcomes:
+            self._outcomes[key] = outcome
+            while len(self._outcomes) > OUTCOMES_MAX:
+                self._outcomes.pop(next(iter(self._outcomes)))
+            self.score = score(self._outcomes.values())
         if execution.state is ExecutionState.ROLLED_BACK:
             self._rolled_back.setdefault(service, {})[execution.proposal.signature] = execution.updated_at_ms
         self._touch(now_ms)
@@ -303,5 +341,6 @@ class FleetMemory:
             decisions_compliant=self._compliant,
             last_change_ms=max(last, default=None),
             budget_bytes=self.budget_bytes,
+            score=self.score,
             handed_over=dict(self._orders),
         )

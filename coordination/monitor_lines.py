@@ -21,12 +21,13 @@ from typing import Final
 
 import numpy as np
 
+from cachewarden.cachemodel.fixed_size_sample import FixedSizeSample
 from cachewarden.cachemodel.memory_accounting import entry_bytes
-from cachewarden.cachemodel.shards import SpatialFilter, hash_key
+from cachewarden.cachemodel.shards import hash_key
 from cachewarden.cachemodel.trace import AccessTrace, Op
 from cachewarden.observation import AccessSample
 
-__all__ = ["MonitorParser", "PatternIndex", "argument_length", "unescape"]
+__all__ = ["KEYS_MAX", "MonitorParser", "PatternIndex", "argument_length", "unescape"]
 
 
 class PatternIndex:
@@ -89,6 +90,8 @@ _PLAIN: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"
 _MILLISECONDS: Final = {b"EX": 1000, b"PX": 1, b"EXAT": 1000, b"PXAT": 1, b"SETEX": 1000, b"PSETEX": 1,
                         b"EXPIRE": 1000, b"PEXPIRE": 1, b"EXPIREAT": 1000, b"PEXPIREAT": 1}  # fmt: skip
 _SIZE_MAX: Final = 2**31 - 1
+KEYS_MAX: Final = 100_000
+"""Keys that one capture keeps: enough for an error of 0.002 in the hit ratio (`shards.KEYS_BASIS`)."""
 
 
 def unescape(argument: bytes) -> bytes:
@@ -114,7 +117,7 @@ def argument_length(argument: bytes) -> int:
 
 class MonitorParser:
     """Feed it what MONITOR sends; ask `result` at the end. Keys of other dbs than `db`, lines of scripts and of `own`
-    are left out.
+    are left out. With more than `keys_max` keys the spatial rate falls until that many are left.
     """
 
     def __init__(
@@ -125,9 +128,10 @@ class MonitorParser:
         patterns: Sequence[str],
         db: int,
         own: Callable[[], Collection[str]],
+        keys_max: int = KEYS_MAX,
     ) -> None:
         self._secret = hash_secret
-        self._filter = SpatialFilter(spatial_rate)
+        self._filter = FixedSizeSample(keys_max, spatial_rate)
         self._pattern_index = PatternIndex(patterns)
         self._db = f"{db} ".encode()
         self._own = own
@@ -247,6 +251,8 @@ class MonitorParser:
     def _add(
         self, at_ms: int, hashed: int, op: Op, argument: bytes, value: bytes | None, ttl_ms: int, client: bytes
     ) -> None:
+        if not self._filter.admits(hashed):
+            return
         key = unescape(argument)
         size = 0 if value is None else min(_SIZE_MAX, entry_bytes(len(key), argument_length(value), ttl_ms > 0))
         if op is Op.WRITE:
@@ -259,7 +265,9 @@ class MonitorParser:
     def result(self, aborted: str | None) -> AccessSample:
         """Return what was kept, in time order; connections that turned out to be ours in the meantime are taken out."""
         own = {self._db + address.encode() for address in self._own()}
-        rows = [row for row, client in zip(self._rows, self._clients, strict=True) if client not in own]
+        pairs = zip(self._rows, self._clients, strict=True)
+        # Rows of keys that were thinned out meanwhile stand for nothing: the rate is that of those that are left.
+        rows = [row for row, client in pairs if client not in own and self._filter.keeps(row[1])]
         times = np.array([row[0] for row in rows], dtype=np.int64)
         # The server's clock may be set back by a few milliseconds while it writes; the order of the lines is the truth.
         times = np.maximum.accumulate(times) if len(times) else times

@@ -193,9 +193,13 @@ def impact_of(proposal: Proposal | None) -> dict[str, float]:
     }
 
 
-def compliance_of(verdict: Verdict | None, constitution_digest: str, now_ms: int) -> dict[str, Any]:
-    """Return what the constitution says of the plan, principle by principle; without a plan there was nothing to
-    judge."""
+def compliance_of(
+    proposal: Proposal | None, verdict: Verdict | None, constitution_digest: str, now_ms: int
+) -> dict[str, Any]:
+    """Return what the constitution says of the plan, principle by principle.
+
+    Without a plan there was nothing to judge; a plan without a verdict is not compliant.
+    """
     checks = [
         {
             "check_type": f.principle_id,
@@ -208,7 +212,7 @@ def compliance_of(verdict: Verdict | None, constitution_digest: str, now_ms: int
         for f in (verdict.findings if verdict is not None else ())
     ]
     return {
-        "compliant": verdict is None or verdict.decision is Decision.ALLOW,
+        "compliant": proposal is None if verdict is None else verdict.decision is Decision.ALLOW,
         "checks": checks,
         "denied_by": list(verdict.denied_by) if verdict is not None else [],
         "judged": verdict is not None,

@@ -19,7 +19,7 @@ from cachewarden import __version__
 from cachewarden.errors import OperatingError, RequestError
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.models import CacheOptimizationRequest
-from serve import control_routes, optimize_routes, read_routes, warm_routes
+from serve import control_routes, optimize_routes, read_routes, warm_routes, whatif_routes
 from serve.backend import Backend
 from serve.context import Context
 from serve.decision import Grounds
@@ -29,12 +29,14 @@ from serve.gate import Gate, GovernedRoute, needs
 from serve.schemas import ControlRequest, WarmRequest
 from serve.security import TokenStore
 from serve.telemetry import Telemetry
+from serve.whatif import WhatifCandidate, WhatifRequest
 
 __all__ = ["create_app"]
 
 _FIELDS: Final = {
     "/api/v1/cache/optimize": frozenset(CacheOptimizationRequest.model_fields),
     "/api/v1/cache/warm": frozenset(WarmRequest.model_fields),
+    "/api/v1/cache/whatif": frozenset([*WhatifRequest.model_fields, *WhatifCandidate.model_fields]),
 }
 _CONTROL_FIELDS: Final = frozenset(ControlRequest.model_fields)
 _WARM_BODY_BYTES: Final = 512 * 1024
@@ -119,8 +121,8 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    for router in (optimize_routes.router, warm_routes.router, read_routes.router, control_routes.router):
-        app.include_router(router)
+    for routes in (optimize_routes, warm_routes, whatif_routes, read_routes, control_routes):
+        app.include_router(routes.router)
     _publish_openapi(app)
     app.add_middleware(Envelope, telemetry=telemetry, limits={"/api/v1/cache/warm": _WARM_BODY_BYTES})
     return app

@@ -12,6 +12,7 @@ from typing import Protocol
 from cachewarden.chain import ChainReport
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AuditRecord, Execution
+from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState, RunCycle, SetPaused
@@ -40,6 +41,10 @@ class Backend(Protocol):
 
     async def state(self) -> FleetState | None:
         """Return the newest pushed state without asking an actor; None before the first one."""
+        ...
+
+    async def snapshot(self, service: str) -> Snapshot | None:
+        """Return the collector's newest look at a service with its samples; None if there was none since it started."""
         ...
 
     async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:

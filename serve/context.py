@@ -14,6 +14,7 @@ from serve.backend import Backend
 from serve.decision import Grounds, fresh_state, max_age_ms_of, others_of
 from serve.schemas import ErrorResponse
 from serve.telemetry import Telemetry
+from serve.whatif import WhatifDesk
 
 __all__ = ["ERRORS", "Context", "Rounds", "context_of", "json_answer", "known_state"]
 
@@ -61,6 +62,7 @@ class Context:
     started_s: float
     wait_s: float = 5.0
     rounds: Rounds = field(default_factory=Rounds)
+    whatif: WhatifDesk = field(default_factory=WhatifDesk)
 
 
 def context_of(request: Request) -> Context:

@@ -94,6 +94,8 @@ def fresh_state(state: FleetState | None, now_ms: int, max_age_ms: int) -> Fleet
     """Return the state if it may be decided on; raises StateTooOld."""
     if state is None:
         raise StateTooOld("the fleet has not been observed yet, ask again later")
+    if state.at_ms - now_ms > max_age_ms:
+        raise StateTooOld("the clock went back, the fleet has to be observed again, ask again later")
     if now_ms - state.at_ms > max_age_ms:
         raise StateTooOld(
             f"the state is too old: {(now_ms - state.at_ms) / 1000:.0f} s, "
@@ -117,7 +119,7 @@ def others_of(state: FleetState, grounds: Grounds) -> Surroundings:
         [state.snapshots[name] for name in sorted(state.snapshots)],
         grounds.fleet,
         grounds.settings,
-        grounds.budget_bytes,
+        state.budget_bytes if grounds.budget_bytes is None else grounds.budget_bytes,
     )
 
 
@@ -147,7 +149,8 @@ def _judge(
     """
     standing, latest = state.standing.get(service.name), latest_of(state, service.name)
     proposal = standing.proposal if standing is not None else None
-    if proposal is None or standing is None:
+    another = latest is not None and not latest.state.final and latest.proposal != proposal
+    if proposal is None or standing is None or another:
         order = None if latest is None else state.handed_over.get(latest.proposal.proposal_id)
         if order is None or latest is None or order.verdict is None:
             return None, False
@@ -245,7 +248,7 @@ def _response(
         optimization_plan=plan_of(found.proposal, service, snapshot, verdict),
         performance_improvement=levels,
         prediction_basis=basis,
-        constitutional_compliance=compliance_of(verdict, constitution.digest, now_ms),
+        constitutional_compliance=compliance_of(found.proposal, verdict, constitution.digest, now_ms),
         recommendations=recommendations,
         risk_assessment=risk_of(found.proposal),
         estimated_impact=impact_of(found.proposal),

@@ -200,8 +200,7 @@ class GovernedRoute(APIRoute):
             gate = gate_of(request)
             caller = gate.admit(request, scope)
             request.state.caller = caller
-            header = request.headers.get("x-constitutional-hash")
-            if header is not None:
+            for header in request.headers.getlist("x-constitutional-hash"):
                 await gate.check_hash(request, caller, header, "header", endpoint)
             if has_body:
                 request = parsed = await _with_json(request)

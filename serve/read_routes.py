@@ -13,6 +13,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from cachewarden import __version__
+from cachewarden.cachemodel.scoring import score
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import OperatingError
 from cachewarden.messages import CONSTITUTIONAL_HASH
@@ -31,6 +32,7 @@ from serve.schemas import (
     ServiceResponse,
     ServicesResponse,
 )
+from serve.score_views import ScoreResponse, score_view
 from serve.telemetry import CONTENT_TYPE
 from serve.timestamps import iso
 from serve.views import agents_view, compliance_rate, fleet_metrics, plan_view, plans_view, service_view
@@ -141,6 +143,19 @@ async def plan(request: Request, plan_id: Annotated[str, Path(max_length=200)]) 
         f"unknown plan `{clip(plan_id)}`, /api/v1/cache/plans lists those that are known",
         details={"did_you_mean": near_miss(plan_id, known)},
     )
+
+
+@router.get(
+    "/api/v1/cache/score",
+    response_model=ScoreResponse,
+    responses=ERRORS,
+    openapi_extra=needs("read"),
+    tags=["plans"],
+    summary="How past predictions turned out",
+)
+async def prediction_score(request: Request) -> Response:
+    state = await known_state(context_of(request))
+    return json_answer(score_view(state.score or score(())))
 
 
 @router.get(

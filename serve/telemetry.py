@@ -155,6 +155,9 @@ class Telemetry:
         self._warmed = Counter(
             "cachewarden_warmed_keys_total", "keys asked to be warmed", ["outcome"], registry=registry
         )
+        self._whatif = Counter(
+            "cachewarden_whatif_candidates_total", "configurations asked about", ["outcome"], registry=registry
+        )
         self._unaudited = Counter(
             "cachewarden_refusals_unaudited_total", "refusals that the journal did not take", registry=registry
         )
@@ -203,6 +206,11 @@ class Telemetry:
         """Count the keys of one warming request by outcome."""
         for outcome, number in counts.items():
             self._warmed.labels(outcome).inc(number)
+
+    def asked_whatif(self, answered: int, unanswered: int) -> None:
+        """Count the candidates of one what-if."""
+        self._whatif.labels("answered").inc(answered)
+        self._whatif.labels("not_enough_evidence").inc(unanswered)
 
     def render(self, state: FleetState | None, now_ms: int, compliance_rate: float | None) -> bytes:
         """Return the Prometheus text."""

@@ -7,6 +7,7 @@ intent is durable in the journal.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from uuid import uuid4
 
@@ -55,7 +56,13 @@ async def warm(request: Request, body: WarmRequest) -> Response:
         )
 
     await backend.record([draft({"phase": "intended", "keys": hashes})])
-    report = await backend.warm(service.name, body.cache_keys)
+    try:
+        report = await backend.warm(service.name, body.cache_keys)
+    except BaseException as error:
+        # Also where the caller goes away: what was begun has an ending in the journal, if the journal takes it.
+        reason = f"{type(error).__name__}: some keys may have been stored"
+        await asyncio.shield(backend.record([draft({"phase": "failed", "keys": hashes, "reason": reason})]))
+        raise
     counts = report.counts()
     outcomes = {h: {"outcome": k.outcome.value, "ttl_ms": k.ttl_ms} for h, k in zip(hashes, report.keys, strict=True)}
     await backend.record([draft({"phase": "finished", "keys": outcomes, "counts": counts})])

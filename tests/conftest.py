@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A test must not fail because the machine was busy.
+settings.register_profile("no_clock", deadline=None)
+settings.load_profile("no_clock")
 
 OPTIONS = {"--constitutional-compliance": "constitutional", "--performance": "performance"}
 

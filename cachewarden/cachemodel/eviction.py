@@ -1,8 +1,8 @@
 """Replays an access trace through a cache as Redis would run it: which reads hit, and why the others miss.
 
-It decides nothing about a live cache. Reads that miss load the value at once (cache-aside). All eight eviction policies
-are replayed with Redis's own approximations: sampling, the pool of 16, the LRU clock of one second, LFU's logarithmic
-counter and its decay by minutes.
+It decides nothing about a live cache. Reads that miss load the value at once (cache-aside). All eviction policies
+are replayed with the server's own approximations: sampling, the pool of 16, the LRU clock of one second, LFU's
+logarithmic counter and its decay by minutes. The configuration may change while the trace runs (`ReplaySchedule`).
 
 INVARIANT: hits + misses = reads, misses = the sum of the misses by cause, and the same seed gives the same result.
 """
@@ -15,15 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from cachewarden.cachemodel import eviction_kernel as kernel
+from cachewarden.cachemodel import eviction_state as state
+from cachewarden.cachemodel.access_field import counters_after_switch_to_lfu, idle_after_switch_to_lru
 from cachewarden.cachemodel.eviction_bounds import belady, exact_lru
+from cachewarden.cachemodel.eviction_config import EvictionConfig, ReplaySchedule, ScheduledChange, kernel_config
 from cachewarden.cachemodel.trace import AccessTrace
-from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy
 
 __all__ = [
     "EvictionConfig",
     "IndexedTrace",
     "ReplayResult",
+    "ReplaySchedule",
     "ResidentSet",
+    "ScheduledChange",
     "belady",
     "exact_lru",
     "index",
@@ -31,45 +35,8 @@ __all__ = [
     "replay_indexed",
 ]
 
-
-_FAMILY = {
-    "lru": kernel.LRU,
-    "lfu": kernel.LFU,
-    "random": kernel.RANDOM,
-    "ttl": kernel.TTL,
-    "noeviction": kernel.NEVER,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class EvictionConfig:
-    """How the replayed cache evicts.
-
-    `capacity_bytes` for entries alone (maxmemory less the fixed overhead), None = unlimited. `maxmemory_samples` 1..64,
-    `lfu_log_factor` >= 0, `lfu_decay_time_min` >= 0 (0 = never forget), `lru_clock_resolution_ms` 1000 in Redis.
-    `unknown_entry_bytes` stands in for rows of unknown size. Raises ValueError out of these ranges.
-    """
-
-    capacity_bytes: int | None
-    eviction_policy: EvictionPolicy = "allkeys-lru"
-    maxmemory_samples: int = 5
-    lfu_log_factor: int = 10
-    lfu_decay_time_min: int = 1
-    lru_clock_resolution_ms: int = 1000
-    unknown_entry_bytes: int = 1
-
-    def __post_init__(self) -> None:
-        if self.eviction_policy not in EVICTION_POLICIES:
-            known = ", ".join(EVICTION_POLICIES)
-            raise ValueError(f"unknown eviction policy `{self.eviction_policy}`, use one of {known}")
-        if self.capacity_bytes is not None and self.capacity_bytes < 0:
-            raise ValueError(f"capacity of `{self.capacity_bytes}` bytes is negative, use None for no limit")
-        if not 1 <= self.maxmemory_samples <= 64:
-            raise ValueError(f"maxmemory-samples `{self.maxmemory_samples}` is out of range, use 1 to 64")
-        if self.lfu_log_factor < 0 or self.lfu_decay_time_min < 0:
-            raise ValueError("lfu-log-factor and lfu-decay-time must not be negative")
-        if self.lru_clock_resolution_ms < 1 or self.unknown_entry_bytes < 1:
-            raise ValueError("the LRU clock resolution and the stand-in entry size must be at least 1")
+# How idle old keys look to LRU after a switch from LFU, in ticks of a second: weeks. Measured: 6.97 million seconds.
+_MISREAD_IDLE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,82 +127,166 @@ def replay(
     initial: ResidentSet | None = None,
     measure_from_ms: int | None = None,
     seed: int = 1,
+    schedule: ReplaySchedule | None = None,
 ) -> ReplayResult:
-    """Replay `trace` from an empty cache or from `initial`; count from `measure_from_ms` (by default everything)."""
-    return replay_indexed(index(trace, initial), config, measure_from_ms, seed)
+    """Replay `trace` from an empty cache or from `initial`; count from `measure_from_ms` (by default everything).
+
+    `config` holds until the first change of `schedule`. Raises ValueError if a change would exchange the server.
+    """
+    return replay_indexed(index(trace, initial), config, measure_from_ms, seed, schedule)
 
 
 def replay_indexed(
-    indexed: IndexedTrace, config: EvictionConfig, measure_from_ms: int | None = None, seed: int = 1
+    indexed: IndexedTrace,
+    config: EvictionConfig,
+    measure_from_ms: int | None = None,
+    seed: int = 1,
+    schedule: ReplaySchedule | None = None,
 ) -> ReplayResult:
     """Replay an indexed trace; see `replay`."""
     trace = indexed.trace
-    c = _kernel_config(config)
-    table, expires, lists, register, rng = kernel.empty_state(indexed.distinct_keys, seed)
-    if indexed.initial is not None:
-        _prime(table, expires, lists, register, c, indexed, indexed.initial, int(trace.time_ms[0]) if len(trace) else 0)
-    kernel.run(
-        table,
-        expires,
-        lists,
-        register,
-        rng,
-        c,
-        trace.time_ms,
-        indexed.key,
-        trace.op,
-        trace.size_bytes,
-        trace.ttl_ms,
-        np.iinfo(np.int64).min if measure_from_ms is None else measure_from_ms,
-    )
-    reg = kernel.REG
-    count = [int(value) for value in register]
-    causes = count[reg.miss_by_cause : reg.miss_by_cause + 5]
-    return ReplayResult(
-        reads=count[reg.reads],
-        hits=count[reg.hits],
-        cold=causes[kernel.COLD],
-        expired_misses=causes[kernel.EXPIRED],
-        evicted_misses=causes[kernel.EVICTED],
-        refused_misses=causes[kernel.REFUSED],
-        deleted_misses=causes[kernel.DELETED],
-        evicted=count[reg.evicted],
-        expired=count[reg.expired],
-        refused=count[reg.refused],
-        resident_keys=count[reg.resident],
-        resident_bytes=count[reg.used_bytes],
-    )
+    changes = () if schedule is None else schedule.changes
+    unix_ms = None if schedule is None else schedule.unix_ms_at_zero
+    start_ms = int(trace.time_ms[0]) if len(trace) else 0
+    measure_from_ms = np.iinfo(np.int64).min if measure_from_ms is None else measure_from_ms
+    running = _Replay(indexed, config, start_ms, measure_from_ms, seed, unix_ms)
+    done = 0
+    for change in changes:
+        until = int(np.searchsorted(trace.time_ms, change.time_ms, side="left"))
+        running.run(done, until)
+        running.change(change)
+        done = until
+    running.run(done, len(trace))
+    return running.result()
 
 
-def _kernel_config(config: EvictionConfig) -> kernel.IntArray:
-    c = np.zeros(kernel.CFG.size, np.int64)
-    cfg = kernel.CFG
-    c[cfg.capacity_bytes] = np.iinfo(np.int64).max if config.capacity_bytes is None else config.capacity_bytes
-    c[cfg.family] = _FAMILY[config.eviction_policy.rpartition("-")[2]]
-    c[cfg.only_volatile] = config.eviction_policy.startswith("volatile-")
-    c[cfg.samples] = config.maxmemory_samples
-    c[cfg.lfu_log_factor] = config.lfu_log_factor
-    c[cfg.lfu_decay_time_min] = config.lfu_decay_time_min
-    c[cfg.lru_clock_resolution_ms] = config.lru_clock_resolution_ms
-    c[cfg.unknown_entry_bytes] = config.unknown_entry_bytes
-    return c
+class _Replay:
+    """One replay under way: the arrays of the kernel and the configuration that holds now."""
 
+    def __init__(
+        self,
+        indexed: IndexedTrace,
+        config: EvictionConfig,
+        start_ms: int,
+        measure_from_ms: int,
+        seed: int,
+        unix_ms: int | None,
+    ) -> None:
+        self.indexed = indexed
+        self.config = config
+        self.measure_from_ms = measure_from_ms
+        self.unix_ms = unix_ms
+        keys = indexed.distinct_keys
+        self.table, self.expires, self.lists, self.register, self.rng = state.empty_state(keys, seed)
+        phase_ms = 0 if unix_ms is None else unix_ms
+        # A whole minute of the wall clock, so that seconds and minutes turn when the server's do.
+        self.origin_ms = (start_ms + phase_ms) // 60_000 * 60_000 - phase_ms
+        self.c = self._kernel_config()
+        self.register[state.REG.next_cycle_ms] = start_ms + kernel.CYCLE_MS
+        if indexed.initial is not None:
+            self._prime(indexed.initial, start_ms)
 
-def _prime(
-    table: kernel.IntList,
-    expires: kernel.IntArray,
-    lists: kernel.IntList,
-    register: kernel.IntArray,
-    c: kernel.IntArray,
-    indexed: IndexedTrace,
-    initial: ResidentSet,
-    start_ms: int,
-) -> None:
-    for row, number in enumerate(indexed.initial_key):
-        remaining = int(initial.remaining_ttl_ms[row])
-        touched_ms = start_ms - int(initial.idle_ms[row])
-        expires_ms = start_ms + remaining if remaining > 0 else 0
-        size, tick = int(initial.size_bytes[row]), touched_ms // kernel.tick_ms(c)
-        kernel.admit(table, expires, lists, register, int(number), size, expires_ms, tick)
-    if initial.frequency is not None:
-        table[kernel.COL.counter, indexed.initial_key] = initial.frequency
+    def _prime(self, initial: ResidentSet, start_ms: int) -> None:
+        remaining = initial.remaining_ttl_ms
+        number = self.indexed.initial_key
+        kernel.prime(
+            *self._arrays(),
+            number,
+            initial.size_bytes.astype(np.int64),
+            np.where(remaining > 0, start_ms + remaining, 0),
+            (start_ms - self.origin_ms - initial.idle_ms) // self.config.tick_ms,
+        )
+        if initial.frequency is not None:
+            self.table[state.COL.counter, number] = initial.frequency
+
+    def run(self, first: int, until: int) -> None:
+        """Replay the rows from `first` to before `until`."""
+        trace = self.indexed.trace
+        rows = slice(first, until)
+        kernel.run(
+            *self._arrays(),
+            trace.time_ms[rows],
+            self.indexed.key[rows],
+            trace.op[rows],
+            trace.size_bytes[rows],
+            trace.ttl_ms[rows],
+            self.measure_from_ms,
+        )
+
+    def change(self, change: ScheduledChange) -> None:
+        """Switch to another configuration as CONFIG SET does: old fields are misread, then what is too much goes."""
+        old, new = self.config, change.config
+        if (old.server, old.counts_tables, old.unknown_entry_bytes, old.lru_clock_resolution_ms) != (
+            new.server,
+            new.counts_tables,
+            new.unknown_entry_bytes,
+            new.lru_clock_resolution_ms,
+        ):
+            raise ValueError(
+                "a scheduled change may not exchange the server or how it is accounted, replay it on its own"
+            )
+        capacity_before = int(self.c[state.CFG.capacity_bytes])
+        self.config = new
+        self.c = self._kernel_config()
+        if new.family != old.family:
+            # Scores of another kind cannot be compared; on a server at most sixteen keys feel it.
+            self.register[state.REG.pool_key : state.REG.pool_key + state.POOL_SIZE] = -1
+        if (new.family == state.LFU) != (old.family == state.LFU):
+            self._misread(change.time_ms, to_lfu=new.family == state.LFU)
+        if int(self.c[state.CFG.capacity_bytes]) < capacity_before:
+            self.register[state.REG.measuring] = change.time_ms >= self.measure_from_ms
+            kernel.make_room(*self._arrays(), (change.time_ms - self.origin_ms) // new.tick_ms)
+
+    def _misread(self, now_ms: int, *, to_lfu: bool) -> None:
+        resident = self.lists[state.RESIDENT, : int(self.register[state.REG.resident])]
+        touched = self.table[state.COL.touched, resident].astype(np.int64)
+        counter = self.table[state.COL.counter, resident].astype(np.int64)
+        unit_ms = self.config.lru_clock_resolution_ms
+        tick = (now_ms - self.origin_ms) // self.config.tick_ms
+        if self.unix_ms is None:
+            if to_lfu:
+                counter, elapsed = np.zeros_like(counter), np.zeros_like(counter)
+            else:
+                field = touched * 256 + counter
+                elapsed = _MISREAD_IDLE + field.max(initial=0) - field
+        else:
+            now_unix_ms, unix_origin_ms = now_ms + self.unix_ms, self.origin_ms + self.unix_ms
+            if to_lfu:
+                touched_unix_ms = touched * unit_ms + unix_origin_ms
+                wrap_at = self.config.server.minutes_wrap_at
+                counter, elapsed = counters_after_switch_to_lfu(touched_unix_ms, now_unix_ms, wrap_at, unit_ms)
+            else:
+                touched_unix_min = touched + unix_origin_ms // 60_000
+                elapsed = idle_after_switch_to_lru(touched_unix_min, counter, now_unix_ms, unit_ms) // unit_ms
+        self.table[state.COL.touched, resident] = tick - elapsed
+        self.table[state.COL.counter, resident] = counter
+
+    def _kernel_config(self) -> state.IntArray:
+        c = kernel_config(self.config)
+        c[state.CFG.origin_ms] = self.origin_ms
+        return c
+
+    def _arrays(
+        self,
+    ) -> tuple[state.IntList, state.IntArray, state.IntList, state.IntArray, state.Seed, state.IntArray]:
+        return self.table, self.expires, self.lists, self.register, self.rng, self.c
+
+    def result(self) -> ReplayResult:
+        """Return the counts so far."""
+        reg = state.REG
+        count = [int(value) for value in self.register[: reg.pool_key]]
+        causes = count[reg.miss_by_cause : reg.miss_by_cause + 5]
+        return ReplayResult(
+            reads=count[reg.reads],
+            hits=count[reg.hits],
+            cold=causes[state.COLD],
+            expired_misses=causes[state.EXPIRED],
+            evicted_misses=causes[state.EVICTED],
+            refused_misses=causes[state.REFUSED],
+            deleted_misses=causes[state.DELETED],
+            evicted=count[reg.evicted],
+            expired=count[reg.expired],
+            refused=count[reg.refused],
+            resident_keys=count[reg.resident],
+            resident_bytes=count[reg.used_bytes],
+        )

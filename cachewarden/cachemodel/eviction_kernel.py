@@ -1,138 +1,49 @@
 """The hot loop of the replay: Redis's eviction and expiry, one access at a time, on plain arrays.
 
-It follows `evict.c` and `expire.c` of Redis 7.0 (sampling into a pool of 16, stale scores, dead pool entries skipped,
-room made before the write so that the cache overshoots by one entry). It validates nothing: `eviction.replay` does.
+It follows `evict.c`, `expire.c` and the hash tables of Redis 7.0 and Valkey 9.1 (sampling into a pool of 16, stale
+scores, dead pool entries skipped, room made before the write so that the cache overshoots by one entry; tables that
+double when full, unless that would exceed maxmemory). It validates nothing: `eviction.replay` does.
 
-INVARIANT: the used bytes are the sum of the sizes of the resident keys, and memory is linear in distinct keys.
+INVARIANT: the used bytes are the sum of the sizes of the resident keys and, where they are counted, of the two hash
+tables; memory is linear in distinct keys.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
+from cachewarden.cachemodel.eviction_state import (
+    CFG,
+    COL,
+    DELETED,
+    EVICTED,
+    EXPIRED,
+    LFU,
+    LRM,
+    NEVER,
+    POOL_SIZE,
+    RANDOM,
+    REFUSED,
+    REG,
+    RESIDENT,
+    TTL,
+    WITH_TTL,
+    IntArray,
+    IntList,
+    Seed,
+)
 from cachewarden.cachemodel.jit import compiled_loop, inlined
 
-__all__ = [
-    "CFG",
-    "COL",
-    "COLD",
-    "DELETED",
-    "EVICTED",
-    "EXPIRED",
-    "LFU",
-    "LRU",
-    "NEVER",
-    "RANDOM",
-    "REFUSED",
-    "REG",
-    "TTL",
-    "admit",
-    "empty_state",
-    "run",
-    "tick_ms",
-]
+__all__ = ["CYCLE_MS", "make_room", "prime", "run", "tick_ms"]
 
-IntArray = npt.NDArray[np.int64]
-IntList = npt.NDArray[np.int32]
-Seed = npt.NDArray[np.uint64]
+CYCLE_MS = 100  # hz 10
+"""Time between two active expiry cycles."""
 
-# Families of eviction policies.
-LRU, LFU, RANDOM, TTL, NEVER = 0, 1, 2, 3, 4
-
-# Why a key is not resident; COLD = never was.
-COLD, EXPIRED, EVICTED, REFUSED, DELETED = 0, 1, 2, 3, 4
-
-_POOL_SIZE = 16  # EVPOOL_SIZE
 _LFU_INIT = 5  # LFU_INIT_VAL
 _LFU_MAX = 255
 _MINUTE_MS = 60_000
-_CYCLE_MS = 100  # hz 10
-_CYCLE_KEYS = 20  # ACTIVE_EXPIRE_CYCLE_KEYS_PER_LOOP at effort 1
-_CYCLE_STALE_KEYS = 2  # the loop goes on while more than 10 % of the looked-at keys were expired
-# The server stops a cycle after 25 % of a core, about 25 ms at roughly 1 us a key.
-_CYCLE_LOOPS_MAX = 1250
 _CATCH_UP_CYCLES_MAX = 200
-
-
-# Which of the two key lists.
-_RESIDENT, _WITH_TTL = 0, 1
-
-
-class Register(NamedTuple):
-    """Indices into the register: sizes, clocks, counts, and the eviction pool."""
-
-    resident: int = 0
-    with_ttl: int = 1
-    used_bytes: int = 2
-    cursor: int = 3
-    next_cycle_ms: int = 4
-    measuring: int = 5
-    reads: int = 6
-    hits: int = 7
-    evicted: int = 8
-    expired: int = 9
-    refused: int = 10
-    miss_by_cause: int = 11  # five in a row, by cause
-    pool_key: int = 16  # sixteen in a row, -1 = free
-    pool_score: int = 32
-    size: int = 48
-
-
-REG = Register()
-
-
-class Setting(NamedTuple):
-    """Indices into the configuration, which is an array of integers because a compiled cache of a named class breaks
-    on renaming.
-    """
-
-    capacity_bytes: int = 0
-    family: int = 1
-    only_volatile: int = 2
-    samples: int = 3
-    lfu_log_factor: int = 4
-    lfu_decay_time_min: int = 5
-    lru_clock_resolution_ms: int = 6
-    unknown_entry_bytes: int = 7
-    size: int = 8
-
-
-CFG = Setting()
-
-
-class Column(NamedTuple):
-    """Columns of the key table, each contiguous and of 32 bits, so that what a hit needs stays in the processor's
-    cache.
-    """
-
-    slot: int = 0  # place in the list of residents, -1 = not resident
-    ttl_slot: int = 1  # place in the list of keys with a TTL, -1 = none
-    size_bytes: int = 2
-    touched: int = 3  # ticks of the access clock
-    counter: int = 4  # LFU, 0..255
-    gone: int = 5  # why it is not resident
-    size: int = 6
-
-
-COL = Column()
-
-
-def empty_state(keys: int, seed: int) -> tuple[IntList, IntArray, IntList, IntArray, Seed]:
-    """Return table, expiry times, lists, register and generator of an empty cache for `keys` distinct keys.
-
-    Plain arrays and not one object: an attribute access would cost a reference count, which is ten times the access
-    itself.
-    """
-    table = np.zeros((COL.size, keys), np.int32)
-    table[[COL.slot, COL.ttl_slot]] = -1
-    register = np.zeros(REG.size, np.int64)
-    register[REG.pool_key : REG.pool_key + _POOL_SIZE] = -1
-    # xorshift has one fixed point, zero.
-    mixed = (seed * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) % 2**64 or 1
-    return table, np.zeros(keys, np.int64), np.zeros((2, keys), np.int32), register, np.array([mixed], np.uint64)
 
 
 @inlined
@@ -182,67 +93,148 @@ def _touch(table: IntList, key: int, rng: Seed, c: IntArray, tick: int) -> None:
     table[COL.touched, key] = tick
 
 
+@compiled_loop
+def _grow(register: IntArray, c: IntArray, which: int) -> None:
+    """Double the hash table of a list that is full: not above maxmemory, unless it is crowded (dictTypeExpandAllowed,
+    hashtableResizeAllowed). Moving the keys takes a fraction of a second, so the old table is gone at once.
+    """
+    units = register[REG.table_units + which]
+    keys = register[REG.resident + which]
+    doubled = max(2 * units, 1)
+    room = c[CFG.capacity_bytes] - register[REG.used_bytes]
+    if doubled * c[CFG.unit_bytes] <= room or keys * 1000 > units * c[CFG.unit_keys] * c[CFG.crowded_permille]:
+        register[REG.used_bytes] += (doubled - units) * c[CFG.unit_bytes]
+        register[REG.table_units + which] = doubled
+
+
+@inlined
+def _grow_if_full(register: IntArray, c: IntArray, which: int) -> None:
+    if c[CFG.unit_bytes] > 0 and register[REG.resident + which] >= register[REG.table_units + which] * c[CFG.unit_keys]:
+        _grow(register, c, which)
+
+
+@inlined
+def _shrink_if_sparse(register: IntArray, c: IntArray, which: int) -> None:
+    units = register[REG.table_units + which]
+    keys = register[REG.resident + which]
+    if keys * 100 < units * c[CFG.unit_keys] * c[CFG.sparse_percent]:
+        fitting = 1
+        while fitting * c[CFG.unit_keys] < keys:
+            fitting *= 2
+        register[REG.used_bytes] -= (units - fitting) * c[CFG.unit_bytes]
+        register[REG.table_units + which] = fitting
+
+
 @inlined
 def _set_expiry(
-    table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int, expires_ms: int
+    table: IntList,
+    expires: IntArray,
+    lists: IntList,
+    register: IntArray,
+    rng: Seed,
+    c: IntArray,
+    key: int,
+    expires_ms: int,
 ) -> None:
-    """Keep the list of keys with a TTL in step; 0 = none."""
-    at = table[COL.ttl_slot, key]
-    if expires_ms > 0 and at < 0:
-        at = register[REG.with_ttl]
+    """Give a resident key a TTL, another one, or none (0)."""
+    if expires_ms > 0 and table[COL.ttl_slot, key] < 0:
+        _grow_if_full(register, c, WITH_TTL)
+        # The place is drawn, so that the list is in no order of age, as a hash table is; in the order of arrival the
+        # expiry cycle would meet stale keys in runs and stop between them.
+        last = register[REG.with_ttl]
+        at = _random_below(rng, last + 1)
+        moved = lists[WITH_TTL, at]
+        if at < last:
+            lists[WITH_TTL, last] = moved
+            table[COL.ttl_slot, moved] = last
+        lists[WITH_TTL, at] = key
         table[COL.ttl_slot, key] = at
-        lists[_WITH_TTL, at] = key
         register[REG.with_ttl] += 1
-    elif expires_ms == 0 and at >= 0:
-        register[REG.with_ttl] -= 1
-        last = lists[_WITH_TTL, register[REG.with_ttl]]
-        lists[_WITH_TTL, at] = last
-        table[COL.ttl_slot, last] = at
-        table[COL.ttl_slot, key] = -1
+    elif expires_ms == 0:
+        _forget_expiry(table, lists, register, key)
     expires[key] = expires_ms
 
 
 @inlined
+def _forget_expiry(table: IntList, lists: IntList, register: IntArray, key: int) -> None:
+    at = table[COL.ttl_slot, key]
+    if at >= 0:
+        register[REG.with_ttl] -= 1
+        last = lists[WITH_TTL, register[REG.with_ttl]]
+        lists[WITH_TTL, at] = last
+        table[COL.ttl_slot, last] = at
+        table[COL.ttl_slot, key] = -1
+
+
+@inlined
 def _remove(table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int, cause: int) -> None:
-    _set_expiry(table, expires, lists, register, key, 0)
+    _forget_expiry(table, lists, register, key)
+    expires[key] = 0
     at = table[COL.slot, key]
     register[REG.resident] -= 1
-    last = lists[_RESIDENT, register[REG.resident]]
-    lists[_RESIDENT, at] = last
+    last = lists[RESIDENT, register[REG.resident]]
+    lists[RESIDENT, at] = last
     table[COL.slot, last] = at
     table[COL.slot, key] = -1
     register[REG.used_bytes] -= table[COL.size_bytes, key]
     table[COL.gone, key] = cause
 
 
-@compiled_loop
-def admit(
+@inlined
+def _admit(
     table: IntList,
     expires: IntArray,
     lists: IntList,
     register: IntArray,
+    rng: Seed,
+    c: IntArray,
     key: int,
     size_bytes: int,
     expires_ms: int,
     tick: int,
 ) -> None:
     """Make an absent key resident with a fresh LRU clock and the LFU counter of a new key."""
+    _grow_if_full(register, c, RESIDENT)
     at = register[REG.resident]
     table[COL.slot, key] = at
-    lists[_RESIDENT, at] = key
+    lists[RESIDENT, at] = key
     register[REG.resident] += 1
     table[COL.size_bytes, key] = size_bytes
     register[REG.used_bytes] += size_bytes
     table[COL.counter, key] = _LFU_INIT
     table[COL.touched, key] = tick
-    _set_expiry(table, expires, lists, register, key, expires_ms)
+    if expires_ms > 0:
+        _set_expiry(table, expires, lists, register, rng, c, key, expires_ms)
+
+
+@compiled_loop
+def prime(
+    table: IntList,
+    expires: IntArray,
+    lists: IntList,
+    register: IntArray,
+    rng: Seed,
+    c: IntArray,
+    key: IntList,
+    size_bytes: IntArray,
+    expires_ms: IntArray,
+    tick: IntArray,
+) -> None:
+    """Make all these absent keys resident, above the capacity if need be."""
+    for i in range(len(key)):
+        _admit(table, expires, lists, register, rng, c, key[i], size_bytes[i], expires_ms[i], tick[i])
 
 
 @inlined
 def _score(table: IntList, expires: IntArray, key: int, c: IntArray, tick: int) -> int:
     """The higher, the better to evict: inverse frequency, nearest expiry, or idle time."""
     if c[CFG.family] == LFU:
-        return _LFU_MAX - _decayed(table, key, c, tick)
+        counter = _decayed(table, key, c, tick)
+        if c[CFG.sampling_decays] > 0:
+            # Valkey writes back what it looked at: a decay period that was cut short by a look begins anew.
+            table[COL.counter, key] = counter
+            table[COL.touched, key] = tick
+        return _LFU_MAX - counter
     if c[CFG.family] == TTL:
         return -int(expires[key])
     return tick - int(table[COL.touched, key])
@@ -251,14 +243,14 @@ def _score(table: IntList, expires: IntArray, key: int, c: IntArray, tick: int) 
 @inlined
 def _offer(register: IntArray, key: int, score: int) -> None:
     """Put a sampled key into the pool, which is sorted by rising score (evictionPoolPopulate)."""
-    keys = register[REG.pool_key : REG.pool_key + _POOL_SIZE]
-    scores = register[REG.pool_score : REG.pool_score + _POOL_SIZE]
-    k = 0
-    while k < _POOL_SIZE and keys[k] >= 0 and scores[k] < score:
-        k += 1
-    full = keys[_POOL_SIZE - 1] >= 0
-    if k == 0 and full:
+    keys = register[REG.pool_key : REG.pool_key + POOL_SIZE]
+    scores = register[REG.pool_score : REG.pool_score + POOL_SIZE]
+    full = keys[POOL_SIZE - 1] >= 0
+    if full and scores[0] >= score:
         return
+    k = 0
+    while k < POOL_SIZE and keys[k] >= 0 and scores[k] < score:
+        k += 1
     if full:
         # Everything below the new entry moves down and the lowest score falls out.
         k -= 1
@@ -266,7 +258,7 @@ def _offer(register: IntArray, key: int, score: int) -> None:
             keys[i] = keys[i + 1]
             scores[i] = scores[i + 1]
     elif keys[k] >= 0:
-        for i in range(_POOL_SIZE - 1, k, -1):
+        for i in range(POOL_SIZE - 1, k, -1):
             keys[i] = keys[i - 1]
             scores[i] = scores[i - 1]
     keys[k] = key
@@ -278,7 +270,7 @@ def _victim(
     table: IntList, expires: IntArray, lists: IntList, register: IntArray, rng: Seed, c: IntArray, tick: int
 ) -> int:
     """Return the key to evict, or -1 if no key may be evicted."""
-    which, column = (_WITH_TTL, COL.ttl_slot) if c[CFG.only_volatile] else (_RESIDENT, COL.slot)
+    which, column = (WITH_TTL, COL.ttl_slot) if c[CFG.only_volatile] else (RESIDENT, COL.slot)
     count = register[REG.with_ttl] if c[CFG.only_volatile] else register[REG.resident]
     if c[CFG.family] == NEVER or count == 0:
         return -1
@@ -287,10 +279,15 @@ def _victim(
     # A table smaller than the sample is taken whole, as dictGetSomeKeys does.
     whole = count <= c[CFG.samples]
     while True:
-        for i in range(count if whole else c[CFG.samples]):
+        taken = count if whole else c[CFG.samples]
+        # All looks come before all offers: they do not depend on one another, so their cache misses overlap.
+        for i in range(taken):
             sampled = int(lists[which, i if whole else _random_below(rng, count)])
-            _offer(register, sampled, _score(table, expires, sampled, c, tick))
-        for i in range(REG.pool_key + _POOL_SIZE - 1, REG.pool_key - 1, -1):
+            register[REG.sampled_key + i] = sampled
+            register[REG.sampled_score + i] = _score(table, expires, sampled, c, tick)
+        for i in range(taken):
+            _offer(register, register[REG.sampled_key + i], register[REG.sampled_score + i])
+        for i in range(REG.pool_key + POOL_SIZE - 1, REG.pool_key - 1, -1):
             key = int(register[i])
             if key < 0:
                 continue
@@ -298,6 +295,20 @@ def _victim(
             # A key that left the cache since it was sampled is a ghost; one touched since then is evicted all the same.
             if table[column, key] >= 0:
                 return key
+
+
+@inlined
+def _make_room(
+    table: IntList, expires: IntArray, lists: IntList, register: IntArray, rng: Seed, c: IntArray, tick: int
+) -> bool:
+    """Evict until the used bytes are within the capacity; False if no key may be evicted before that."""
+    while register[REG.used_bytes] > c[CFG.capacity_bytes]:
+        victim = _victim(table, expires, lists, register, rng, c, tick)
+        if victim < 0:
+            return False
+        _remove(table, expires, lists, register, victim, EVICTED)
+        register[REG.evicted] += register[REG.measuring]
+    return True
 
 
 @inlined
@@ -314,22 +325,26 @@ def _store(
     tick: int,
 ) -> None:
     """Load or overwrite a key: room is made before, and the write is refused if there is none."""
-    while register[REG.used_bytes] > c[CFG.capacity_bytes]:
-        victim = _victim(table, expires, lists, register, rng, c, tick)
-        if victim < 0:
-            register[REG.refused] += register[REG.measuring]
-            if table[COL.slot, key] < 0:
-                table[COL.gone, key] = REFUSED
-            return
-        _remove(table, expires, lists, register, victim, EVICTED)
-        register[REG.evicted] += register[REG.measuring]
+    if not _make_room(table, expires, lists, register, rng, c, tick):
+        register[REG.refused] += register[REG.measuring]
+        if table[COL.slot, key] < 0:
+            table[COL.gone, key] = REFUSED
+        return
     if table[COL.slot, key] < 0:
-        admit(table, expires, lists, register, key, size_bytes, expires_ms, tick)
+        _admit(table, expires, lists, register, rng, c, key, size_bytes, expires_ms, tick)
         return
     register[REG.used_bytes] += size_bytes - table[COL.size_bytes, key]
     table[COL.size_bytes, key] = size_bytes
     _touch(table, key, rng, c, tick)
-    _set_expiry(table, expires, lists, register, key, expires_ms)
+    _set_expiry(table, expires, lists, register, rng, c, key, expires_ms)
+
+
+@compiled_loop
+def make_room(
+    table: IntList, expires: IntArray, lists: IntList, register: IntArray, rng: Seed, c: IntArray, tick: int
+) -> bool:
+    """Evict until the used bytes are within the capacity, as a lowered maxmemory does at once; see `_make_room`."""
+    return _make_room(table, expires, lists, register, rng, c, tick)
 
 
 @inlined
@@ -345,32 +360,39 @@ def _expire_if_due(
 
 
 @inlined
-def _expire_cycle(table: IntList, expires: IntArray, lists: IntList, register: IntArray, now_ms: int) -> None:
+def _expire_cycle(
+    table: IntList, expires: IntArray, lists: IntList, register: IntArray, c: IntArray, now_ms: int
+) -> None:
     """One active expiry cycle: a cursor walks the keys with a TTL for as long as many of them are stale."""
-    for _ in range(_CYCLE_LOOPS_MAX):
+    for _ in range(c[CFG.cycle_loops_max]):
         stale = 0
-        for _ in range(min(_CYCLE_KEYS, register[REG.with_ttl])):
+        looks = min(c[CFG.cycle_keys], register[REG.with_ttl])
+        for _ in range(looks):
             if register[REG.with_ttl] == 0:
                 return
             if register[REG.cursor] >= register[REG.with_ttl]:
                 register[REG.cursor] = 0
-            if _expire_if_due(table, expires, lists, register, lists[_WITH_TTL, register[REG.cursor]], now_ms):
+            if _expire_if_due(table, expires, lists, register, lists[WITH_TTL, register[REG.cursor]], now_ms):
                 # The last key took the place of the removed one, so the cursor stays.
                 stale += 1
             else:
                 register[REG.cursor] += 1
-        if stale <= _CYCLE_STALE_KEYS:
+        if stale * 100 <= looks * c[CFG.cycle_stale_percent]:
             return
 
 
 @compiled_loop
-def _expire_cycles(table: IntList, expires: IntArray, lists: IntList, register: IntArray, now_ms: int) -> None:
-    due = (now_ms - register[REG.next_cycle_ms]) // _CYCLE_MS + 1
+def _expire_cycles(
+    table: IntList, expires: IntArray, lists: IntList, register: IntArray, c: IntArray, now_ms: int
+) -> None:
+    due = (now_ms - register[REG.next_cycle_ms]) // CYCLE_MS + 1
     for i in range(max(0, due - _CATCH_UP_CYCLES_MAX), due):
         if register[REG.with_ttl] == 0:
             break
-        _expire_cycle(table, expires, lists, register, register[REG.next_cycle_ms] + i * _CYCLE_MS)
-    register[REG.next_cycle_ms] += due * _CYCLE_MS
+        _expire_cycle(table, expires, lists, register, c, register[REG.next_cycle_ms] + i * CYCLE_MS)
+    register[REG.next_cycle_ms] += due * CYCLE_MS
+    _shrink_if_sparse(register, c, RESIDENT)
+    _shrink_if_sparse(register, c, WITH_TTL)
 
 
 @compiled_loop
@@ -388,26 +410,26 @@ def run(
     ttl_ms: IntArray,
     measure_from_ms: int,
 ) -> None:
-    """Replay all rows; counts go to the register from `measure_from_ms` on."""
-    if len(time_ms) > 0:
-        register[REG.next_cycle_ms] = time_ms[0] + _CYCLE_MS
+    """Replay these rows; counts go to the register from `measure_from_ms` on."""
+    reads_touch = c[CFG.family] != LRM
     tick, tick_ends_ms = 0, np.iinfo(np.int64).min
     for i in range(len(time_ms)):
         now_ms, k = int(time_ms[i]), int(key[i])
         if now_ms >= tick_ends_ms:
-            tick = now_ms // tick_ms(c)
-            tick_ends_ms = (tick + 1) * tick_ms(c)
+            tick = (now_ms - c[CFG.origin_ms]) // tick_ms(c)
+            tick_ends_ms = (tick + 1) * tick_ms(c) + c[CFG.origin_ms]
         measuring = 1 if now_ms >= measure_from_ms else 0
         register[REG.measuring] = measuring
         if now_ms >= register[REG.next_cycle_ms]:
-            _expire_cycles(table, expires, lists, register, now_ms)
+            _expire_cycles(table, expires, lists, register, c, now_ms)
         if expires[k] > 0:
             _expire_if_due(table, expires, lists, register, k, now_ms)
         if op[i] == 0:
             register[REG.reads] += measuring
             if table[COL.slot, k] >= 0:
                 register[REG.hits] += measuring
-                _touch(table, k, rng, c, tick)
+                if reads_touch:
+                    _touch(table, k, rng, c, tick)
                 continue
             register[REG.miss_by_cause + table[COL.gone, k]] += measuring
         if op[i] <= 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 
-__all__ = ["Encoding", "allocation_bytes", "encoding_of", "entry_bytes", "resident_capacity"]
+__all__ = ["Encoding", "allocation_bytes", "encoding_of", "entry_bytes", "resident_capacity", "string_bytes"]
 
 _ROBJ_BYTES = 16
 _DICT_ENTRY_BYTES = 24
@@ -44,8 +44,8 @@ def allocation_bytes(wanted: int) -> int:
     return -(-wanted // spacing) * spacing
 
 
-def _sds_bytes(length: int) -> int:
-    """Return header, text and terminator of a string of `length` (sds.h: sdshdr5, 8, 16, 32)."""
+def string_bytes(length: int) -> int:
+    """Return header, text and terminator of a string of `length` bytes (sds.h: sdshdr5, 8, 16, 32)."""
     header = 1 if length < 1 << 5 else 3 if length < 1 << 8 else 5 if length < 1 << 16 else 9
     return header + length + 1
 
@@ -70,7 +70,7 @@ def _value_bytes(value_len: int, encoding: Encoding) -> int:
     if encoding is Encoding.LISTPACK:
         # Total bytes and element count come first, one end byte last (listpack.h).
         return allocation_bytes(_ROBJ_BYTES) + allocation_bytes(value_len + 7)
-    return allocation_bytes(_ROBJ_BYTES) + allocation_bytes(_sds_bytes(value_len))
+    return allocation_bytes(_ROBJ_BYTES) + allocation_bytes(string_bytes(value_len))
 
 
 def entry_bytes(key_len: int, value_len: int, has_ttl: bool, encoding: Encoding | None = None) -> int:
@@ -84,7 +84,7 @@ def entry_bytes(key_len: int, value_len: int, has_ttl: bool, encoding: Encoding 
     if encoding is None:
         encoding = Encoding.EMBSTR if value_len <= _EMBSTR_MAX else Encoding.RAW
     slot = _POINTER_BYTES * _SLOTS_PER_KEY
-    total: float = allocation_bytes(_sds_bytes(key_len)) + _value_bytes(value_len, encoding)
+    total: float = allocation_bytes(string_bytes(key_len)) + _value_bytes(value_len, encoding)
     total += allocation_bytes(_DICT_ENTRY_BYTES) + slot
     if has_ttl:
         # The expires table shares the key but has an entry and a slot of its own; the time lies inside the entry.

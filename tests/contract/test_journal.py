@@ -106,6 +106,13 @@ async def test_reading_back_gives_the_newest_of_some_kinds_oldest_first(journal)
     assert [r.seq for r in await journal.read_back((), 3)] == [8, 9, 10]
 
 
+async def test_reading_back_without_a_limit_finds_what_is_old(journal):
+    await journal.append([draft(0, "paused")])
+    await journal.append([draft(n, "cycle") for n in range(1, 700)])
+    assert [r.seq for r in await journal.read_back(["paused"])] == [1]
+    assert await journal.read_back(["paused"], 600) == []
+
+
 async def test_a_payload_that_json_cannot_hold_is_refused_and_nothing_is_written(journal):
     bad = RecordDraft(at_ms=1, kind="cycle", agent="a", service=None, subject_id="s", payload={"ratio": float("nan")})
     with pytest.raises(InvariantViolation):

@@ -417,3 +417,12 @@ def test_whatever_happens_in_whatever_order_each_cycle_is_answered_exactly_once(
     for told in answers:
         assert isinstance(told, FleetObserved)
         assert sorted([*(s.service for s in told.snapshots), *told.missing]) == ["cart", "nobody", "search"]
+
+
+def test_the_newest_look_can_be_asked_for_with_its_samples_and_without_a_cycle():
+    agent = collector()
+    assert agent.snapshot("cart") is None
+    assert agent.snapshot("nobody") is None
+    told = round_of(agent, 1, 1_000, sample=keyspace([1_000, 2_000]))
+    assert agent.snapshot("cart") is told
+    assert told.sample is not None

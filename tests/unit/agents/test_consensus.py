@@ -14,7 +14,6 @@ from agents.obstacles import DAMPING_MS, DAMPING_MS_MAX, damping_ms, touched
 from cachewarden.machine import Agent, Received, Started
 from cachewarden.messages import AGENT_ID, Decision, Execution, ExecutionState, Intent, Mode, ResolutionOutcome
 from cachewarden.protocol import ExecutionReport, History, RunCycle, Settle, Settled
-from coordination.fleet_memory import signature
 from tests.unit.agents.settlements import Table, verdict
 from tests.unit.policy.builders import MIB, NOW_MS, SETTINGS, fleet, knob, proposal, resize, service, ttl_rule
 
@@ -188,11 +187,21 @@ def test_a_declared_total_is_the_budget():
     assert answer(consensus(35), question(resize("cart", 16, 20))) == {"p-cart": WAIT}
 
 
-def test_without_a_total_the_sum_as_first_found_is_the_budget():
-    agent = consensus()
-    assert answer(agent, question(resize("cart", 16, 20))) == {"p-cart": WAIT}
-    given_away = question(resize("cart", 16, 20), memory_bytes={"cart": 16 * MIB, "search": 12 * MIB})
-    assert answer(agent, given_away) == {"p-cart": GO}
+def test_without_a_total_the_budget_is_what_the_question_says():
+    assert answer(consensus(), question(resize("cart", 16, 20), budget_bytes=32 * MIB)) == {"p-cart": WAIT}
+    given_away = {"cart": 16 * MIB, "search": 12 * MIB}
+    asked = question(resize("cart", 16, 20), memory_bytes=given_away, budget_bytes=32 * MIB)
+    assert answer(consensus(), asked) == {"p-cart": GO}
+    assert answer(consensus(), question(resize("cart", 16, 20), memory_bytes=given_away)) == {"p-cart": WAIT}
+
+
+def test_how_often_a_change_was_taken_back_is_forgotten_with_the_history():
+    agent, given = consensus(36), resize("cart", 16, 20)
+    for at_ms in range(NOW_MS, NOW_MS + 3):
+        answer(agent, question(given, history={"cart": History(rolled_back={given.signature: at_ms})}))
+    assert agent._rollbacks
+    answer(agent, question(given))
+    assert not agent._rollbacks
 
 
 def test_a_need_counts_as_met_once_its_change_was_kept():

@@ -94,6 +94,22 @@ def test_memory_that_nobody_holds_is_given_at_once():
     assert proposal.needs == ()
 
 
+def test_memory_of_a_cache_that_was_not_seen_this_time_is_nobody_s_to_give():
+    fleet = fleet_of("api", "search", total_bytes=2 * FULL.maxmemory_bytes)
+    question = PlanFleet(cycle=1, snapshots=(FULL,), history={})
+    assert any(p.memory_delta_bytes > 0 for p in plan_fleet(question, fleet, SETTINGS, NOW).proposals)
+    asleep = replace(question, memory_bytes=dict.fromkeys(("api", "search"), FULL.maxmemory_bytes))
+    assert all(p.memory_delta_bytes == 0 for p in plan_fleet(asleep, fleet, SETTINGS, NOW).proposals)
+
+
+def test_without_a_declared_total_memory_once_given_is_free_for_others_and_a_raised_limit_takes_nothing():
+    question = PlanFleet(cycle=1, snapshots=(FULL,), history={})
+    given = replace(question, budget_bytes=2 * FULL.maxmemory_bytes)
+    assert any(p.memory_delta_bytes > 0 for p in plan_fleet(given, fleet_of("api"), SETTINGS, NOW).proposals)
+    raised = replace(question, budget_bytes=FULL.maxmemory_bytes // 2)
+    assert all(p.memory_delta_bytes == 0 for p in plan_fleet(raised, fleet_of("api"), SETTINGS, NOW).proposals)
+
+
 def test_sizes_proposed_never_exceed_the_budget():
     snapshots = (IDLE, SMALL, FULL, SHORT)
     fleet = fleet_of("idle", "small", "api", "short", total_bytes=34 * MIB)

@@ -25,10 +25,9 @@ def validator(*services, total=None):
 BOTH = (snapshot("cart"), snapshot("search"))
 
 
-def ask(agent, *proposals, snapshots=BOTH, now_ms=NOW_MS, cycle=7):
-    (effect,) = agent.step(
-        Received(sender="coordinator", message=Judge(cycle=cycle, proposals=proposals, snapshots=snapshots)), now_ms
-    )
+def ask(agent, *proposals, snapshots=BOTH, now_ms=NOW_MS, cycle=7, budget_bytes=None):
+    question = Judge(cycle=cycle, proposals=proposals, snapshots=snapshots, budget_bytes=budget_bytes)
+    (effect,) = agent.step(Received(sender="coordinator", message=question), now_ms)
     assert isinstance(effect, Send)
     assert effect.to == "coordinator"
     assert isinstance(effect.message, Judged)
@@ -91,11 +90,14 @@ def test_what_an_unseen_service_was_last_seen_to_have_still_counts_against_the_b
 
 
 def test_without_a_declared_total_memory_once_given_may_be_taken_again():
-    # Given a fleet without a total, seen with 16 MiB each
-    agent = validator()
-    ask(agent, proposal())
-    # When one of them has given 4 MiB
+    # Given a fleet without a total that was found with 16 MiB each, of which one has given 4 MiB
     after = (snapshot("cart"), snapshot("search", maxmemory_bytes=12 * MIB))
+
+    def ask_for(mib, found_bytes=32 * MIB):
+        return ask(validator(), resize("cart", 16, mib), snapshots=after, budget_bytes=found_bytes)[0]
+
     # Then the other may have just these
-    assert ask(agent, resize("cart", 16, 20), snapshots=after)[0].decision is Decision.ALLOW
-    assert ask(agent, resize("cart", 16, 21), snapshots=after)[0].denied_by == ("the-budget-is-never-exceeded",)
+    assert ask_for(20).decision is Decision.ALLOW
+    assert ask_for(21).denied_by == ("the-budget-is-never-exceeded",)
+    # And nothing where nobody knows what was found
+    assert ask_for(20, found_bytes=None).denied_by == ("the-budget-is-never-exceeded",)

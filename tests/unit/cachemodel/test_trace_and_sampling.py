@@ -141,8 +141,10 @@ def test_disk_and_plain_csv_files_carry_their_own_times(tmp_path: Path) -> None:
     plain = tmp_path / "plain.csv"
     plain.write_text("time_ms,key,size,ttl\n5,1,100,0\n3,2,50,9000\n")
     assert list(load(plain).ttl_ms) == [9000, 0]
+    other = tmp_path / "what.parquet"
+    other.write_bytes(b"PAR1\x15\x04\x15\x10")
     with pytest.raises(ValueError, match="unknown trace format"):
-        load(tmp_path / "what.parquet")
+        load(other)
 
 
 def test_unknown_sizes_are_stood_in_for() -> None:

@@ -150,3 +150,22 @@ async def test_showing_gives_the_newest_records_or_those_behind_a_number():
     assert "2027-01-15T08:00:00.029+00:00" in line
     assert journal.records[-1].hash[:12] in line
     assert chain.GENESIS_HASH not in line
+
+
+async def test_a_checkpoint_is_written_whole_and_leaves_no_part_behind(tmp_path):
+    path = tmp_path / "checkpoint.json"
+    for seq in (1, 2):
+        audit.save_checkpoint(path, Checkpoint(seq=seq, hash="ab" * 32, at_ms=0))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.json"]
+    assert audit.load_checkpoint(path).seq == 2
+
+
+async def test_a_verification_whose_checkpoint_cannot_be_written_says_so(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(audit.os, "fsync", full)
+    outcome = await audit.verify_journal(await journal_of(3), tmp_path / "checkpoint.json", clock=FixedClock())
+    assert outcome.ok
+    assert "cannot be kept" in outcome.text()
+    assert list(tmp_path.iterdir()) == []

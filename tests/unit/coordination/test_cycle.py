@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cachewarden.codec import digest
+from cachewarden.codec import digest, to_jsonable
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Fleet, Service
-from cachewarden.machine import Effect, Received, Record, Send, SetTimer, Started, TimerFired
+from cachewarden.machine import Effect, EffectFailed, Received, Record, Recorded, Send, SetTimer, Started, TimerFired
 from cachewarden.messages import (
     ActionClass,
     AuditRecord,
@@ -146,6 +147,24 @@ class _Desk:
     def hear(self, message: Any, sender: str = "somebody") -> tuple[Effect, ...]:
         return self.coordinator.step(Received(sender=sender, message=message), self.now)
 
+    def confirm(self, effects: tuple[Effect, ...]) -> tuple[Effect, ...]:
+        """Let the journal take every record, and return what comes of it."""
+        done: list[Effect] = []
+        for record in (e for e in effects if isinstance(e, Record)):
+            entry = AuditRecord(
+                seq=1, at_ms=self.now, kind=record.kind, agent="coordinator", service=record.service, subject_id="x"
+            )
+            done += self.coordinator.step(Recorded(ref=record.ref, record=entry), self.now)
+        return tuple(done)
+
+    def refuse(self, effects: tuple[Effect, ...]) -> tuple[Effect, ...]:
+        """Let the journal be gone, and return what comes of it."""
+        done: list[Effect] = []
+        for record in (e for e in effects if isinstance(e, Record)):
+            failed = EffectFailed(ref=record.ref, effect="Record", kind="JournalUnavailable", reason="no server")
+            done += self.coordinator.step(failed, self.now)
+        return tuple(done)
+
     def run_to(self, proposal: Proposal, resolution: Resolution, verdict: Verdict | None = None) -> tuple[Effect, ...]:
         self.tick()
         cycle = self.coordinator.state(self.now).cycle
@@ -166,7 +185,8 @@ def test_a_cycle_asks_one_agent_after_the_other_and_hands_what_is_agreed_to_the_
     assert _sent(desk.hear(FleetPlanned(cycle=1, proposals=(proposal,), idle_reasons={})), Judge)
     assert _sent(desk.hear(Judged(cycle=1, verdicts=(_verdict(proposal),))), Settle)
     effects = desk.hear(Settled(cycle=1, resolutions=(_resolution(proposal),)))
-    order = _sent(effects, Execute)[0]
+    assert not _sent(effects, Execute)
+    order = _sent(desk.confirm(effects), Execute)[0]
     assert order.proposal == proposal
     assert order.hit_ratio_before == 0.8
     assert [e.kind for e in effects if isinstance(e, Record)] == ["proposed", "judged", "resolved"]
@@ -176,7 +196,7 @@ def test_a_cycle_asks_one_agent_after_the_other_and_hands_what_is_agreed_to_the_
 def test_what_was_not_agreed_never_reaches_the_actuator(outcome: ResolutionOutcome):
     desk, proposal = _Desk(), _proposal()
     effects = desk.run_to(proposal, _resolution(proposal, outcome))
-    assert _sent(effects, Execute) == []
+    assert _sent((*effects, *desk.confirm(effects)), Execute) == []
     assert desk.coordinator.state(NOW).standing["api"].resolution.outcome is outcome  # type: ignore[union-attr]
 
 
@@ -317,3 +337,91 @@ def test_words_that_nobody_knows_change_nothing():
     desk = _Desk()
     assert desk.hear("hello") == ()
     assert desk.coordinator.step(object(), NOW) == ()
+
+
+def test_an_order_whose_decision_the_journal_did_not_take_never_leaves_and_is_decided_anew():
+    desk, proposal = _Desk(), _proposal()
+    effects = desk.run_to(proposal, _resolution(proposal))
+    assert _sent(desk.refuse(effects), Execute) == []
+    assert "no server" in desk.coordinator.state(NOW).phase
+    assert desk.coordinator.state(NOW).handed_over == {}
+    again = _proposal(proposal_id="p-2")
+    effects = desk.run_to(again, _resolution(again))
+    assert [order.proposal.proposal_id for order in _sent(desk.confirm(effects), Execute)] == ["p-2"]
+
+
+def test_a_pause_holds_back_an_order_that_the_journal_confirms_after_it():
+    desk, proposal = _Desk(), _proposal()
+    effects = desk.run_to(proposal, _resolution(proposal))
+    desk.hear(SetPaused(paused=True, by="ann", reason="alarm"))
+    assert _sent(desk.confirm(effects), Execute) == []
+
+
+def test_a_pause_that_the_journal_did_not_take_is_written_again_until_it_did():
+    desk = _Desk()
+    (timer,) = [
+        e for e in desk.refuse(desk.hear(SetPaused(paused=True, by="ann", reason="alarm"))) if isinstance(e, SetTimer)
+    ]
+    again = desk.coordinator.step(TimerFired(ref=timer.ref), NOW)
+    assert [e.kind for e in again if isinstance(e, Record)] == ["paused"]
+    desk.confirm(again)
+    assert desk.coordinator.step(TimerFired(ref=timer.ref), NOW) == ()
+
+
+def _record(seq: int, kind: RecordKind, payload: dict[str, Any], proposal_id: str = "p-1") -> AuditRecord:
+    return AuditRecord(
+        seq=seq, at_ms=NOW, kind=kind, agent="actuator", service="api", subject_id=proposal_id, payload=payload
+    )
+
+
+def _intended(proposal: Proposal) -> AuditRecord:
+    payload = {"execution_id": "e-1", "proposal": to_jsonable(proposal), "baseline": {"hit_ratio": 0.8}}
+    return _record(1, RecordKind.CHANGE_INTENDED, payload, proposal.proposal_id)
+
+
+@pytest.mark.parametrize("newest", [None, RecordKind.ROLLBACK_INTENDED])
+def test_a_change_in_flight_stays_in_flight_and_its_memory_reserved_over_a_restart(newest: RecordKind | None):
+    records = (_intended(_proposal(after=4 * MIB)),)
+    records += () if newest is None else (_record(2, newest, {"reason": "worse"}),)
+    desk = _Desk(records=records)
+    desk.tick()
+    question = _sent(desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot("search"),))), PlanFleet)[0]
+    assert question.history["api"].in_flight == "p-1"
+    assert question.memory_bytes["api"] == 8 * MIB
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        RecordKind.CHANGE_KEPT,
+        RecordKind.CHANGE_ROLLED_BACK,
+        RecordKind.CHANGE_ABANDONED,
+        RecordKind.ROLLBACK_FAILED,
+    ],
+)
+def test_a_change_that_had_ended_before_a_restart_is_not_in_flight(ending: RecordKind):
+    desk = _Desk(records=(_intended(_proposal()), _record(2, ending, {"reason": "so"})))
+    desk.tick()
+    question = _sent(desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),))), PlanFleet)[0]
+    assert question.history["api"].in_flight is None
+    assert question.history["api"].changes_last_hour == 1
+
+
+def test_without_a_declared_total_what_a_cache_gave_away_stays_in_the_budget():
+    desk, shrink = _Desk(), _proposal(after=4 * MIB)
+    desk.confirm(desk.run_to(shrink, _resolution(shrink)))
+    done = Execution(execution_id="e", proposal=shrink, state=ExecutionState.KEPT, started_at_ms=NOW, updated_at_ms=NOW)
+    desk.hear(ExecutionReport(execution=done), "actuator")
+    desk.tick()
+    shrunk = replace(_snapshot(), maxmemory_bytes=4 * MIB)
+    assert _sent(desk.hear(FleetObserved(cycle=2, snapshots=(shrunk,))), PlanFleet)[0].budget_bytes == 8 * MIB
+
+
+def test_without_a_declared_total_what_a_person_takes_from_a_cache_leaves_the_budget():
+    desk = _Desk()
+    desk.tick()
+    desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),)))
+    desk.coordinator.step(TimerFired(ref="deadline:1:planning"), NOW)
+    desk.tick()
+    lowered = replace(_snapshot(), maxmemory_bytes=6 * MIB)
+    assert _sent(desk.hear(FleetObserved(cycle=2, snapshots=(lowered,))), PlanFleet)[0].budget_bytes == 6 * MIB

@@ -210,3 +210,14 @@ def test_the_longest_declared_prefix_wins():
         -1,
         -1,
     ]
+
+
+def test_a_capture_of_many_keys_keeps_the_bound_and_tells_the_rate_that_is_left():
+    names = [f"user:{n}" for n in range(400)]
+    reader = MonitorParser(hash_secret=SECRET, spatial_rate=1.0, patterns=("user:",), db=0, own=lambda: (), keys_max=50)
+    reader.feed(b"".join(line("GET", name) for name in names + names))
+    sample = reader.result(None)
+    assert sample.trace.distinct_keys() == 50
+    assert len(sample.trace) == len(sample.pattern) == 100
+    left = SpatialFilter(sample.spatial_rate)
+    assert set(sample.trace.key.tolist()) == {key(name) for name in names if left.keeps(key(name))}

@@ -194,3 +194,28 @@ async def test_a_full_inbox_drops_and_counts():
     shell = AgentShell(_Script(), Ports(clock=_Clock(), mailbox=_Mailbox()), inbox_limit=2)
     assert [shell.deliver("x", i) for i in range(3)] == [True, True, False]
     assert shell.dropped == 1
+
+
+class _HangingBlackboard:
+    async def heartbeat(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_blackboard_that_hangs_holds_up_no_message():
+    mailbox = _Mailbox()
+    agent = _Script((m.Publish(operation="heartbeat", arguments={}), m.Send(to="x", message="go")))
+    ports = Ports(clock=_Clock(), mailbox=mailbox, blackboard=_HangingBlackboard())  # type: ignore[arg-type]
+    task = asyncio.create_task(AgentShell(agent, ports).run())
+    async with asyncio.timeout(5):
+        while not mailbox.sent:
+            await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert mailbox.sent == [("x", "go")]
+
+
+async def test_an_answer_that_the_agent_waits_for_is_not_dropped_from_a_full_inbox():
+    agent = _Script((_record("a"), _record("b"), _record("c")))
+    ports = Ports(clock=_Clock(), mailbox=_Mailbox(), journal=_Journal())  # type: ignore[arg-type]
+    await _run_until(AgentShell(agent, ports, inbox_limit=1), agent, 4)
+    assert [e.ref for e in agent.seen[1:]] == ["a", "b", "c"]

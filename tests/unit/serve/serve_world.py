@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
+import numpy as np
 
 from cachewarden import chain
+from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.errors import JournalUnavailable
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Fleet, parse_fleet
@@ -24,7 +26,7 @@ from cachewarden.messages import (
     Resolution,
     ResolutionOutcome,
 )
-from cachewarden.observation import Capabilities, ProbeCost, Snapshot
+from cachewarden.observation import AccessSample, Capabilities, ProbeCost, Snapshot
 from cachewarden.policy.constitution import Constitution, load_constitution
 from cachewarden.policy.engine import evaluate
 from cachewarden.policy.facts import facts_of
@@ -91,6 +93,20 @@ def snapshot(service: str = "constitutional_ai", **changes: object) -> Snapshot:
         "cost": ProbeCost(),
     }
     return Snapshot(**{**values, **changes})
+
+
+def captured_look(**changes: object) -> Snapshot:
+    """A look with a capture of a minute: 30,000 reads over 40,000 keys, of which some are asked for far more often."""
+    rng = np.random.default_rng(3)
+    keys = (rng.zipf(1.15, 30_000) % 40_000).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    access = AccessSample(
+        trace=AccessTrace.of(NOW_MS - 62_000 + np.arange(30_000) * 2, keys),
+        pattern=np.full(30_000, -1, np.int32),
+        patterns=(),
+        spatial_rate=1.0,
+        lines_seen=30_000,
+    )
+    return snapshot(**{"access": access, **changes})
 
 
 def proposal(service: str = "constitutional_ai", **changes: object) -> Proposal:
@@ -208,6 +224,7 @@ class MemoryBackend:
         self.parts: dict[str, str] = {"journal": "healthy"}
         self.warmed: list[str] = []
         self.clock_ms = NOW_MS
+        self.looks: dict[str, Snapshot] = {}
 
     def now_ms(self) -> int:
         return self.clock_ms
@@ -217,6 +234,9 @@ class MemoryBackend:
 
     async def state(self) -> FleetState | None:
         return self.known
+
+    async def snapshot(self, service: str) -> Snapshot | None:
+        return self.looks.get(service)
 
     async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
         if self.journal_down:

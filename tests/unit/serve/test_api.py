@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from serve_world import NOW_MS, Site, execution, idle, proposal, standing, state
 
+from cachewarden.errors import TargetUnavailable
 from cachewarden.messages import CONSTITUTIONAL_HASH, ExecutionState, ResolutionOutcome
 from cachewarden.protocol import RunCycle, SetPaused
 
@@ -183,6 +184,18 @@ async def test_warming_is_audited_as_one_operation_without_key_names(site: Site)
     assert "secret-one" not in str(intended) + str(finished)
 
 
+async def test_warming_that_breaks_off_has_an_ending_in_the_journal(site: Site, monkeypatch: pytest.MonkeyPatch):
+    async def breaks(service: str, keys: object) -> None:
+        raise TargetUnavailable(service, "gone")
+
+    monkeypatch.setattr(site.backend, "warm", breaks)
+    body = {"service_name": "constitutional_ai", "cache_keys": ["policy:a"]}
+    assert (await site.ask("POST", "/api/v1/cache/warm", json=body)).status_code == 503
+    intended, failed = site.backend.records
+    assert (intended.payload["phase"], failed.payload["phase"]) == ("intended", "failed")
+    assert "some keys may have been stored" in failed.payload["reason"]
+
+
 async def test_nothing_is_warmed_while_paused_or_without_a_journal(site: Site):
     body = {"service_name": "constitutional_ai", "cache_keys": ["policy:a"]}
     site.backend.journal_down = True
@@ -258,10 +271,12 @@ async def test_the_published_document_describes_every_route_its_errors_and_the_t
         "/api/v1/cache/optimize",
         "/api/v1/cache/metrics",
         "/api/v1/cache/warm",
+        "/api/v1/cache/whatif",
         "/health",
         "/metrics",
         "/api/v1/cache/plans",
         "/api/v1/cache/plans/{plan_id}",
+        "/api/v1/cache/score",
         "/api/v1/cache/services",
         "/api/v1/cache/services/{name}",
         "/api/v1/agents",

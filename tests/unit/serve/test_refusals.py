@@ -72,6 +72,16 @@ async def test_a_wrong_hash_in_the_header_is_refused_audited_and_does_nothing(si
 
 
 @pytest.mark.constitutional
+async def test_a_wrong_hash_behind_a_right_one_in_a_second_header_is_refused(site: Site):
+    transport = httpx.ASGITransport(app=site.app)
+    both = [("X-Constitutional-Hash", CONSTITUTIONAL_HASH), ("X-Constitutional-Hash", "deadbeef")]
+    headers = [("Authorization", f"Bearer {site.tokens['operate']}"), *both]
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        error_of(await client.get("/api/v1/cache/services", headers=headers), 403, "CONSTITUTIONAL_VIOLATION")
+    assert [r.payload["received"] for r in site.backend.records] == ["deadbeef"]
+
+
+@pytest.mark.constitutional
 @pytest.mark.parametrize("wrong", ["deadbeef", "", None, 7, [CONSTITUTIONAL_HASH], "\ud800", "x" * 5000])
 async def test_a_wrong_hash_in_the_body_is_refused_even_if_the_rest_is_wrong_too(site: Site, wrong: object):
     body = json.dumps({"service_name": 5, "constitutional_hash": wrong})

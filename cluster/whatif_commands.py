@@ -1,0 +1,177 @@
+"""`python -m cluster whatif`: what another configuration would give, for a trace file or a service that runs.
+
+It only parses and prints. INVARIANT: nothing that it does changes a cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cachewarden.errors import SettingsError
+from cachewarden.settings import load_settings
+from cluster.whatif_options import Memory, Setting, memories, settings_of
+
+if TYPE_CHECKING:
+    from cluster.whatif_trace import TraceQuestion
+
+__all__ = ["add_whatif_command"]
+
+_POLICIES = ("allkeys-lru", "allkeys-lfu")
+_FORMATS = "twitter, oracle-general, columns, plain, cloudphysics, arc, ids32, ids64"
+_TABLE_COLUMNS = 140
+
+_Several = list[str] | None
+_File = Annotated[Path | None, typer.Argument(help="Trace file, plain or packed (gz, xz, zst).")]
+_MemoryOption = Annotated[
+    _Several, typer.Option(help="`64mb`, or `25%` of what the whole trace takes or of maxmemory; repeat or use commas.")
+]
+_Policy = Annotated[_Several, typer.Option(help="Eviction policies; repeat or use commas.")]
+_Lfu = Annotated[_Several, typer.Option(help="LFU parameters `LOG_FACTOR:DECAY_MINUTES`.")]
+_Ttl = Annotated[_Several, typer.Option(help="TTL given at every load in seconds, 0 for none, `keep` as it is.")]
+_Url = Annotated[str | None, typer.Option(help="Ask the running deployment at this address instead.")]
+_Service = Annotated[str | None, typer.Option(help="Its service.")]
+_Token = Annotated[Path | None, typer.Option(help="File with its token; `admin-token` of STATE_DIR without it.")]
+_Format = Annotated[str | None, typer.Option("--format", help=f"{_FORMATS}; told by name and content without it.")]
+_Columns = Annotated[
+    str | None, typer.Option(help="Columns of a text, e.g. `time-col=1,obj-id-col=2,obj-size-col=3,ttl-col=4`.")
+]
+_Rate = Annotated[float | None, typer.Option(help="Accesses per second, for formats without times.")]
+_Limit = Annotated[int, typer.Option(min=1, help="Read so many rows at most.")]
+_Share = Annotated[float, typer.Option(min=0.000001, max=1.0, help="Share of the keys to keep, by their hash.")]
+_Entry = Annotated[int | None, typer.Option(min=1, help="Memory of an entry whose size the file does not say.")]
+_WarmUp = Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of the time whose hits are not counted.")]
+_Samples = Annotated[int, typer.Option(min=1, max=64, help="maxmemory-samples.")]
+_Seed = Annotated[int, typer.Option(help="Seed of the sampled eviction.")]
+_At = Annotated[str | None, typer.Option(help="Memory now: compare with it, under the first configuration.")]
+_Plot = Annotated[Path | None, typer.Option(help="Draw miss ratio curves into a `.html` or `.png` file.")]
+_Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+
+
+def add_whatif_command(app: typer.Typer) -> None:
+    """Put the command onto `app`."""
+    app.command("whatif")(whatif)
+
+
+def whatif(
+    file: _File = None,
+    memory: _MemoryOption = None,
+    policy: _Policy = None,
+    lfu: _Lfu = None,
+    ttl: _Ttl = None,
+    url: _Url = None,
+    service: _Service = None,
+    token_file: _Token = None,
+    trace_format: _Format = None,
+    columns: _Columns = None,
+    rate: _Rate = None,
+    limit: _Limit = 10_000_000,
+    sample_rate: _Share = 1.0,
+    entry_bytes: _Entry = None,
+    warm_up: _WarmUp = 0.0,
+    samples: _Samples = 5,
+    seed: _Seed = 1,
+    at: _At = None,
+    plot: _Plot = None,
+    as_json: _Json = False,
+) -> None:
+    """Say what other memory sizes, eviction policies, LFU parameters and TTLs would give; nothing is changed.
+
+    With FILE the trace is replayed; with --url and --service a running deployment answers from its newest look.
+    """
+    if (file is None) == (url is None):
+        raise SettingsError("give either a trace file, or `--url` and `--service` of a running deployment")
+    wanted = memories(memory or [])
+    if file is None:
+        if plot is not None or at is not None:
+            raise SettingsError("`--plot` and `--at` need a trace file")
+        answer = _live(url or "", service, token_file, wanted, settings_of(policy or [], lfu or [], ttl or []))
+        _show(answer, as_json=as_json)
+        return
+    from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFormat
+    from cluster.whatif_trace import TraceQuestion
+
+    if trace_format is not None and trace_format not in list(TraceFormat):
+        raise SettingsError(f"unknown trace format `{trace_format}`, use one of {_FORMATS}")
+    question = TraceQuestion(
+        path=file,
+        trace_format=None if trace_format is None else TraceFormat(trace_format),
+        columns=None if columns is None else ColumnSpec.parse(columns),
+        rate_per_s=rate,
+        limit=limit,
+        sampling_rate=sample_rate,
+        entry_bytes=entry_bytes,
+        warm_up=warm_up,
+        seed=seed,
+        maxmemory_samples=samples,
+        memories=wanted,
+        settings=settings_of(policy or _POLICIES, lfu or [], ttl or []),
+        at=_one(at),
+        with_curves=plot is not None,
+    )
+    _replay(question, plot, as_json=as_json)
+
+
+def _one(text: str | None) -> Memory | None:
+    if text is None:
+        return None
+    found = memories([text])
+    if len(found) != 1:
+        raise SettingsError(f"`--at` needs one amount of memory, not `{text}`")
+    return found[0]
+
+
+def _console() -> Console:
+    console = Console()
+    # Into a file or a pipe a table is written in full, not cut to a terminal's width.
+    return console if console.is_terminal else Console(width=_TABLE_COLUMNS)
+
+
+def _replay(question: TraceQuestion, plot: Path | None, *, as_json: bool) -> None:
+    from cluster.whatif_chart import check_target, draw
+    from cluster.whatif_trace import answer
+
+    if plot is not None:
+        check_target(plot)
+    found = answer(question)
+    if plot is not None:
+        draw(found.chart(), plot)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+        return
+    console = _console()
+    console.print(found.table())
+    for note in found.file.notes:
+        console.print(f"note: {note}", markup=False)
+    if plot is not None:
+        console.print(f"curves drawn into {plot}", markup=False)
+
+
+def _live(
+    url: str, service: str | None, token_file: Path | None, wanted: list[Memory], settings: list[Setting]
+) -> dict[str, Any]:
+    from cluster import whatif_live
+
+    if service is None:
+        raise SettingsError("`--url` needs `--service`, the name of one service")
+    token = whatif_live.read_token(token_file or load_settings().state_dir / "admin-token")
+
+    async def run() -> dict[str, Any]:
+        async with whatif_live.client_of(url, token) as client:
+            return await whatif_live.ask(client, service, wanted, settings)
+
+    return asyncio.run(run())
+
+
+def _show(answer: dict[str, Any], *, as_json: bool) -> None:
+    from cluster.whatif_live import table_of
+
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        _console().print(table_of(answer))

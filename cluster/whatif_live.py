@@ -1,0 +1,137 @@
+"""`python -m cluster whatif --url ... --service ...`: ask a running deployment, over its HTTP API.
+
+It sends one question and shows the answer; it changes nothing. INVARIANT: the token goes to the given address only,
+redirects are not followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.table import Table
+
+from cachewarden.errors import OperatingError, SettingsError
+from cluster.whatif_chart import amount
+from cluster.whatif_options import Memory, Setting
+
+__all__ = ["ask", "candidates_of", "client_of", "read_token", "table_of"]
+
+_DEFAULT_SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)
+_TIMEOUT_S = 60.0
+
+
+def read_token(path: Path) -> str:
+    """Return the token in a file; raises SettingsError where there is none."""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the token file `{path}` cannot be read, name it with `--token-file`: {error}") from None
+    if not token or not token.isprintable():
+        raise SettingsError(f"the token file `{path}` holds no token")
+    return token
+
+
+def client_of(url: str, token: str) -> httpx.AsyncClient:
+    """Return a client for the API at `url`; raises SettingsError for something that is no address."""
+    if not url.startswith(("http://", "https://")):
+        raise SettingsError(f"`{url}` is no address of the API, write for example `http://127.0.0.1:8000`")
+    return httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT_S)
+
+
+async def ask(
+    client: httpx.AsyncClient, service: str, wanted: Sequence[Memory], settings: Sequence[Setting]
+) -> dict[str, Any]:
+    """Return the API's answer; raises OperatingError with its message where there is none.
+
+    Shares of memory are of the service's maxmemory now; without any memory and setting, some sizes around it.
+    """
+    sizes = list(wanted)
+    if not sizes and all(s == Setting(None, None, None) for s in settings):
+        sizes = [Memory(share=share) for share in _DEFAULT_SHARES]
+    now_bytes = 0
+    if any(memory.share is not None for memory in sizes):
+        seen = await _call(client, "GET", f"/api/v1/cache/services/{service}")
+        now_bytes = seen["service"]["maxmemory_bytes"] or 0
+        if not now_bytes:
+            raise SettingsError(f"`{service}` has no maxmemory that shares could be of, give amounts such as `64mb`")
+    amounts = [memory.of(now_bytes) for memory in sizes]
+    body = {"service_name": service, "candidates": candidates_of(amounts, settings)}
+    return await _call(client, "POST", "/api/v1/cache/whatif", body)
+
+
+def candidates_of(amounts: Sequence[int], settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Return every combination as the API wants it; what is not asked about is left out."""
+    found = []
+    sizes: list[int | None] = [*amounts] or [None]
+    for size in sizes:
+        for setting in settings:
+            candidate: dict[str, Any] = {
+                "maxmemory_bytes": size,
+                "eviction_policy": setting.eviction_policy,
+                "lfu_log_factor": None if setting.lfu is None else setting.lfu[0],
+                "lfu_decay_time": None if setting.lfu is None else setting.lfu[1],
+                "ttl_ms": setting.ttl_ms,
+            }
+            found.append({name: value for name, value in candidate.items() if value is not None})
+    return found
+
+
+async def _call(client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    try:
+        response = await client.request(method, path, json=body)
+        answer = response.json()
+    except httpx.HTTPError as error:
+        raise OperatingError(f"the API does not answer: {type(error).__name__} {error}".rstrip()) from None
+    except ValueError:
+        raise OperatingError(f"no answer of cachewarden came, status {response.status_code}: is it the API?") from None
+    if response.status_code == 200 and isinstance(answer, dict):
+        return answer
+    told = answer.get("error", {}) if isinstance(answer, dict) else {}
+    problems = told.get("details", {}).get("validation_errors", [])
+    more = "".join(f"; {p.get('message', p)}" if isinstance(p, dict) else f"; {p}" for p in problems)
+    raise OperatingError(f"the API refused ({response.status_code}): {told.get('message', 'without a reason')}{more}")
+
+
+def table_of(answer: dict[str, Any]) -> Table:
+    """Return the answer as a table."""
+    observed = answer["observed"]
+    caption = "the cache was not seen"
+    if observed is not None:
+        level = "no hit ratio" if observed["hit_ratio"] is None else f"hit ratio {observed['hit_ratio']:.2%}"
+        caption = (
+            f"observed: {level} over {observed['window_s']:.0f} s, {observed['captured_accesses']} captured accesses, "
+            f"{observed['sampled_keys']} sampled keys; intervals hold 90 %"
+        )
+    table = Table(title=answer["service_name"], caption=caption, title_justify="left")
+    table.add_column("memory", justify="right")
+    table.add_column("configuration")
+    for name in ("hit ratio", "interval", "change"):
+        table.add_column(name, justify="right")
+    table.add_column("how, or why not")
+    for result in answer["results"]:
+        candidate = result["candidate"]
+        memory = candidate.get("maxmemory_bytes")
+        shown = "as now" if memory is None else "no limit" if memory == 0 else amount(memory)
+        if not result["answered"]:
+            table.add_row(shown, _name(candidate), "-", "-", "-", result["reason"])
+            continue
+        table.add_row(
+            shown,
+            _name(candidate),
+            f"{result['hit_ratio']:.2%}",
+            f"{result['hit_ratio_low']:.2%} … {result['hit_ratio_high']:.2%}",
+            f"{100 * result['change']:+.2f}",
+            "; ".join([result["method"], *result["notes"]]),
+        )
+    return table
+
+
+def _name(candidate: dict[str, Any]) -> str:
+    policy = candidate.get("eviction_policy") or "as now"
+    parameters = (candidate.get("lfu_log_factor"), candidate.get("lfu_decay_time"))
+    lfu = f" {parameters[0]}:{parameters[1]}" if policy.endswith("lfu") and None not in parameters else ""
+    ttl_ms = candidate.get("ttl_ms")
+    return f"{policy}{lfu}" + (f", TTL {ttl_ms / 1000:g} s" if ttl_ms else "")
