@@ -26,7 +26,7 @@ run: $(STAMP) ## the embedded fleet with load (or FLEET=fleet.yaml, your own ser
 test: $(STAMP) ## everything that CI runs
 	$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -n 2 tests/unit tests/scenarios tests/test_architecture.py tests/test_docs.py $(ARGS)
-	$(BIN)/python -m pytest tests/contract tests/integration $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile tests/contract tests/integration $(ARGS)
 
 unit: $(STAMP) ## seconds, without Ray and without servers
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests/unit tests/scenarios $(ARGS)

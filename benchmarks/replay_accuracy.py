@@ -1,8 +1,9 @@
 """How close is the replay to real servers? The same requests to both, hit ratios side by side.
 
-Run from the repository root: `python -m benchmarks.replay_accuracy [--seconds N] [--traces FOLDER]`. Starts one server
-per cell, drives all of them at a pace that keeps the eviction age above 30 s, records the times, replays them, and
-prints the table. A faster pace would measure the access clock of one second instead of the eviction policy.
+Run from the repository root: `python -m benchmarks.replay_accuracy [--seconds N] [--rate N] [--memory MB] [--trace
+FILE]`. Starts one server per cell, drives all of them at a pace that keeps the eviction age above 30 s, records the
+times, replays them, and prints the table. A faster pace would measure the access clock of one second instead of the
+eviction policy.
 """
 
 from __future__ import annotations
@@ -290,12 +291,12 @@ def value_lengths(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def table(outcomes: Sequence[Outcome]) -> None:
     """Print a line for each cell, and the errors of all."""
-    print(f"{'cell':66} server replay  error |   keys replay | evicted replay | expired replay | age s")
+    print(f"{'cell':66} server replay  error |   keys replay | evicted | expired | age s")
     for one in outcomes:
         found = one.replayed
         print(
             f"{one.cell.name:66} {one.server_hit_ratio:6.2%} {found.hit_ratio:6.2%} {100 * one.error:+6.2f} | "
-            f"{one.resident_keys:6} {found.resident_keys:6} | {one.evicted:7} {'':6} | {one.expired:7} {'':6} | "
+            f"{one.resident_keys:6} {found.resident_keys:6} | {one.evicted:7} | {one.expired:7} | "
             f"{one.eviction_age_s:5.0f}"
         )
     errors = 100 * np.abs([one.error for one in outcomes])
