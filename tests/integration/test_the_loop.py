@@ -89,10 +89,10 @@ async def test_keys_live_longer_but_never_longer_than_their_owner_allows(tmp_pat
             nonlocal longest_ms
             async with redis.asyncio.Redis.from_url(world.caches["shop"].url) as client:
                 while not watching.is_set():
-                    for _ in range(20):
-                        key = await client.randomkey()
-                        longest_ms = max(longest_ms, await client.pttl(key) if key else 0)
-                    await asyncio.sleep(0.05)
+                    # PTTL counts as a lookup of the application: so few that the hit ratio stays the load's.
+                    key = await client.randomkey()
+                    longest_ms = max(longest_ms, await client.pttl(key) if key else 0)
+                    await asyncio.sleep(0.1)
 
         watcher = asyncio.create_task(watch())
         kept = await kept_change(world)
