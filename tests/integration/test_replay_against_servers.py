@@ -59,7 +59,10 @@ def test_a_replay_hits_as_often_as_the_server(outcomes: dict[str, Outcome], name
 @pytest.mark.parametrize("name", [cell.name for cell in CELLS])
 def test_a_replay_holds_as_many_keys_as_the_server(outcomes: dict[str, Outcome], name: str) -> None:
     found = outcomes[name]
-    assert found.replayed.resident_keys == pytest.approx(found.resident_keys, rel=0.07)
+    # Where nothing is evicted, what is resident is what the server's expire cycle has not come to yet: that depends on
+    # how much of the machine the cycle gets, which a replay cannot know. Eviction keeps the number where memory binds.
+    tolerance = 0.07 if found.evicted else 0.2
+    assert found.replayed.resident_keys == pytest.approx(found.resident_keys, rel=tolerance)
 
 
 def test_the_streams_put_the_servers_under_pressure_and_not_under_a_hurry(outcomes: dict[str, Outcome]) -> None:
