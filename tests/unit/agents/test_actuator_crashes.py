@@ -202,6 +202,7 @@ class Spy(World):
                 self.refused += 1
 
 
+@pytest.mark.slow
 def test_every_illegal_event_raises_and_changes_nothing():
     phases: set[Phase] = set()
     for wanted in RUNS.values():

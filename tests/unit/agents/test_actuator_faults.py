@@ -338,6 +338,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     name=st.sampled_from(sorted(RUNS)),

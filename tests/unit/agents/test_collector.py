@@ -369,6 +369,7 @@ _EVENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(events=_EVENTS)
 @settings(max_examples=150, deadline=None)
 def test_whatever_happens_in_whatever_order_each_cycle_is_answered_exactly_once(events):

@@ -270,6 +270,7 @@ def rounds(draw):
     return table, proposals, draw(st.permutations(proposals))
 
 
+@pytest.mark.slow
 @given(rounds())
 def test_the_invariants_of_every_settlement(case):
     table, proposals, permuted = case
@@ -296,6 +297,7 @@ def test_the_invariants_of_every_settlement(case):
     assert table.settle(*permuted) == resolutions
 
 
+@pytest.mark.slow
 @given(rounds())
 def test_nothing_is_refused_for_lack_of_memory_that_would_have_fitted(case):
     table, proposals, _ = case

@@ -172,6 +172,7 @@ def test_a_window_without_misses_binds_nothing():
 _SHARES = st.floats(0.0, 2.0)
 
 
+@pytest.mark.slow
 @given(
     flows=st.builds(
         Flows, missed=st.floats(0.0, 1.0), evicted=_SHARES, expired=_SHARES, refused=_SHARES,

@@ -141,6 +141,7 @@ def any_curve(name: str) -> st.SearchStrategy[Curve]:
     )
 
 
+@pytest.mark.slow
 @given(
     st.tuples(*(any_curve(name) for name in "abcd")),
     st.integers(0, 10),

@@ -211,6 +211,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.one_of(
         st.text(),

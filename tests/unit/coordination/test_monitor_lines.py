@@ -60,6 +60,7 @@ def test_any_binary_key_and_value_give_one_row_with_the_right_size(name, value):
     assert sample.trace.ttl_ms.tolist() == [60_000]
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.sampled_from(["GET", "SET", "DEL", "MGET"]), st.binary(min_size=1, max_size=12)), max_size=20

@@ -39,6 +39,7 @@ def test_what_is_no_data_is_refused():
         canonical_json(object())
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
