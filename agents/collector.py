@@ -5,8 +5,8 @@ never writes to a cache, never keeps a key name, and never waits for one cache l
 not answered by then is missing, with the reason.
 
 Looks and captures run apart. A look is cheap and belongs to a cycle; a capture lasts, one at a time per service and a
-few in all, and only its access sample is used; looks into values are `agents/value_looks.py`. Nothing is kept over a restart: the first look afterwards gives a
-snapshot without a window.
+few in all, and only its access sample is used; when values are looked into, `agents/value_looks.py` says. Nothing is
+kept over a restart: the first look afterwards gives a snapshot without a window.
 
 INVARIANT: each `ObserveFleet` is answered exactly once, by snapshots and missing services that together are the
 services asked for.

@@ -178,6 +178,7 @@ def make_snapshot(
         sample=sample,
         access=access,
         values=values,
+        allocator=observation.info.get("mem_allocator", ""),
         memory_figures=memory_figures(observation.info),
         incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
     )

@@ -40,7 +40,7 @@ async def set_limits(client: redis.asyncio.Redis, limit: int) -> None:
             await client.config_set(name, limit)
 
 
-def members(kind: CollectionKind, entries: int, length: int, integers: bool) -> list[bytes]:
+def members(entries: int, length: int, integers: bool) -> list[bytes]:
     """Return different members of that length."""
     if integers:
         return [str(100_000 + 7 * number).encode() for number in range(entries)]
@@ -135,7 +135,7 @@ async def run(url: str) -> list[tuple[str, float]]:
         for limit in (100_000, 0):
             await set_limits(client, limit)
             for entries in ENTRIES:
-                names = members(kind, entries, member, integers)
+                names = members(entries, member, integers)
                 encoding, used, usage = await measured(client, kind, names, value)
                 model = modelled(layout, kind, encoding, names, value)
                 errors.append((encoding, model / used - 1))

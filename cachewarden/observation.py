@@ -206,6 +206,8 @@ class Snapshot(Message):
     sample: KeyspaceSample | None = None
     access: AccessSample | None = None
     values: ValueSample | None = None
+    allocator: str = ""
+    """`mem_allocator` of INFO."""
     memory_figures: Mapping[str, float] = field(default_factory=dict)
     """What INFO says of memory and its overheads, by the names of its fields; those it does not print are missing."""
     incomplete: Mapping[str, str] = field(default_factory=dict)

@@ -222,6 +222,8 @@ def layout_of(server: str, version: str, allocator: str) -> CollectionLayout | s
 
     A layout holds for the major version that it was measured on; `allocator` is `mem_allocator`.
     """
+    if not allocator.startswith(("jemalloc", "libc")):
+        return f"nobody has measured collections under the allocator `{allocator or 'unknown'}`"
     found = Allocator.JEMALLOC if allocator.startswith("jemalloc") else Allocator.LIBC
     if server == "redis" and version.startswith("7.0."):
         return REDIS_7_0_LAYOUT.on(found)
