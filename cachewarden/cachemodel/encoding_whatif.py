@@ -56,19 +56,15 @@ class _Rule:
     members: tuple[int, ...]
 
 
+_ENTRIES: Final = (256, 512, 1024)
+_MEMBERS: Final = (128, 256)
+_HASH, _SET, _ZSET = CollectionKind.HASH, CollectionKind.SET, CollectionKind.ZSET
 _RULES: Final = (
-    _Rule(
-        CollectionKind.HASH, "listpack", "hash-max-listpack-entries", "hash-max-listpack-value",
-        (256, 512, 1024), (128, 256),
-    ),
-    _Rule(CollectionKind.SET, "intset", "set-max-intset-entries", None, (1024, 2048), ()),
-    _Rule(
-        CollectionKind.SET, "listpack", "set-max-listpack-entries", "set-max-listpack-value", (256, 512, 1024), (128, 256)
-    ),
-    _Rule(
-        CollectionKind.ZSET, "listpack", "zset-max-listpack-entries", "zset-max-listpack-value", (256, 512, 1024), (128, 256)
-    ),
-)  # fmt: skip
+    _Rule(_HASH, "listpack", "hash-max-listpack-entries", "hash-max-listpack-value", _ENTRIES, _MEMBERS),
+    _Rule(_SET, "intset", "set-max-intset-entries", None, (1024,), ()),
+    _Rule(_SET, "listpack", "set-max-listpack-entries", "set-max-listpack-value", _ENTRIES, _MEMBERS),
+    _Rule(_ZSET, "listpack", "zset-max-listpack-entries", "zset-max-listpack-value", _ENTRIES, _MEMBERS),
+)
 
 
 @dataclass(frozen=True, slots=True)
