@@ -21,7 +21,7 @@ from cachewarden.cachemodel.encoding_cost import costs_of
 from cachewarden.cachemodel.encoding_layout import CollectionKind, CollectionLayout
 from cachewarden.cachemodel.encoding_model import Resampling, Unknown
 from cachewarden.estimate import Estimate
-from cachewarden.value_sample import PASSED_OVER, VALUE_KINDS, ValueSample
+from cachewarden.value_sample import VALUE_KINDS, ValueSample
 
 __all__ = ["COLLECTIONS_MIN", "EXTRA_US_MAX", "NOTES", "CommandExtra", "LimitSaving", "limit_savings"]
 
@@ -203,8 +203,11 @@ def _saving(
     saved[row] = columns.now_bytes[fits] - columns.small_bytes[fits]
     margin = _MODEL_ERROR * float(columns.small_bytes[fits].sum())
     counted[row], weighted[row] = 1.0, entries
-    # Collections that the bounds of the look left out are taken to be like those that were measured.
-    unread = _unread_factor(rule, values)
+    # Collections that the bounds of the look left out save like those that were measured, byte for byte.
+    factor, factors = _all_over_measured(rule, values, resampling)
+    saved_mean, saved_draws = factor * float(saved.mean()), factors * resampling.means(saved)
+    all_mean, all_draws = float(values.size_bytes.mean()), resampling.means(values.size_bytes)
+    margin_mean = factor * margin / len(values)
     costs = tuple(
         CommandExtra(
             cost.command,
@@ -216,14 +219,8 @@ def _saving(
         for cost in costs_of(layout.name, rule.kind, rule.encoding)
         if entries.max() <= cost.entries_max
     )
-    of_all = resampling.estimate(
-        unread * float(saved.sum()) / float(values.size_bytes.sum()),
-        unread * resampling.means(saved) / resampling.means(values.size_bytes),
-    )
-    of_all = _beside(of_all, unread * margin / float(values.size_bytes.sum()))
-    saved_bytes = resampling.estimate(
-        unread * float(saved.mean()), unread * resampling.means(saved), float(resident_keys)
-    )
+    of_all = _beside(resampling.estimate(saved_mean / all_mean, saved_draws / all_draws), margin_mean / all_mean)
+    saved_bytes = resampling.estimate(saved_mean, saved_draws, float(resident_keys))
     recommended, reason = _judged(of_all, costs)
     return LimitSaving(
         kind=rule.kind,
@@ -233,7 +230,7 @@ def _saving(
         collections=int(fits.sum()),
         mean_entries=float(entries.mean()),
         saved_share=_beside(resampling.ratio(saved, held), margin / float(held.sum())),
-        saved_bytes=_beside(saved_bytes, unread * margin / len(values) * resident_keys),
+        saved_bytes=_beside(saved_bytes, margin_mean * resident_keys),
         saved_of_all=of_all,
         costs=costs,
         recommended=recommended,
@@ -247,12 +244,18 @@ def _beside(estimate: Estimate, margin: float) -> Estimate:
     return Estimate(estimate.value, low, estimate.value + math.hypot(estimate.high - estimate.value, margin))
 
 
-def _unread_factor(rule: _Rule, values: ValueSample) -> float:
-    """Return by how much a sum over measured collections falls short because the look had read enough."""
+def _all_over_measured(
+    rule: _Rule, values: ValueSample, resampling: Resampling
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """Return by how much a sum over measured collections falls short because the look had read enough: the memory of
+    those that it could have measured over that of those that it did, and the same in each draw.
+    """
     mine = values.kind[values.collection_row] == VALUE_KINDS.index(rule.kind.value)
-    measured = int(np.count_nonzero(mine & (values.elements_bytes >= 0)))
-    passed_over = int(np.count_nonzero(mine & (values.elements_bytes == PASSED_OVER)))
-    return (measured + passed_over) / measured
+    measured, everything = np.zeros(len(values)), np.zeros(len(values))
+    for column, chosen in ((measured, values.elements_bytes >= 0), (everything, values.elements_bytes != -1)):
+        row = values.collection_row[mine & chosen]
+        column[row] = values.size_bytes[row]
+    return float(everything.sum() / measured.sum()), resampling.means(everything) / resampling.means(measured)
 
 
 def _judged(of_all: Estimate, costs: tuple[CommandExtra, ...]) -> tuple[bool, str]:

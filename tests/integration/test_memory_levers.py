@@ -17,7 +17,7 @@ from tests.contract.real_servers import ENGINES, RealServer
 
 pytestmark = pytest.mark.integration
 
-KEYS = 300
+KEYS = 120
 ENTRIES = (150, 400)
 
 
@@ -67,7 +67,7 @@ def write(server: RealServer, kind: str) -> None:
     # Hash tables that still rehash hold two tables; reading finishes that.
     read = {"hash": "HGET", "set": "SISMEMBER", "zset": "ZSCORE"}[kind]
     for key in range(KEYS):
-        for _ in range(600):
+        for _ in range(520):
             pipe.execute_command(read, f"user:{key}", "0")
         pipe.execute()
 
