@@ -5,8 +5,8 @@ never writes to a cache, never keeps a key name, and never waits for one cache l
 not answered by then is missing, with the reason.
 
 Looks and captures run apart. A look is cheap and belongs to a cycle; a capture lasts, one at a time per service and a
-few in all, and only its access sample is used. Nothing is kept over a restart: the first look afterwards gives a
-snapshot without a window.
+few in all, and only its access sample is used; when values are looked into, `agents/value_looks.py` says. Nothing is
+kept over a restart: the first look afterwards gives a snapshot without a window.
 
 INVARIANT: each `ObserveFleet` is answered exactly once, by snapshots and missing services that together are the
 services asked for.
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from agents.captured_reads import CapturedReads, read_capture
 from agents.snapshots import LookRing, hit_knobs, make_snapshot
+from agents.value_looks import ValueLook
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, EffectFailed, Observe, Observed, Received, Send, SetTimer, TimerFired
 from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
@@ -70,6 +71,7 @@ class _Cache:
 
     service: Service
     ring: LookRing
+    values: ValueLook
     capture: _Capture = field(default_factory=_Capture)
     newest_look: int = 0
     newest: Snapshot | None = None
@@ -99,13 +101,24 @@ class Collector:
         self._settings = settings
         self._deadline_ms = deadline_ms
         self._max_parallel_captures = max_parallel_captures
-        self._caches = {s.name: _Cache(service=s, ring=self._new_ring()) for s in fleet.services}
+        self._caches = {
+            s.name: _Cache(service=s, ring=self._new_ring(), values=self._new_value_look(s)) for s in fleet.services
+        }
         self._cycles: dict[int, _Cycle] = {}
         self._looks = 0
 
     def _new_ring(self) -> LookRing:
         return LookRing(
             window_ms=self._settings.observation_window_ms, base_age_ms=self._settings.cycle_interval_ms // 2
+        )
+
+    def _new_value_look(self, service: Service) -> ValueLook:
+        settings = self._settings
+        return ValueLook(
+            service.name,
+            permitted=service.value_samples,
+            keys=settings.value_sample_keys,
+            pause_ms=settings.value_pause_ms,
         )
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
@@ -116,16 +129,22 @@ class Collector:
             kind, look, service = _parse_ref(event.ref)
             if kind == "capture":
                 return self._captured(service, event.observation, now_ms)
+            if kind == "values" and service in self._caches:
+                self._caches[service].values.arrived(event.observation, now_ms)
             return self._looked(look, service, event.observation, now_ms) if kind == "look" else ()
         if isinstance(event, EffectFailed):
             kind, look, service = _parse_ref(event.ref)
             if kind == "capture":
                 return self._capture_failed(service, event.reason, now_ms)
+            if kind == "values" and service in self._caches:
+                self._caches[service].values.failed(event.reason)
             return self._answer(look, service, None, event.reason) if kind == "look" else ()
         if isinstance(event, TimerFired):
             kind, look, service = _parse_ref(event.ref)
             if kind == "capture-deadline":
                 return self._capture_failed(service, "the capture did not come back in time", now_ms)
+            if kind == "values-deadline" and service in self._caches:
+                self._caches[service].values.failed("the look into values did not come back in time")
             return self._deadline(look) if kind == "deadline" else ()
         return ()
 
@@ -149,6 +168,7 @@ class Collector:
             return self._finish(look)
         effects: list[Effect] = [SetTimer(ref=f"deadline:{look}", due_ms=now_ms + self._deadline_ms)]
         effects += [Observe(ref=f"look:{look}:{n}", service=n, sample_keys=self._sample_keys(n, now_ms)) for n in known]
+        effects += [effect for name in known for effect in self._caches[name].values.start(now_ms)]
         return (*effects, *self._start_captures(now_ms))
 
     def _sample_keys(self, service: str, now_ms: int) -> int:
@@ -178,12 +198,14 @@ class Collector:
             cache.sample = None
         cache.may_capture = cache.service.capture and observation.capabilities.monitor
         self._forget_old_capture(cache.capture, now_ms)
+        cache.values.forget_old(now_ms)
         snapshot = make_snapshot(
             observation,
             window,
             sample=cache.sample,
             access=cache.capture.access,
             reads=cache.capture.reads,
+            values=cache.values.sample,
             remarks=self._remarks(cache, observation),
         )
         cache.resident_keys = snapshot.resident_keys
@@ -209,6 +231,9 @@ class Collector:
                 remarks["access"] = observation.capabilities.denied.get("MONITOR", "the server permits no MONITOR")
             else:
                 remarks["access"] = "no capture has ended yet"
+        values_remark = cache.values.remark()
+        if values_remark is not None:
+            remarks["values"] = values_remark
         if cache.sample is None and "sample" not in observation.incomplete:
             wanted = self._settings.probe_sample_keys > 0
             remarks["sample"] = "the probe budget allows no sample now" if wanted else "`probe_sample_keys` is 0"
@@ -330,7 +355,7 @@ class Collector:
 def _parse_ref(ref: str) -> tuple[str, int, str]:
     """Return (kind, look number, service) of our refs; the kind of any other ref is empty."""
     kind, _, rest = ref.partition(":")
-    if kind in ("capture", "capture-deadline"):
+    if kind in ("capture", "capture-deadline", "values", "values-deadline"):
         return kind, 0, rest
     number, _, service = rest.partition(":")
     if kind in ("look", "deadline") and number.isascii() and number.isdigit():

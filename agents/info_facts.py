@@ -7,10 +7,18 @@ unreadably, is None and never 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["InfoFacts", "command_stats", "facts_of_info", "fields_of", "whole"]
+__all__ = ["InfoFacts", "command_stats", "facts_of_info", "fields_of", "memory_figures", "whole"]
+
+_MEMORY_FIELDS = (
+    "used_memory", "used_memory_rss", "used_memory_dataset", "used_memory_overhead", "used_memory_startup",
+    "used_memory_scripts", "mem_clients_normal", "mem_clients_slaves", "mem_replication_backlog", "mem_aof_buffer",
+    "allocator_allocated", "allocator_active", "allocator_resident", "allocator_frag_ratio", "allocator_frag_bytes",
+    "allocator_rss_ratio", "allocator_rss_bytes", "mem_fragmentation_ratio", "lazyfree_pending_objects",
+)  # fmt: skip
 
 # Commands that may be refused for lack of memory; only looked at on servers without error statistics (before 6.2).
 _WRITE_COMMANDS = frozenset({
@@ -77,6 +85,17 @@ def whole(text: str | None) -> int | None:
         return int(text)
     except ValueError:
         return None
+
+
+def memory_figures(info: Mapping[str, str]) -> dict[str, float]:
+    """Return the fields of INFO that say where memory goes, by the server's names; unreadable ones are left out."""
+    found = {}
+    for name in _MEMORY_FIELDS:
+        try:
+            found[name] = float(info[name])
+        except (KeyError, ValueError):
+            continue
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def fields_of(line: str | None) -> dict[str, str]:

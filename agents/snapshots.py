@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 
 from agents.captured_reads import CapturedReads
 from agents.eviction_age import eviction_age
-from agents.info_facts import InfoFacts, facts_of_info
+from agents.info_facts import InfoFacts, facts_of_info, memory_figures
 from agents.miss_split import flows_of, split_misses
 from agents.pattern_stats import pattern_stats
 from agents.windows import Window, elapsed_between, own_lookups_unknown, window_between
 from cachewarden.knobs import KNOBS
 from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
+from cachewarden.value_sample import ValueSample
 
 __all__ = ["FIRST_LOOK", "LookRing", "hit_knobs", "make_snapshot"]
 
@@ -67,7 +68,7 @@ class LookRing:
     def add(self, observation: Observation) -> Window:
         """Take in the newest look and return the longest window up to it that the ring allows."""
         # Arrays of samples are megabytes; the ring needs counters only.
-        look = _Look(replace(observation, sample=None, access=None), 0)
+        look = _Look(replace(observation, sample=None, access=None, values=None), 0)
         unknown = own_lookups_unknown(observation)
         if unknown is not None:
             # The ring waits for the next look, which finds a restart or another knob just as this one would have.
@@ -126,6 +127,7 @@ def make_snapshot(
     access: AccessSample | None,
     reads: CapturedReads | None,
     remarks: Mapping[str, str],
+    values: ValueSample | None = None,
 ) -> Snapshot:
     """Put together what is true of one cache now. `sample`, `access` and what was read from it may be older than the
     look.
@@ -175,6 +177,9 @@ def make_snapshot(
         patterns=pattern_stats(sample, reads, miss_ratio),
         sample=sample,
         access=access,
+        values=values,
+        allocator=observation.info.get("mem_allocator", ""),
+        memory_figures=memory_figures(observation.info),
         incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
     )
 
@@ -193,6 +198,7 @@ def _incomplete(
     # Looks carry no capture, and a sample may be one look old: what the collector knows of both is newer than the
     # look's remark.
     missing.pop("access", None)
+    missing.pop("values", None)
     if has_sample:
         missing.pop("sample", None)
     if window.problem is not None:

@@ -89,6 +89,7 @@ _REDIS_4 = MappingProxyType({"redis": (4, 0), "valkey": (7, 2)})
 _REDIS_6 = MappingProxyType({"redis": (6, 0), "valkey": (7, 2)})
 _REDIS_62 = MappingProxyType({"redis": (6, 2), "valkey": (7, 2)})
 _REDIS_7 = MappingProxyType({"redis": (7, 0), "valkey": (7, 2)})
+_REDIS_72 = MappingProxyType({"redis": (7, 2), "valkey": (7, 2)})
 
 
 def _integer(
@@ -232,6 +233,36 @@ _TABLE: tuple[Knob, ...] = (
         0,
         1024,
         _REDIS_7,
+        ActionClass.LOSSY,
+        hazard=_LISTPACK_HAZARD,
+        by="encoding",
+        reversible=False,
+    ),
+    _integer(
+        "zset-max-listpack-value",
+        0,
+        1024,
+        _REDIS_7,
+        ActionClass.LOSSY,
+        hazard=_LISTPACK_HAZARD,
+        by="encoding",
+        reversible=False,
+    ),
+    _integer(
+        "set-max-listpack-entries",
+        0,
+        1024,
+        _REDIS_72,
+        ActionClass.LOSSY,
+        hazard=_LISTPACK_HAZARD,
+        by="encoding",
+        reversible=False,
+    ),
+    _integer(
+        "set-max-listpack-value",
+        0,
+        1024,
+        _REDIS_72,
         ActionClass.LOSSY,
         hazard=_LISTPACK_HAZARD,
         by="encoding",

@@ -108,6 +108,7 @@ class Observe(Effect):
     capture_ms: int = 0
     capture_lines: int = 0
     capture_rate: float = 1.0
+    value_keys: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.messages import Message
+from cachewarden.value_sample import ValueSample
 
 __all__ = [
     "AccessSample",
@@ -122,8 +123,9 @@ class Observation:
     cost: ProbeCost
     sample: KeyspaceSample | None = None
     access: AccessSample | None = None
+    values: ValueSample | None = None
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """Part that is missing (`info`, `knobs`, `sample`, `access`, `latency`, `own_lookups`) to the reason."""
+    """Part that is missing (`info`, `knobs`, `sample`, `access`, `values`, `latency`, `own_lookups`) to the reason."""
     own_lookups_basis: str = ""
     """Totals of our own lookups are only comparable between looks of the same basis."""
 
@@ -203,11 +205,16 @@ class Snapshot(Message):
     patterns: tuple[PatternStats, ...] = ()
     sample: KeyspaceSample | None = None
     access: AccessSample | None = None
+    values: ValueSample | None = None
+    allocator: str = ""
+    """`mem_allocator` of INFO."""
+    memory_figures: Mapping[str, float] = field(default_factory=dict)
+    """What INFO says of memory and its overheads, by the names of its fields; those it does not print are missing."""
     incomplete: Mapping[str, str] = field(default_factory=dict)
 
     def light(self) -> Snapshot:
         """Return the snapshot without its samples, small enough to be sent to many."""
-        return replace(self, sample=None, access=None)
+        return replace(self, sample=None, access=None, values=None)
 
     @property
     def miss_ratio(self) -> float | None:

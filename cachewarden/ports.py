@@ -117,10 +117,10 @@ class TargetCache(Protocol):
     service: str
 
     async def observe(
-        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float
+        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float, value_keys: int = 0
     ) -> Observation:
         """Look once: INFO, knobs, latency; `sample_keys` random keys; a MONITOR capture if `capture_ms` > 0 and
-        permitted."""
+        permitted; values of some of `value_keys` random keys measured, if permitted."""
         ...
 
     async def counters(self) -> Observation:

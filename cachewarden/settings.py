@@ -83,6 +83,13 @@ class CacheOptimizerSettings(BaseSettings):
         240_000, ge=0, le=3_600_000, description="how much of captured accesses is remembered"
     )
 
+    value_sample_keys: int = Field(
+        400, ge=0, le=10_000, description="random keys per look into values, where the fleet file permits it"
+    )
+    value_pause_ms: int = Field(
+        600_000, ge=60_000, le=86_400_000, description="between two looks into the values of one service"
+    )
+
     ttl_keys_per_s: int = Field(2_000, ge=1, le=100_000, description="budget of the TTL governor on one cache")
     http_host: str = "127.0.0.1"
     http_port: int = Field(8000, ge=1, le=65_535)

@@ -295,6 +295,7 @@ class AgentShell:
             capture_ms=e.capture_ms,
             capture_lines=e.capture_lines,
             capture_rate=e.capture_rate,
+            value_keys=e.value_keys,
         )
         return m.Observed(ref=e.ref, service=e.service, observation=seen)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from cachewarden.errors import CachewardenError
 from cachewarden.fleet import load_fleet
 from cachewarden.settings import load_settings
+from cluster.memory_command import add_memory_command
 from cluster.whatif_commands import add_whatif_command
 
 app = typer.Typer(help="cachewarden: a governed autopilot for fleets of Redis and Valkey caches.", no_args_is_help=True)
@@ -80,6 +81,7 @@ def settings() -> None:
 
 
 add_whatif_command(app)
+add_memory_command(app)
 
 
 @app.command()

@@ -32,6 +32,7 @@ from cachewarden.knobs import KNOBS, check_value
 from cachewarden.messages import KnobChange, Lease, TtlRule
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
 from cachewarden.ports import Clock, LookupLedger, TtlPass
+from cachewarden.value_sample import ValueLimits, ValueSample
 from coordination.redis_capture import CaptureLimits, capture_accesses
 from coordination.redis_full_cache import cannot_queue, end_earlier_writers, write_when_full
 from coordination.redis_hot_keys import HotKeys
@@ -48,6 +49,7 @@ from coordination.redis_probe import (
     with_policy,
 )
 from coordination.redis_ttl import ttl_pass
+from coordination.redis_values import sample_values
 from coordination.redis_wire import RedisWire, Refusal, require
 
 __all__ = ["RedisTarget", "TargetLimits"]
@@ -78,6 +80,7 @@ class TargetLimits:
     """Of one core of the server, for sampling, hot keys and TTL passes."""
     hot_keys_examined: int = 20_000
     capture: CaptureLimits = field(default_factory=CaptureLimits)
+    values: ValueLimits = field(default_factory=ValueLimits)
 
 
 class RedisTarget:
@@ -121,7 +124,7 @@ class RedisTarget:
         self._probed: tuple[str, Capabilities] | None = None
 
     async def observe(
-        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float
+        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float, value_keys: int = 0
     ) -> Observation:
         """Look once; INFO is read first, so the counters are those of the beginning, before sample and capture.
 
@@ -134,10 +137,13 @@ class RedisTarget:
         missing = dict(seen.incomplete)
         sample: KeyspaceSample | None = None
         access: AccessSample | None = None
+        values: ValueSample | None = None
         if sample_keys > 0:
             sample = await self._part("sample", missing, lambda: self._sample(seen, sample_keys))
         if capture_ms > 0 and capture_lines > 0:
             access = await self._part("access", missing, lambda: self._capture(capture_ms, capture_lines, capture_rate))
+        if value_keys > 0:
+            values = await self._part("values", missing, lambda: self._values(value_keys))
         ours = commands_since(self._wire.ledger, earlier)
         server_us = seen.cost.server_us
         if sample is not None:
@@ -152,7 +158,7 @@ class RedisTarget:
             server_us=server_us,
             monitor_lines=0 if access is None else access.lines_seen,
         )
-        return replace(seen, sample=sample, access=access, cost=cost, incomplete=missing)
+        return replace(seen, sample=sample, access=access, values=values, cost=cost, incomplete=missing)
 
     async def counters(self) -> Observation:
         """INFO, latency and knobs only; see `observe`."""
@@ -237,6 +243,20 @@ class RedisTarget:
             hash_secret=self._secret,
             own_prefix=self._own_prefix,
             pacer=self._pacer,
+        )
+
+    async def _values(self, keys: int) -> ValueSample:
+        if not self._service.value_samples:
+            reason = "the fleet file does not permit reading values, set `value_samples: true` for the service"
+            raise TargetRefused(self.service, "GETRANGE", reason)
+        return await sample_values(
+            self._wire,
+            keys=keys,
+            patterns=self._patterns,
+            hash_secret=self._secret,
+            own_prefix=self._own_prefix,
+            pacer=self._pacer,
+            limits=self._limits.values,
         )
 
     async def _capture(self, capture_ms: int, capture_lines: int, capture_rate: float) -> AccessSample:

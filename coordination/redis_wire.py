@@ -69,6 +69,8 @@ found within a few tries.
 
 _MINUS_TWO_IS_MISSING = frozenset({"PTTL", "PEXPIRETIME"})
 _NIL_IS_MISSING = frozenset({"GET", "OBJECT"})
+# A collection is never empty, and we only ask for the range of strings that are not.
+_EMPTY_IS_MISSING = frozenset({"GETRANGE", "HGETALL", "HLEN", "SCARD", "SMEMBERS", "ZCARD", "ZRANGE"})
 _COUNTS_KEYS = frozenset({"EXISTS", "TOUCH"})
 # Measured on Redis 7.0.15 and Valkey 9.1.2: none of these moves keyspace_hits or keyspace_misses.
 _NO_LOOKUP = frozenset(
@@ -138,6 +140,10 @@ def lookups_of(command: Command, reply: Any) -> tuple[int, int]:
         return (0, 1) if reply is None else (1, 0)
     if name in _MINUS_TWO_IS_MISSING:
         return (0, 1) if reply == -2 else (1, 0)
+    if name in _EMPTY_IS_MISSING:
+        return (1, 0) if reply else (0, 1)
+    if name == "TYPE":
+        return (0, 1) if reply in (b"none", "none") else (1, 0)
     if name in _COUNTS_KEYS:
         return int(reply), len(command) - 1 - int(reply)
     raise InvariantViolation(f"nobody has measured whether `{name}` counts as a lookup, so it may not be sent")
@@ -167,6 +173,8 @@ class RedisWire:
         self.shared = None if lookups is None else SharedLookups(lookups, service)
         self.addresses: set[str] = set()
         """Our own addresses as the server sees them (`host:port`)."""
+        self.no_touch_problem: str | None = "no connection yet"
+        """Why reading a key makes it young on our newest connection; None under CLIENT NO-TOUCH."""
         given = {key: value for key, value in (("username", username), ("password", password)) if value is not None}
         self._pool = BlockingConnectionPool.from_url(
             url,
@@ -190,8 +198,12 @@ class RedisWire:
             self.ledger.commands[command_name(command)] += 1
             try:
                 reply = await connection.read_response()
-            except ResponseError:
+            except ResponseError as error:
+                if command[1] == "NO-TOUCH":
+                    self.no_touch_problem = _text(error)
                 continue
+            if command[1] == "NO-TOUCH":
+                self.no_touch_problem = None
             if command[1] == "INFO":
                 fields = dict(part.split("=", 1) for part in reply.decode("utf-8", "replace").split() if "=" in part)
                 self.addresses.add(fields.get("addr", ""))

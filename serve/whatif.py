@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -21,6 +22,7 @@ from cachewarden.knobs import EvictionPolicy, parse_bytes
 from cachewarden.messages import CONSTITUTIONAL_HASH, ExecutionState, TtlRule
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetState
+from serve.memory import MemoryResponse, memory_view
 from serve.timestamps import iso
 
 __all__ = [
@@ -178,12 +180,22 @@ class WhatifDesk:
         self, snapshot: Snapshot, rules: tuple[TtlRule, ...], candidates: Sequence[WhatifCandidate]
     ) -> Whatif:
         """Answer for each candidate from this look."""
+        async with self._place():
+            return await asyncio.to_thread(self._evaluate, snapshot, rules, tuple(candidates))
+
+    async def memory(self, snapshot: Snapshot) -> MemoryResponse:
+        """Say where the memory goes, by this look; resampling takes some tens of milliseconds."""
+        async with self._place():
+            return await asyncio.to_thread(memory_view, snapshot)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
         if self._waiting >= _WAITING_MAX:
             raise DeskFull
         self._waiting += 1
         try:
             async with self._turn:
-                return await asyncio.to_thread(self._evaluate, snapshot, rules, tuple(candidates))
+                yield
         finally:
             self._waiting -= 1
 

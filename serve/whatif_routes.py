@@ -11,7 +11,8 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from serve.context import ERRORS, context_of, json_answer, known_state
+from cachewarden.observation import Snapshot
+from serve.context import ERRORS, Context, context_of, json_answer, known_state
 from serve.decision import max_age_ms_of
 from serve.errors import ApiError
 from serve.gate import GovernedRoute, needs
@@ -26,12 +27,25 @@ from serve.whatif import (
     unanswered,
 )
 
-__all__ = ["router"]
+__all__ = ["router", "too_old", "waiting"]
 
 # A question about the last minutes, not a decision: it may rest on an older look than a change may.
 _LOOK_AGE_MIN_MS: Final = 60_000
 
 router = APIRouter(route_class=GovernedRoute, tags=["observation"])
+
+
+def too_old(context: Context, snapshot: Snapshot) -> str | None:
+    """Return why a look cannot speak for now, None where it can."""
+    age_ms = context.backend.now_ms() - snapshot.taken_at_ms
+    if age_ms <= max(_LOOK_AGE_MIN_MS, max_age_ms_of(context.backend.settings)):
+        return None
+    return f"the newest look at the cache is {age_ms / 1000:.0f} s old, it cannot speak for now"
+
+
+def waiting() -> ApiError:
+    """Return the answer of a desk that is full."""
+    return ApiError(429, "too many what-ifs are waiting, ask again in a moment", headers={"Retry-After": "2"})
 
 
 @router.post(
@@ -55,18 +69,14 @@ async def whatif(request: Request, body: WhatifRequest) -> Response:
     if snapshot is None:
         reason = state.missing.get(service.name, f"it has not been looked at yet, its mode is `{service.mode.value}`")
         found = Whatif(None, unanswered(body.candidates, f"the cache was not seen: {reason}"))
-    elif (age_ms := context.backend.now_ms() - snapshot.taken_at_ms) > max(
-        _LOOK_AGE_MIN_MS, max_age_ms_of(context.backend.settings)
-    ):
-        reason = f"the newest look at the cache is {age_ms / 1000:.0f} s old, it cannot speak for now"
-        found = Whatif(None, unanswered(body.candidates, reason))
+    elif (stale := too_old(context, snapshot)) is not None:
+        found = Whatif(None, unanswered(body.candidates, stale))
     else:
         try:
             rules = rules_in_force(state, service.name)
             found = await context.whatif.evaluate(snapshot, rules, body.candidates)
         except DeskFull:
-            message = "too many what-ifs are waiting, ask again in a moment"
-            raise ApiError(429, message, headers={"Retry-After": "2"}) from None
+            raise waiting() from None
     answered = sum(result.answered for result in found.results)
     context.telemetry.asked_whatif(answered, len(found.results) - answered)
     return json_answer(

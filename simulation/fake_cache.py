@@ -26,6 +26,7 @@ from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, 
 from cachewarden.ports import Clock, TtlPass
 from coordination.monitor_lines import PatternIndex
 from coordination.ttl_deadlines import extended_deadline_ms, restored_deadline_ms
+from simulation.fake_values import fake_value_sample
 
 __all__ = ["FakeCache"]
 
@@ -151,7 +152,7 @@ class FakeCache:
     # --- The port
 
     async def observe(
-        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float
+        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float, value_keys: int = 0
     ) -> Observation:
         """Look once; see the port."""
         seen = await self.counters()
@@ -161,11 +162,17 @@ class FakeCache:
             missing["access"] = self.denied.get("MONITOR", "the fleet file does not permit captures")
         elif capture_ms > 0:
             access = self._capture(capture_ms, capture_lines, capture_rate)
+        values = None
+        if value_keys > 0 and not self._service.value_samples:
+            missing["values"] = "the fleet file does not permit reading values"
+        elif value_keys > 0:
+            stored = {key: (entry.value_bytes, self._size(key, entry)) for key, entry in self._entries.items()}
+            values = fake_value_sample(stored, value_keys, self._index())
         return Observation(
             service=seen.service, at_ms=seen.at_ms, info=seen.info, latency_us={}, knobs=seen.knobs,
             capabilities=seen.capabilities, own_hits_total=0, own_misses_total=0, round_trip_us=seen.round_trip_us,
             cost=seen.cost, sample=self._sample(sample_keys) if sample_keys else None, access=access,
-            incomplete=missing,
+            values=values, incomplete=missing,
         )  # fmt: skip
 
     async def counters(self) -> Observation:

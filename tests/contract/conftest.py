@@ -137,6 +137,20 @@ async def cache(request, tmp_path, make_target):
     server.kill()
 
 
+@pytest.fixture(params=[*REAL, "fake"])
+async def measured_cache(request, tmp_path, make_target):
+    """Every implementation of TargetCache, for a service that permits reading values."""
+    if request.param == "fake":
+        clock = HandClock()
+        fake = FakeCache(service("redis://nowhere", value_samples=True), clock=clock, hash_secret=SECRET)
+        yield Cache(target=fake, fake=fake, clock=clock)
+        return
+    server = RealServer(request.param, tmp_path)
+    server.start()
+    yield Cache(target=make_target(server, value_samples=True), server=server)
+    server.kill()
+
+
 @dataclass
 class Leases:
     """A lease store and the way to let its time pass."""

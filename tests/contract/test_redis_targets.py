@@ -68,16 +68,20 @@ async def started(target, command: str) -> None:
 # --- Whose lookups are they
 
 
-@pytest.mark.parametrize("key", ["there", "missing", "hash"])
+@pytest.mark.parametrize("key", ["there", "missing", "hash", "set", "zset"])
 async def test_every_command_of_ours_is_booked_as_the_server_counts_it(cache_server, key):
     cache_server.admin.set("there", "1", ex=100)
     cache_server.admin.hset("hash", "field", "1")
+    cache_server.admin.sadd("set", "member")
+    cache_server.admin.zadd("zset", {"member": 1})
     wire = RedisWire("shop", cache_server.url, username=None, password=None, timeout_s=5.0)
     commands = [
         ("GET", key), ("EXISTS", key, key), ("TOUCH", key, "there"), ("PTTL", key), ("PEXPIRETIME", key), ("OBJECT", "IDLETIME", key),
         ("OBJECT", "FREQ", key), ("OBJECT", "ENCODING", key), ("MEMORY", "USAGE", key, "SAMPLES", 5), ("RANDOMKEY",), ("DBSIZE",),
         ("SCAN", 0, "COUNT", 100), ("WATCH", key), ("UNWATCH",), ("PEXPIREAT", key, 2**42, "GT"), ("TIME",), ("PING",), ("INFO",),
         ("CONFIG", "GET", "maxmemory"), ("LATENCY", "HISTOGRAM"), ("EVAL", "return 1", 0), ("COMMAND", "INFO", "get"), ("ACL", "WHOAMI"),
+        ("TYPE", key), ("HLEN", key), ("SCARD", key), ("ZCARD", key), ("GETRANGE", key, 0, 9), ("HGETALL", key), ("SMEMBERS", key),
+        ("ZRANGE", key, 0, -1, "WITHSCORES"), ("MEMORY", "USAGE", key, "SAMPLES", 1),
     ]  # fmt: skip
     for command in commands:
         hits, misses = cache_server.lookups()

@@ -100,6 +100,37 @@ async def test_our_own_keys_are_not_in_a_sample(cache):
     assert seen.sample.key.tolist() == [hash_key(SECRET, b"user:1")]
 
 
+async def test_values_are_not_read_unless_the_fleet_file_permits_it(cache):
+    cache.put("user:1", value_bytes=5_000)
+    seen = await cache.target.observe(sample_keys=0, capture_ms=0, capture_lines=0, capture_rate=1.0, value_keys=10)
+    assert seen.values is None
+    assert "fleet file" in seen.incomplete["values"]
+
+
+async def test_permitted_values_are_told_as_lengths_and_do_not_count_as_lookups(measured_cache):
+    cache = measured_cache
+    for number in range(60):
+        cache.put(f"user:{number}", value_bytes=2_000 + number // 2)
+    for number in range(40):
+        cache.put(f"page:{number}", value_bytes=100)
+    before = await cache.target.counters()
+    seen = await cache.target.observe(sample_keys=0, capture_ms=0, capture_lines=0, capture_rate=1.0, value_keys=100)
+    after = await cache.target.counters()
+    values = seen.values
+    assert len(values) == 100
+    assert len(values.value_row) == 50
+    assert (values.size_bytes[values.value_row] > 2_000).all()
+    assert set(values.plain_bytes.tolist()) <= set(range(2_000, 2_030))
+    assert (values.compressed_bytes < 100).all()
+    assert {values.patterns[number] for number in values.pattern[values.value_row]} == {"user:"}
+    for length in set(values.plain_bytes.tolist()):
+        assert len(set(values.twin[values.plain_bytes == length].tolist())) == 1
+    assert len(set(values.twin.tolist())) == len(set(values.plain_bytes.tolist()))
+    for name, own in (("keyspace_hits", "own_hits_total"), ("keyspace_misses", "own_misses_total")):
+        counted = int(after.info[name]) - int(before.info[name])
+        assert counted == getattr(after, own) - getattr(before, own)
+
+
 async def test_under_lfu_keys_have_a_frequency_instead_of_an_idle_time(cache):
     await cache.target.raise_fence(lease(3))
     await cache.target.write_knobs(

@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from cachewarden.errors import TargetRefused
 from cachewarden.fleet import KeyPattern, Service
 from cachewarden.messages import KnobChange, Lease, TtlRule
+from cachewarden.value_sample import VALUE_KINDS
 from coordination.redis_target import RedisTarget, TargetLimits
 from tests.contract.conftest import SystemClock
 from tests.contract.real_servers import ENGINES, RealServer
@@ -54,11 +55,12 @@ async def target_of(server):
     """Build the adapter as one of the users."""
     made: list[RedisTarget] = []
 
-    def make(user: str, *, capture: bool = False) -> RedisTarget:
+    def make(user: str, *, capture: bool = False, value_samples: bool = False) -> RedisTarget:
         password = next(word[1:] for word in acl_lines()[user] if word.startswith(">"))
         service = Service(
-            name="shop", url=server.url, username=user, patterns=(KeyPattern(prefix="page:"),), capture=capture
-        )
+            name="shop", url=server.url, username=user, patterns=(KeyPattern(prefix="page:"),), capture=capture,
+            value_samples=value_samples,
+        )  # fmt: skip
         limits = TargetLimits(probe_server_share=0.2)
         target = RedisTarget(service, hash_secret=b"acl", clock=SystemClock(), password=password, limits=limits)
         made.append(target)
@@ -174,3 +176,47 @@ async def test_captures_work_with_the_rights_that_the_readme_adds_for_them(serve
     assert seen.incomplete == {}
     assert seen.access is not None
     assert seen.access.aborted is None
+
+
+async def looked_into(target: RedisTarget):
+    return await target.observe(sample_keys=0, capture_ms=0, capture_lines=0, capture_rate=1.0, value_keys=200)
+
+
+def add_values(server: RealServer) -> None:
+    for number in range(20):
+        server.admin.set(f"page:large:{number}", f"{number:0100}" * 30)
+        server.admin.hset(f"page:hash:{number}", mapping={f"f{n}": f"v{n:090}" for n in range(5)})
+        server.admin.sadd(f"page:set:{number}", *range(600))
+        server.admin.zadd(f"page:zset:{number}", {f"m{n}": n / 7 for n in range(140)})
+
+
+async def test_values_can_be_measured_with_the_rights_that_the_readme_adds_for_them(server, target_of):
+    extra = re.search(r"`(\+type[^`]*)`", README.read_text())
+    assert extra is not None, "the README names the rights that value samples need"
+    add_values(server)
+    server.admin.execute_command("ACL", "SETUSER", "cachewarden-observer", *extra.group(1).split())
+    seen = await looked_into(target_of("cachewarden-observer", value_samples=True))
+    assert seen.incomplete == {}
+    values = seen.values
+    assert len(values.value_row) > 5
+    measured = values.collection_row[values.elements_bytes > 0]
+    assert {VALUE_KINDS[kind] for kind in values.kind[measured]} == {"hash", "set", "zset"}
+    assert values.touched_keys == (0 if server.engine == "valkey" else len(values.value_row) + len(measured))
+
+
+async def test_without_those_rights_values_are_missing_with_the_servers_reason_and_all_else_is_there(server, target_of):
+    add_values(server)
+    seen = await looked_into(target_of("cachewarden-observer", value_samples=True))
+    assert seen.values is None
+    assert "permission" in seen.incomplete["values"]
+    assert seen.info
+
+
+async def test_a_user_that_may_not_ask_for_no_touch_reads_nothing_where_the_server_knows_it(server, target_of):
+    if server.engine == "redis":
+        pytest.skip("Redis 7.0 does not know CLIENT NO-TOUCH")
+    add_values(server)
+    server.admin.execute_command("ACL", "SETUSER", "cachewarden-observer", "+@read", "+type", "-client|no-touch")
+    seen = await looked_into(target_of("cachewarden-observer", value_samples=True))
+    assert seen.values is None
+    assert "+client|no-touch" in seen.incomplete["values"]
