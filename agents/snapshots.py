@@ -20,7 +20,7 @@ from agents.miss_split import flows_of, split_misses
 from agents.pattern_stats import pattern_stats
 from agents.windows import Window, elapsed_between, own_lookups_unknown, window_between
 from cachewarden.knobs import KNOBS
-from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
+from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot, SourceReport
 
 __all__ = ["FIRST_LOOK", "LookRing", "hit_knobs", "make_snapshot"]
 
@@ -126,6 +126,7 @@ def make_snapshot(
     access: AccessSample | None,
     reads: CapturedReads | None,
     remarks: Mapping[str, str],
+    sources: tuple[SourceReport, ...] = (),
 ) -> Snapshot:
     """Put together what is true of one cache now. `sample`, `access` and what was read from it may be older than the
     look.
@@ -176,6 +177,7 @@ def make_snapshot(
         sample=sample,
         access=access,
         incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
+        sources=sources,
     )
 
 

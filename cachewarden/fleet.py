@@ -77,6 +77,7 @@ class Service(_Strict):
     minimum_memory_bytes: Bytes = Field(2 * 1024 * 1024, ge=1024 * 1024)
     patterns: tuple[KeyPattern, ...] = ()
     capture: bool = Field(default=False, description="whether bounded MONITOR captures are permitted")
+    feed: bool = Field(default=False, description="whether applications may report their own accesses (client feed)")
     default_ttl_s: float | None = Field(None, gt=0, description="TTL of warmed keys")
     origin: Origin | None = None
 
