@@ -136,14 +136,15 @@ class CommandRows:
 
     def follow(self, instruction: Instruction | None) -> None:
         """Keep from now on what the instruction says; None: nothing."""
-        if instruction == self._instruction:
-            return
-        self.forget()
-        self._instruction = instruction
+        before, self._instruction = self._instruction, instruction
         if instruction is None:
             self._handlers = {}
             return
-        self._patterns = PatternIndex(instruction.patterns)
+        if before is None or before.patterns != instruction.patterns:
+            # Rows that name patterns of the old list cannot be sent with the new one. Else the batch at hand goes on,
+            # and the next one has the new rate.
+            self._patterns = PatternIndex(instruction.patterns)
+            self.forget()
         self._handlers = self._known
 
     def forget(self) -> None:
