@@ -186,6 +186,15 @@ class FeedBook:
                 totals[part] += share * count
         return FedCounts(*totals)
 
+    def steady_from(self, from_ms: int, to_ms: int, needed_ms: int) -> int:
+        """Return the earliest time from `from_ms` on since which no batch had a lower rate than the last `needed_ms`.
+
+        A sample has the lowest rate of its time: a short while of a low one, as at the start, is better left out.
+        """
+        recent = [c.rate for c in self._chunks if c.to_ms > to_ms - needed_ms and c.from_ms < to_ms]
+        lower = [c.to_ms for c in self._chunks if c.from_ms < to_ms and c.rate < min(recent, default=0.0)]
+        return max([from_ms, *lower])
+
     def sample(self, from_ms: int, to_ms: int) -> AccessSample | None:
         """Return the accesses of from_ms <= time < to_ms of all recorders in time order; None without any batch."""
         chunks = [c for c in self._chunks if c.from_ms < to_ms and c.to_ms >= from_ms]

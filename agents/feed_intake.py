@@ -51,7 +51,8 @@ class FeedIntake:
             self.access = self.reads = None
             self._ends_ms = 0
         elif verdict.usable_ms >= self.needed_ms and verdict.to_ms - self._ends_ms >= self.needed_ms // 2:
-            from_ms = max(verdict.from_ms, now_ms - self._history_ms)
+            oldest_ms = max(verdict.from_ms, now_ms - self._history_ms)
+            from_ms = self._book.steady_from(oldest_ms, verdict.to_ms, self.needed_ms)
             self.access = self._book.sample(from_ms, verdict.to_ms)
             self.reads = None if self.access is None else read_capture(self.access)
             self._ends_ms = verdict.to_ms
