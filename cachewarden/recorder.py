@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
-from cachewarden.feed import FLUSH_MS, KEEP_ALIVE_MS, SPAN_MS_MAX, read_instruction, secret_fingerprint
+from cachewarden.feed import FLUSH_MS, KEEP_ALIVE_MS, SPAN_MS_MAX, Instruction, read_instruction, secret_fingerprint
 from cachewarden.recorder_rows import CommandRows
 from cachewarden.watched_clients import ClientWatch
 
@@ -146,7 +146,9 @@ class Recorder:
 
     def _see(self, args: tuple[Any, ...], answer: Any) -> None:
         try:
-            self._rows.see(args, answer)
+            handler = self._rows.handlers.get(args[0])
+            if handler is not None:
+                handler(args, answer)
             if self._thread is None:
                 self._start()
         except Exception:
@@ -161,6 +163,10 @@ class Recorder:
                 self._start()
         except Exception:
             self.failures += 1
+
+    def obey(self, instruction: Instruction | None) -> None:
+        """Keep what an instruction says until the endpoint gives another one; None: nothing."""
+        self._rows.follow(instruction)
 
     # --- The thread that reports ---
 

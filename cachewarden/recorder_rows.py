@@ -99,18 +99,19 @@ class CommandRows:
         new_lock: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         # Copying a keyed state is twice as fast as keying anew.
-        self._keyed = blake2b(digest_size=HASH_BYTES, key=secret)
+        self._new_state = blake2b(digest_size=HASH_BYTES, key=secret).copy
         self._clock_ms, self._wall_ms, self._on_full = clock_ms, wall_ms, on_full
         self._new_lock = new_lock
         self._known = self._table()
-        self._handlers: dict[Any, _Handler] = {}
+        self.handlers: dict[Any, _Handler] = {}
+        """What to call for a command's name with the command and its answer; `see` does that."""
         self._instruction: Instruction | None = None
         self._patterns = PatternIndex(())
         self._threshold = b""
         self._remainders = 0
         # Plain additions without a lock: one in some 100,000 is lost where threads switch within one, a lock would
         # cost each lookup more than all the rest.
-        self.lookups = self.hits = self.misses = 0
+        self.hits = self.misses = self.unknown = 0
         self.thinned = 0
         """Rows that were seen and given up to stay within the bound."""
         self.forget()
@@ -131,6 +132,11 @@ class CommandRows:
     # --- What is kept, and taken ---
 
     @property
+    def lookups(self) -> int:
+        """Return how many keys were looked up so far, sampled or not."""
+        return self.hits + self.misses + self.unknown
+
+    @property
     def following(self) -> Instruction | None:
         return self._instruction
 
@@ -138,14 +144,14 @@ class CommandRows:
         """Keep from now on what the instruction says; None: nothing."""
         before, self._instruction = self._instruction, instruction
         if instruction is None:
-            self._handlers = {}
+            self.handlers = {}
             return
         if before is None or before.patterns != instruction.patterns:
             # Rows that name patterns of the old list cannot be sent with the new one. Else the batch at hand goes on,
             # and the next one has the new rate.
             self._patterns = PatternIndex(instruction.patterns)
             self.forget()
-        self._handlers = self._known
+        self.handlers = self._known
 
     def forget(self) -> None:
         """Drop all rows and begin a batch; also what a forked child does, whose parent sends the rows. The lock is a
@@ -194,7 +200,7 @@ class CommandRows:
 
     def see(self, args: tuple[Any, ...], answer: Any) -> None:
         """Take one command, as redis-py's `execute_command` got it, and its parsed answer. May raise on nonsense."""
-        handler = self._handlers.get(args[0])
+        handler = self.handlers.get(args[0])
         if handler is not None:
             handler(args, answer)
 
@@ -205,13 +211,14 @@ class CommandRows:
                 self.see(args, answer)
 
     def _read(self, key: Any, length: int, missed: int) -> None:
-        self.lookups += 1
         if missed == MISS:
             self.misses += 1
         elif missed == HIT:
             self.hits += 1
+        else:
+            self.unknown += 1
         name = key if type(key) is bytes else _bytes_of(key)
-        state = self._keyed.copy()
+        state = self._new_state()
         state.update(name)
         digest = state.digest()
         if digest[_TAIL:] < self._threshold:
@@ -219,7 +226,7 @@ class CommandRows:
 
     def _write(self, key: Any, op: int, length: int | None = None, ttl_ms: int = 0) -> None:
         name = key if type(key) is bytes else _bytes_of(key)
-        state = self._keyed.copy()
+        state = self._new_state()
         state.update(name)
         digest = state.digest()
         if digest[_TAIL:] < self._threshold:
@@ -259,10 +266,21 @@ class CommandRows:
     # --- One method per form of command ---
 
     def _value(self, args: tuple[Any, ...], answer: Any) -> None:
+        # What `_read` does, written out: most commands of most applications come by here, and each call counts.
         if answer is None:
-            self._read(args[1], 0, MISS)
+            self.misses += 1
         else:
-            self._read(args[1], _length(answer), HIT)
+            self.hits += 1
+        name = args[1]
+        if type(name) is not bytes:
+            name = name.encode() if type(name) is str else _bytes_of(name)
+        state = self._new_state()
+        state.update(name)
+        digest = state.digest()
+        if digest[_TAIL:] < self._threshold:
+            length = 0 if answer is None else _length(answer)
+            size = entry_bytes(len(name), length, has_ttl=False) if length else 0
+            self._add(name, digest, READ, size, 0, MISS if answer is None else HIT)
 
     def _whole(self, args: tuple[Any, ...], answer: Any) -> None:
         self._read(args[1], 0, HIT if answer else MISS)
@@ -288,7 +306,6 @@ class CommandRows:
             keys, found = 1, int(answer not in ("none", b"none"))
         else:
             keys, found = 1, int(answer is not None and int(answer) != -2)
-        self.lookups += keys
         self.hits += found
         self.misses += keys - found
 
@@ -344,7 +361,7 @@ class CommandRows:
         return max(0, amount_ms - self._wall_ms() if word.endswith("AT") else amount_ms)
 
     def _hash(self, key: Any) -> int:
-        state = self._keyed.copy()
+        state = self._new_state()
         state.update(_bytes_of(key))
         return int.from_bytes(state.digest(), "big")
 
