@@ -113,7 +113,7 @@ class Recorder:
         self._failing_since_ms: int | None = None
         self._not_before_ms = 0
         self._backoff_ms = _BACKOFF_MS
-        self._sent_ms = 0
+        self._sent_ms = _now_ms()
         self._problem: str | None = "has not asked for instructions yet"
         self._report: Mapping[str, Any] = {}
         self.batches_sent = self.batches_lost = 0
