@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import redis
@@ -24,6 +25,7 @@ from cachewarden.fleet import KeyPattern
 from cachewarden.messages import Mode
 from cachewarden.recorder import Recorder
 from cluster.backend import AgentBackend
+from cluster.clock import SystemClock
 from serve.api import create_app
 from serve.security import TokenStore, create_token
 from tests.integration.test_acl import acl_lines
@@ -38,10 +40,10 @@ TTL_S = 600
 
 
 @contextlib.asynccontextmanager
-async def listening(world: World, agents, state_dir: Path):
-    """Serve the API of these agents on a port of its own; yields its address."""
+async def listening(world: World, agents, state_dir: Path, port: int = 0):
+    """Serve the API of these agents, by default on a port of its own; yields its address."""
     backend = AgentBackend(world.plan, agents)
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(create_app(backend, TokenStore(state_dir)), log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext
@@ -189,7 +191,6 @@ async def test_where_monitor_is_denied_the_loop_learns_from_what_the_application
 
 
 async def _whatif(world: World, agents, url: str, state_dir: Path) -> dict:
-    import httpx
 
     token = create_token(state_dir, "asker", ("read",))
     async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as client:
@@ -202,3 +203,41 @@ async def _whatif(world: World, agents, url: str, state_dir: Path) -> dict:
         view = (await client.get("/api/v1/cache/services/shop")).json()["service"]
         assert [source["name"] for source in view["sources"]][:2] == ["client_feed", "monitor_capture"]
         return await until(answered, 30, "an answer")
+
+
+async def test_the_application_notices_neither_a_wrong_secret_nor_an_endpoint_that_comes_and_goes(tmp_path, observer):
+    async with World(tmp_path, shop()) as world:
+        observer(world)
+        token = create_token(tmp_path, "app", ("feed",))
+        async with world.agents() as agents:
+            with contextlib.ExitStack() as stack:
+                async with listening(world, agents, tmp_path) as url:
+                    port = int(url.rpartition(":")[2])
+                    wrong = stack.enter_context(Recorder(url, service="shop", token=token, secret="guessed"))
+                    right = stack.enter_context(Recorder(url, service="shop", token=token, secret=SECRET))
+                    clients = [redis.Redis.from_url(world.caches["shop"].url) for _ in range(2)]
+                    for recorder, client in zip((wrong, right), clients, strict=True):
+                        stack.callback(client.close)
+                        recorder.attach(client)
+                    apps = [stack.enter_context(App(client, seed)) for seed, client in enumerate(clients)]
+                    await until(lambda: right.status()["batches_sent"] > 1, what="batches")
+                    await until(lambda: "secret differs" in (wrong.status()["problem"] or ""), what="the refusal")
+                    assert wrong.status()["batches_sent"] == 0
+                    # Half of the processes report: that may not stand for the whole.
+                    half = await snapshot_that(
+                        world, agents, lambda s: "needed" in sources(s)["client_feed"].reason, "a verdict on the half"
+                    )
+                    assert half.access is None
+                    assert sources(half)["client_feed"].coverage < 0.8
+                # When the endpoint goes
+                await until(lambda: right.status()["problem"], what="a failure to report")
+                served = [app.lookups for app in apps]
+                await until(lambda: all(a.lookups > s + 300 for a, s in zip(apps, served, strict=True)), what="service")
+                sent = right.status()["batches_sent"]
+                # When it comes back
+                async with listening(world, agents, tmp_path, port):
+                    await until(lambda: right.status()["batches_sent"] > sent, 60, "reports again")
+                report = await agents.query("collector", "feed_report", "shop", SystemClock().now_ms())
+                assert report.batches >= right.status()["batches_sent"] - 1
+                assert not [app.errors for app in apps if app.errors]
+                assert (wrong.status()["failures"], right.status()["failures"]) == (0, 0)

@@ -40,7 +40,7 @@ from serve.api import create_app
 from serve.decision import Grounds, others_of
 from serve.security import TokenStore, create_token
 
-SECRET = b"unit"
+SECRET = b"the secret of the key hash"
 NOW_MS = 1_800_000_000_000
 MIB = 1 << 20
 CONSTITUTION: Constitution = load_constitution(Path("config/constitution.yaml"))
