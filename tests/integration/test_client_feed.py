@@ -31,7 +31,7 @@ from serve.security import TokenStore, create_token
 from tests.integration.test_acl import acl_lines
 from tests.integration.world import MIB, CacheSpec, World, until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 OBSERVER = "cachewarden-observer"
 SECRET = "integration"
@@ -105,7 +105,7 @@ def shop(**wishes) -> CacheSpec:
         "feed": True,
         "username": OBSERVER,
         "password_env": "SHOP_PASSWORD",
-        "patterns": (KeyPattern(prefix="page:", max_staleness_s=3_600), KeyPattern(prefix="cart:")),
+        "patterns": (KeyPattern(prefix="page:"), KeyPattern(prefix="cart:")),
     }
     return CacheSpec(maxmemory_bytes=3 * MIB, wishes={**plain, **wishes})
 
