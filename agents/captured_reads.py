@@ -1,6 +1,7 @@
 """What a capture tells about each read: whether it missed, and what had been seen of its key before.
 
-A server does not say which read missed. Cache-aside clients do: after a miss they load the value and write it. So a
+MONITOR does not say which read missed; a client feed does, and then its word counts. Otherwise cache-aside clients
+show it: after a miss they load the value and write it. So a
 read whose key's next access is a write of a value soon after is a miss, all others are hits. It decides nothing about
 causes (`miss_split` does).
 
@@ -97,7 +98,12 @@ def read_capture(access: AccessSample, load_within_ms: int = LOAD_WITHIN_MS) -> 
     # told by size 0.
     writes = op == Op.WRITE
     loads = writes & (size > 0) if np.any(size[writes] > 0) else writes
-    missed = (op == Op.READ) & after_same_key & loads[after] & (time[after] - time <= load_within_ms)
+    loaded = (op == Op.READ) & after_same_key & loads[after] & (time[after] - time <= load_within_ms)
+    missed = loaded
+    if access.missed is not None:
+        # An application that reports its own accesses has seen the answers; only what it could not tell is inferred.
+        told = access.missed[order]
+        missed = np.where(told >= 0, told == 1, loaded)
 
     # The last write or delete before each row, within the same key; -1 where there is none.
     changes = writes | (op == Op.DELETE)
@@ -120,7 +126,7 @@ def read_capture(access: AccessSample, load_within_ms: int = LOAD_WITHIN_MS) -> 
         written_ago_ms=np.where(written, time - time[change], -1)[judged],
         ttl_ms=np.where(written, ttl[change], 0)[judged],
         deleted=deleted[judged],
-        load_ttl_ms=np.where(missed, ttl[after], 0)[judged],
+        load_ttl_ms=np.where(missed & loaded, ttl[after], 0)[judged],
         pattern=access.pattern[order][judged],
         patterns=access.patterns,
         written_ttl_ms=_written_ttls(access),

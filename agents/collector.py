@@ -18,8 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agents.captured_reads import CapturedReads, read_capture
+from agents.feed_intake import FeedIntake
+from agents.feed_watch import FeedVerdict
+from agents.observation_sources import SourceChoice, SourceFacts, choose_sources
 from agents.snapshots import LookRing, hit_knobs, make_snapshot
 from agents.value_looks import ValueLook
+from cachewarden.fed_accesses import FeedBatch, FeedReport
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, EffectFailed, Observe, Observed, Received, Send, SetTimer, TimerFired
 from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
@@ -37,6 +41,9 @@ _BACKOFF_DOUBLINGS_MAX: Final = 5
 # Below this many keys, spatial sampling costs more accuracy than it saves (20,000 sampled keys give an error of 0.004).
 _CAPTURE_KEYS_ENOUGH: Final = 20_000
 _CAPTURE_ROWS_WANTED: Final = 100_000
+_FEED_NEEDED_MS: Final = 20_000
+"""How long a feed must have covered the traffic where captures, whose length it is otherwise, are off."""
+_NO_FEED: Final = FeedVerdict(reason="not permitted")
 
 
 @dataclass(slots=True)
@@ -73,6 +80,8 @@ class _Cache:
     ring: LookRing
     values: ValueLook
     capture: _Capture = field(default_factory=_Capture)
+    feed: FeedIntake | None = None
+    """Where the fleet file permits one."""
     newest_look: int = 0
     newest: Snapshot | None = None
     sample: KeyspaceSample | None = None
@@ -102,7 +111,8 @@ class Collector:
         self._deadline_ms = deadline_ms
         self._max_parallel_captures = max_parallel_captures
         self._caches = {
-            s.name: _Cache(service=s, ring=self._new_ring(), values=self._new_value_look(s)) for s in fleet.services
+            s.name: _Cache(service=s, ring=self._new_ring(), values=self._new_value_look(s), feed=self._intake(s))
+            for s in fleet.services
         }
         self._cycles: dict[int, _Cycle] = {}
         self._looks = 0
@@ -121,10 +131,22 @@ class Collector:
             pause_ms=settings.value_pause_ms,
         )
 
+    def _intake(self, service: Service) -> FeedIntake | None:
+        if not service.feed:
+            return None
+        needed_ms = self._settings.capture_ms or _FEED_NEEDED_MS
+        history_ms = max(self._settings.capture_history_ms, 2 * needed_ms)
+        return FeedIntake(service, history_ms=history_ms, needed_ms=needed_ms)
+
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event; events that are none of ours change nothing."""
         if isinstance(event, Received) and isinstance(event.message, ObserveFleet):
             return self._begin(event.sender, event.message, now_ms)
+        if isinstance(event, Received) and isinstance(event.message, FeedBatch):
+            fed = self._caches.get(event.message.service)
+            if fed is not None and fed.feed is not None:
+                fed.feed.take(event.message, now_ms)
+            return ()
         if isinstance(event, Observed):
             kind, look, service = _parse_ref(event.ref)
             if kind == "capture":
@@ -152,6 +174,11 @@ class Collector:
         """Return the newest look at a service with its samples; None before the first one. Changes nothing."""
         cache = self._caches.get(service)
         return None if cache is None else cache.newest
+
+    def feed_report(self, service: str, now_ms: int) -> FeedReport | None:
+        """Return what has become of the batches of a service; None where none are permitted. Changes nothing."""
+        cache = self._caches.get(service)
+        return None if cache is None or cache.feed is None else cache.feed.report(now_ms)
 
     # --- Looks ---
 
@@ -199,14 +226,18 @@ class Collector:
         cache.may_capture = cache.service.capture and observation.capabilities.monitor
         self._forget_old_capture(cache.capture, now_ms)
         cache.values.forget_old(now_ms)
+        verdict = _NO_FEED if cache.feed is None else cache.feed.look(window, observation.at_ms, now_ms)
+        choice = self._choose(cache, observation, verdict)
+        feed = cache.feed if choice.feed_used else None
         snapshot = make_snapshot(
             observation,
             window,
             sample=cache.sample,
-            access=cache.capture.access,
-            reads=cache.capture.reads,
+            access=choice.access,
+            reads=cache.capture.reads if feed is None else feed.reads,
             values=cache.values.sample,
-            remarks=self._remarks(cache, observation),
+            remarks=self._remarks(cache, observation, choice),
+            sources=choice.reports,
         )
         cache.resident_keys = snapshot.resident_keys
         cache.accesses_per_s = snapshot.lookups_per_s * (1.0 + (snapshot.miss_ratio or 0.0))
@@ -219,24 +250,50 @@ class Collector:
         busy_ms = cost.server_us / 1000.0 if cost.server_us > 0 else cost.wall_ms
         return round(busy_ms / self._settings.probe_server_share)
 
-    def _remarks(self, cache: _Cache, observation: Observation) -> dict[str, str]:
+    def _choose(self, cache: _Cache, observation: Observation, verdict: FeedVerdict) -> SourceChoice:
+        feed, capture = cache.feed, cache.capture
+        problem = capture.problem
+        if problem is None and not cache.service.capture:
+            problem = "the fleet file permits no captures"
+        elif problem is None and not observation.capabilities.monitor:
+            problem = observation.capabilities.denied.get("MONITOR", "the server permits no MONITOR")
+        choice = choose_sources(
+            SourceFacts(
+                feed_permitted=feed is not None,
+                feed=verdict,
+                feed_access=None if feed is None else feed.access,
+                feed_needed_ms=0 if feed is None else feed.needed_ms,
+                capture_permitted=cache.may_capture,
+                capture_problem=problem,
+                capture_access=capture.access,
+                capture_ms=self._settings.capture_ms,
+                sample=cache.sample,
+                sample_problem=self._sample_problem(cache, observation),
+                cost=observation.cost,
+            )
+        )
+        if feed is not None:
+            feed.used = choice.feed_used
+        return choice
+
+    def _sample_problem(self, cache: _Cache, observation: Observation) -> str | None:
+        if cache.sample is not None or "sample" in observation.incomplete:
+            return observation.incomplete.get("sample")
+        wanted = self._settings.probe_sample_keys > 0
+        return "the probe budget allows no sample now" if wanted else "`probe_sample_keys` is 0"
+
+    def _remarks(self, cache: _Cache, observation: Observation, choice: SourceChoice) -> dict[str, str]:
         remarks: dict[str, str] = {}
-        capture = cache.capture
-        if capture.problem is not None:
-            remarks["access"] = capture.problem
-        elif capture.access is None:
-            if not cache.service.capture:
-                remarks["access"] = "the fleet file permits no captures"
-            elif not observation.capabilities.monitor:
-                remarks["access"] = observation.capabilities.denied.get("MONITOR", "the server permits no MONITOR")
-            else:
-                remarks["access"] = "no capture has ended yet"
+        if choice.missing_reason:
+            remarks["access"] = choice.missing_reason
+        elif not choice.feed_used and cache.capture.problem is not None:
+            remarks["access"] = cache.capture.problem
+        problem = self._sample_problem(cache, observation)
+        if cache.sample is None and problem is not None and "sample" not in observation.incomplete:
+            remarks["sample"] = problem
         values_remark = cache.values.remark()
         if values_remark is not None:
             remarks["values"] = values_remark
-        if cache.sample is None and "sample" not in observation.incomplete:
-            wanted = self._settings.probe_sample_keys > 0
-            remarks["sample"] = "the probe budget allows no sample now" if wanted else "`probe_sample_keys` is 0"
         return remarks
 
     def _answer(self, look: int, service: str, snapshot: Snapshot | None, reason: str) -> tuple[Effect, ...]:
@@ -295,6 +352,9 @@ class Collector:
     def _capture_is_due(self, cache: _Cache, now_ms: int) -> bool:
         capture = cache.capture
         if not cache.may_capture or capture.running or now_ms < capture.not_before_ms:
+            return False
+        if cache.feed is not None and cache.feed.used:
+            # The applications tell more than MONITOR would, at no cost for the server.
             return False
         newest = cache.ring.newest
         changed = newest is not None and hit_knobs(newest) != capture.knobs

@@ -152,7 +152,7 @@ def _evidence(snapshot: Snapshot) -> tuple[Evidence, ...]:
         facts.append(Evidence(name="sampled_keys", value=len(snapshot.sample), source="RANDOMKEY sample"))
     if snapshot.access is not None:
         trace = snapshot.access.trace
-        source = f"hashed MONITOR capture at spatial rate {snapshot.access.spatial_rate:g}"
+        source = f"hashed {snapshot.access.source} at spatial rate {snapshot.access.spatial_rate:g}"
         facts.append(Evidence(name="captured_accesses", value=len(trace), source=source, window_ms=trace.duration_ms))
     return tuple(facts)
 

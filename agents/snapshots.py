@@ -20,7 +20,7 @@ from agents.miss_split import flows_of, split_misses
 from agents.pattern_stats import pattern_stats
 from agents.windows import Window, elapsed_between, own_lookups_unknown, window_between
 from cachewarden.knobs import KNOBS
-from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
+from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot, SourceReport
 from cachewarden.value_sample import ValueSample
 
 __all__ = ["FIRST_LOOK", "LookRing", "hit_knobs", "make_snapshot"]
@@ -128,6 +128,7 @@ def make_snapshot(
     reads: CapturedReads | None,
     remarks: Mapping[str, str],
     values: ValueSample | None = None,
+    sources: tuple[SourceReport, ...] = (),
 ) -> Snapshot:
     """Put together what is true of one cache now. `sample`, `access` and what was read from it may be older than the
     look.
@@ -181,6 +182,7 @@ def make_snapshot(
         allocator=observation.info.get("mem_allocator", ""),
         memory_figures=memory_figures(observation.info),
         incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
+        sources=sources,
     )
 
 

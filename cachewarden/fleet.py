@@ -80,6 +80,7 @@ class Service(_Strict):
     value_samples: bool = Field(
         default=False, description="whether values of a bounded sample of keys may be read and measured in memory"
     )
+    feed: bool = Field(default=False, description="whether applications may report their own accesses (client feed)")
     default_ttl_s: float | None = Field(None, gt=0, description="TTL of warmed keys")
     origin: Origin | None = None
 

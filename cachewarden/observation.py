@@ -27,6 +27,7 @@ __all__ = [
     "PatternStats",
     "ProbeCost",
     "Snapshot",
+    "SourceReport",
 ]
 
 
@@ -88,7 +89,7 @@ class KeyspaceSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AccessSample:
-    """A bounded, spatially hashed capture of commands.
+    """A bounded, spatially hashed sample of the commands of some time, captured by us or reported by applications.
 
     `trace` holds reads and writes of keys whose hash passes the spatial filter; `pattern` int32[n] indexes
     `patterns`, -1 for none.
@@ -101,6 +102,10 @@ class AccessSample:
     lines_seen: int
     aborted: str | None = None
     """Why the capture ended before its time, e.g. `server slowed`."""
+    source: str = "monitor capture"
+    """Which observation source it comes from; see `SourceReport`."""
+    missed: npt.NDArray[np.int8] | None = None
+    """Where the source sees answers: 1 for a read that missed, 0 for one that hit, -1 for all else; int8[n]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,6 +172,22 @@ class PatternStats(Message):
     keys_with_ttl_share: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceReport(Message):
+    """One way to learn how a cache is used: whether it answers now and why (not), what it costs, how wrong it may
+    be."""
+
+    name: str
+    used: bool
+    reason: str
+    cost: str
+    expected_error: float | None = None
+    """Mean absolute error of a predicted hit ratio that comes from the sampling alone, 0..1; None where not known."""
+    error_basis: str = ""
+    coverage: float | None = None
+    """Client feed only: reported lookups over counted ones."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Snapshot(Message):
     """What is true of one cache now: windowed, own probes subtracted, counter resets cut out."""
@@ -211,6 +232,8 @@ class Snapshot(Message):
     memory_figures: Mapping[str, float] = field(default_factory=dict)
     """What INFO says of memory and its overheads, by the names of its fields; those it does not print are missing."""
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[SourceReport, ...] = ()
+    """The observation sources of this service, the best first."""
 
     def light(self) -> Snapshot:
         """Return the snapshot without its samples, small enough to be sent to many."""

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from cachewarden.cachemodel.shards import hash_key
 from cachewarden.chain import ChainReport
 from cachewarden.errors import JournalUnavailable, OperatingError
+from cachewarden.fed_accesses import FeedBatch, FeedReport
+from cachewarden.feed import secret_fingerprint
 from cachewarden.messages import AuditRecord, Execution
 from cachewarden.observation import Snapshot
 from cachewarden.ports import RecordDraft
@@ -56,6 +58,7 @@ class AgentBackend:
         self.constitution = plan.constitution()
         self.settings = plan.settings
         self.budget_bytes = plan.fleet.total_memory_bytes
+        self.secret_fingerprint = secret_fingerprint(plan.secret)
         self._plan = plan
         self._runtime = runtime
         self._clock = SystemClock()
@@ -94,6 +97,20 @@ class AgentBackend:
         """Ask the collector, who alone keeps the samples; raises OperatingError where it does not answer."""
         try:
             found: Snapshot | None = await self._runtime.query("collector", "snapshot", service)
+        except RuntimeError as error:
+            raise OperatingError(f"the collector does not answer: {error}") from None
+        return found
+
+    async def feed(self, batch: FeedBatch) -> FeedReport | None:
+        """Hand a batch to the collector, and wait until it answers a question: no more batches wait there than
+        requests are waiting here."""
+        await self._runtime.send("api", "collector", batch)
+        return await self.feed_report(batch.service)
+
+    async def feed_report(self, service: str) -> FeedReport | None:
+        """Ask the collector; raises OperatingError where it does not answer."""
+        try:
+            found: FeedReport | None = await self._runtime.query("collector", "feed_report", service, self.now_ms())
         except RuntimeError as error:
             raise OperatingError(f"the collector does not answer: {error}") from None
         return found

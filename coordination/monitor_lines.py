@@ -23,28 +23,11 @@ import numpy as np
 
 from cachewarden.cachemodel.fixed_size_sample import FixedSizeSample
 from cachewarden.cachemodel.memory_accounting import entry_bytes
-from cachewarden.cachemodel.shards import hash_key
 from cachewarden.cachemodel.trace import AccessTrace, Op
+from cachewarden.keys import PatternIndex, hash_key
 from cachewarden.observation import AccessSample
 
 __all__ = ["KEYS_MAX", "MonitorParser", "PatternIndex", "argument_length", "unescape"]
-
-
-class PatternIndex:
-    """Which declared pattern (a literal prefix) a key belongs to; the longest one wins."""
-
-    def __init__(self, prefixes: Sequence[str]) -> None:
-        self.patterns: tuple[str, ...] = tuple(prefixes)
-        self._index = {prefix.encode(): number for number, prefix in enumerate(self.patterns)}
-        self._lengths = sorted({len(prefix) for prefix in self._index}, reverse=True)
-
-    def of(self, key: bytes) -> int:
-        """Return the index into `patterns`, -1 where none matches."""
-        for length in self._lengths:
-            number = self._index.get(key[:length])
-            if number is not None:
-                return number
-        return -1
 
 
 class _Form(IntEnum):

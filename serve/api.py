@@ -17,14 +17,16 @@ from starlette.exceptions import HTTPException
 
 from cachewarden import __version__
 from cachewarden.errors import OperatingError, RequestError
+from cachewarden.feed import BODY_BYTES_MAX
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.models import CacheOptimizationRequest
-from serve import control_routes, memory_routes, optimize_routes, read_routes, warm_routes, whatif_routes
+from serve import control_routes, feed_routes, memory_routes, optimize_routes, read_routes, warm_routes, whatif_routes
 from serve.backend import Backend
 from serve.context import Context
 from serve.decision import Grounds
 from serve.envelope import Envelope
 from serve.errors import ApiError, api_error_of, clip, error_response, validation_problems
+from serve.feed import FeedBatchRequest
 from serve.gate import Gate, GovernedRoute, needs
 from serve.schemas import ControlRequest, WarmRequest
 from serve.security import TokenStore
@@ -35,12 +37,15 @@ __all__ = ["create_app"]
 
 _FIELDS: Final = {
     "/api/v1/cache/optimize": frozenset(CacheOptimizationRequest.model_fields),
+    "/api/v1/cache/feed": frozenset(FeedBatchRequest.model_fields),
     "/api/v1/cache/warm": frozenset(WarmRequest.model_fields),
     "/api/v1/cache/whatif": frozenset([*WhatifRequest.model_fields, *WhatifCandidate.model_fields]),
 }
 _CONTROL_FIELDS: Final = frozenset(ControlRequest.model_fields)
 _WARM_BODY_BYTES: Final = 512 * 1024
 """A thousand keys of usual length do not fit into the bound of the other bodies."""
+
+_BODY_LIMITS: Final = {"/api/v1/cache/warm": _WARM_BODY_BYTES, "/api/v1/cache/feed": BODY_BYTES_MAX}
 
 log = structlog.get_logger("serve.api")
 
@@ -121,10 +126,18 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    for routes in (optimize_routes, warm_routes, whatif_routes, memory_routes, read_routes, control_routes):
+    for routes in (
+        optimize_routes,
+        warm_routes,
+        whatif_routes,
+        memory_routes,
+        feed_routes,
+        read_routes,
+        control_routes,
+    ):
         app.include_router(routes.router)
     _publish_openapi(app)
-    app.add_middleware(Envelope, telemetry=telemetry, limits={"/api/v1/cache/warm": _WARM_BODY_BYTES})
+    app.add_middleware(Envelope, telemetry=telemetry, limits=_BODY_LIMITS)
     return app
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cachewarden.chain import ChainReport
+from cachewarden.fed_accesses import FeedBatch, FeedReport
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AuditRecord, Execution
 from cachewarden.observation import Snapshot
@@ -31,6 +32,9 @@ class Backend(Protocol):
     budget_bytes: int | None
     """Sum of maxmemory as found at first; counts where the fleet file gives no total."""
 
+    secret_fingerprint: str
+    """Tells the secret of the key hash from another one; see `cachewarden.feed`."""
+
     def now_ms(self) -> int:
         """Milliseconds since the epoch."""
         ...
@@ -45,6 +49,14 @@ class Backend(Protocol):
 
     async def snapshot(self, service: str) -> Snapshot | None:
         """Return the collector's newest look at a service with its samples; None if there was none since it started."""
+        ...
+
+    async def feed(self, batch: FeedBatch) -> FeedReport | None:
+        """Hand a batch to the collector; returns how the feed of the service stands once the collector answers."""
+        ...
+
+    async def feed_report(self, service: str) -> FeedReport | None:
+        """Return how the feed of a service stands; None where none is permitted."""
         ...
 
     async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:

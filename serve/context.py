@@ -12,6 +12,7 @@ from cachewarden.policy.surroundings import Surroundings
 from cachewarden.protocol import FleetState
 from serve.backend import Backend
 from serve.decision import Grounds, fresh_state, max_age_ms_of, others_of
+from serve.feed import FeedDesk
 from serve.schemas import ErrorResponse
 from serve.telemetry import Telemetry
 from serve.whatif import WhatifDesk
@@ -63,6 +64,7 @@ class Context:
     wait_s: float = 5.0
     rounds: Rounds = field(default_factory=Rounds)
     whatif: WhatifDesk = field(default_factory=WhatifDesk)
+    feed: FeedDesk = field(default_factory=FeedDesk)
 
 
 def context_of(request: Request) -> Context:

@@ -29,8 +29,8 @@ __all__ = ["ANONYMOUS", "Gate", "GovernedRoute", "caller_of", "gate_of", "needs"
 ANONYMOUS: Final = Caller("anonymous", frozenset())
 _SCOPE_KEY: Final = "x-required-scope"
 _PUBLIC: Final = "none"
-# A stranger may have one refusal in so many milliseconds written down, with the number of the others: the journal is
-# not his to fill.
+# A stranger, or a recorder, may have one refusal in so many milliseconds written down, with the number of the others:
+# the journal is not his to fill.
 _ANONYMOUS_RECORD_EVERY_MS: Final = 10_000
 
 log = structlog.get_logger("serve.gate")
@@ -136,7 +136,8 @@ class Gate:
     ) -> None:
         now_ms = self._backend.now_ms()
         suppressed = 0
-        if caller is ANONYMOUS:
+        # A recorder's token is spread over application servers, so the journal is not its holder's to fill either.
+        if caller is ANONYMOUS or caller.only_feeds:
             if now_ms < self._anonymous_due_ms:
                 self._anonymous_suppressed += 1
                 return

@@ -28,6 +28,7 @@ __all__ = [
     "PlansResponse",
     "ServiceView",
     "ServicesResponse",
+    "SourceView",
     "WarmRequest",
     "WarmResponse",
     "WarmedKey",
@@ -91,6 +92,20 @@ class WarmResponse(_Answer):
     performance_metrics: dict[str, float]
 
 
+class SourceView(BaseModel):
+    """One way to learn how a cache is used."""
+
+    name: str = Field(description="client_feed, monitor_capture, passive_probe or counters")
+    used: bool
+    reason: str = Field(description="why it answers, or why not")
+    cost: str
+    expected_error: float | None = Field(
+        description="of a predicted hit ratio by sampling alone, 0..1; null: not known"
+    )
+    error_basis: str
+    coverage: float | None = Field(description="client_feed: reported lookups over those that the server counted")
+
+
 class ServiceView(CacheMetrics):
     """One service: the prescribed metrics and what else is known."""
 
@@ -115,6 +130,7 @@ class ServiceView(CacheMetrics):
     round_trip_ms: float | None = None
     resident_keys: int | None = None
     misses: dict[str, Any] | None = Field(None, description="why lookups missed, as shares of all lookups")
+    sources: list[SourceView] = Field(default_factory=list, description="observation sources, the best first")
     knobs: dict[str, str] = Field(default_factory=dict)
     state: str = Field(description="what is going on with it, in one word")
     reason: str

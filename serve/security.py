@@ -33,7 +33,7 @@ __all__ = [
     "revoke_token",
 ]
 
-Scope = Literal["read", "operate", "approve", "admin"]
+Scope = Literal["read", "operate", "approve", "admin", "feed"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 TOKENS_FILE: Final = "tokens.json"
@@ -67,8 +67,14 @@ class Caller:
     scopes: frozenset[str]
 
     def may(self, scope: Scope) -> bool:
-        """`admin` may everything; every token may read."""
-        return scope == "read" or scope in self.scopes or "admin" in self.scopes
+        """`admin` may everything; every token may read, but one that only feeds: it lies on application servers."""
+        if scope == "read" and not self.only_feeds:
+            return True
+        return scope in self.scopes or "admin" in self.scopes
+
+    @property
+    def only_feeds(self) -> bool:
+        return self.scopes == {"feed"}
 
 
 def _hash(token: str) -> str:

@@ -158,6 +158,9 @@ class Telemetry:
         self._whatif = Counter(
             "cachewarden_whatif_candidates_total", "configurations asked about", ["outcome"], registry=registry
         )
+        self._fed = Counter(
+            "cachewarden_feed_rows_total", "accesses that recorders reported", ["service"], registry=registry
+        )
         self._unaudited = Counter(
             "cachewarden_refusals_unaudited_total", "refusals that the journal did not take", registry=registry
         )
@@ -211,6 +214,10 @@ class Telemetry:
         """Count the candidates of one what-if."""
         self._whatif.labels("answered").inc(answered)
         self._whatif.labels("not_enough_evidence").inc(unanswered)
+
+    def fed(self, service: str, rows: int) -> None:
+        """Count the rows of one batch of a known service."""
+        self._fed.labels(service).inc(rows)
 
     def render(self, state: FleetState | None, now_ms: int, compliance_rate: float | None) -> bytes:
         """Return the Prometheus text."""

@@ -11,7 +11,7 @@ from cachewarden.messages import AGENT_ID, CAPABILITIES, Execution, Proposal, Re
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetState
 from serve.answers import risk_of
-from serve.schemas import AgentsResponse, AgentView, FleetMetricsResponse, PlanView, ServiceView
+from serve.schemas import AgentsResponse, AgentView, FleetMetricsResponse, PlanView, ServiceView, SourceView
 from serve.timestamps import iso
 
 __all__ = ["agents_view", "compliance_rate", "fleet_metrics", "plan_view", "plans_view", "service_view"]
@@ -95,6 +95,18 @@ def service_view(service: Service, state: FleetState, score: float | None) -> Se
             "refused": split.refused,
             "source": split.source,
         },
+        "sources": [
+            SourceView(
+                name=source.name,
+                used=source.used,
+                reason=source.reason,
+                cost=source.cost,
+                expected_error=source.expected_error,
+                error_basis=source.error_basis,
+                coverage=source.coverage,
+            )
+            for source in snapshot.sources
+        ],
         "knobs": dict(snapshot.knobs),
     }
     return view.model_copy(update=measured)

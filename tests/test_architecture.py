@@ -21,6 +21,7 @@ FUNCTION_LINES_MAX = 70
 IMPURE = {
     "cachewarden/shell.py",
     "cachewarden/host.py",
+    "cachewarden/recorder.py",
     "agents/actors.py",
     "coordination/warm_cache.py",
     "coordination/warm_origins.py",

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
+
+from cachewarden.keys import REMAINDERS, hash_key
 
 __all__ = [
     "KEYS_BASIS",
@@ -26,7 +27,7 @@ __all__ = [
     "mix",
 ]
 
-MODULUS = 1 << 24
+MODULUS = REMAINDERS
 """The hash space of the filter, as in SHARDS: rates down to 6e-8 can be told apart."""
 
 _ERROR_TIMES_ROOT_KEYS = 0.57
@@ -35,11 +36,6 @@ KEYS_BASIS = (
     "correction: 0.004 at 20,000 sampled keys, 0.013 at 2,000, 0.045 at 200, which is 0.57 / sqrt(keys)"
 )
 """What `keys_needed` and `error_expected` rest on."""
-
-
-def hash_key(secret: bytes, key: bytes) -> int:
-    """Return the keyed 64-bit hash of a key name; `secret` has at most 64 bytes (ValueError from hashlib otherwise)."""
-    return int.from_bytes(blake2b(key, digest_size=8, key=secret).digest(), "big")
 
 
 def mix(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -31,6 +31,7 @@ def test_a_fleet_is_read_with_its_units_and_its_careful_defaults():
     assert fleet.service("api").mode is Mode.AUTO
     assert fleet.service("search").mode is Mode.ADVISE
     assert not fleet.service("search").capture
+    assert not fleet.service("search").feed
 
 
 def test_an_unknown_service_is_answered_with_the_known_names():
@@ -46,6 +47,8 @@ def test_an_unknown_service_is_answered_with_the_known_names():
         (GOOD.replace("mode: auto", "mode: autopilot"), 6, "`services.0.mode`: input should be 'off'"),
         (GOOD.replace("    mode: auto", "    mod: auto"), 6, "`services.0.mod`: is not a known name here"),
         (GOOD.replace("redis://localhost:6379/0", "localhost:6379"), 5, "must begin with `redis://`"),
+        (GOOD.replace("mode: auto", "feed: maybe"), 6, "`services.0.feed`"),
+        (GOOD.replace("mode: auto", "feeds: true"), 6, "`services.0.feeds`: is not a known name here"),
         (GOOD.replace("600", "-1"), 9, "greater than 0"),
         (GOOD.replace('"session:"', '"session:*"'), 8, "without `\\*`"),
         (GOOD.replace("search", "api"), None, "twice: api"),

@@ -13,6 +13,8 @@ from cachewarden import chain
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.errors import JournalUnavailable
 from cachewarden.estimate import Estimate
+from cachewarden.fed_accesses import FeedBatch, FeedReport
+from cachewarden.feed import secret_fingerprint
 from cachewarden.fleet import Fleet, parse_fleet
 from cachewarden.messages import (
     ActionClass,
@@ -38,6 +40,7 @@ from serve.api import create_app
 from serve.decision import Grounds, others_of
 from serve.security import TokenStore, create_token
 
+SECRET = b"the secret of the key hash"
 NOW_MS = 1_800_000_000_000
 MIB = 1 << 20
 CONSTITUTION: Constitution = load_constitution(Path("config/constitution.yaml"))
@@ -47,7 +50,7 @@ FLEET_TEXT = """
 name: unit
 total_memory_bytes: 200mb
 services:
-  - {name: constitutional_ai, url: "redis://127.0.0.1:7001", mode: auto, tenant: acgs, region: local, default_ttl_s: 60,
+  - {name: constitutional_ai, url: "redis://127.0.0.1:7001", mode: auto, tenant: acgs, region: local, default_ttl_s: 60, feed: true,
      hit_ratio_floor: 0.8, patterns: [{prefix: "policy:", max_staleness_s: 600}, {prefix: "policy:short:", max_staleness_s: 5}]}
   - {name: api_gateway, url: "redis://127.0.0.1:7002", mode: approve, tenant: acgs, region: local}
   - {name: integrity_service, url: "redis://127.0.0.1:7003", mode: advise, tenant: acgs, region: local}
@@ -214,6 +217,9 @@ class MemoryBackend:
         self.constitution = CONSTITUTION
         self.settings = settings
         self.budget_bytes: int | None = None
+        self.secret_fingerprint = secret_fingerprint(SECRET)
+        self.fed: list[FeedBatch] = []
+        self.fed_reports: dict[str, FeedReport] = {}
         self.known = known
         self.records: list[AuditRecord] = []
         self.journal_down = False
@@ -237,6 +243,13 @@ class MemoryBackend:
 
     async def snapshot(self, service: str) -> Snapshot | None:
         return self.looks.get(service)
+
+    async def feed(self, batch: FeedBatch) -> FeedReport | None:
+        self.fed.append(batch)
+        return self.fed_reports.get(batch.service)
+
+    async def feed_report(self, service: str) -> FeedReport | None:
+        return self.fed_reports.get(service)
 
     async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
         if self.journal_down:
@@ -292,6 +305,7 @@ class Site:
             "operate": create_token(state_dir, "operator", ("operate",)),
             "read": create_token(state_dir, "reader", ("read",)),
             "admin": create_token(state_dir, "admin", ("admin",)),
+            "feed": create_token(state_dir, "app-server", ("feed",)),
         }
         self.app = create_app(backend, TokenStore(state_dir), wait_s=wait_s)
 

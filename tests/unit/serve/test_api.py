@@ -272,6 +272,8 @@ async def test_the_published_document_describes_every_route_its_errors_and_the_t
         "/api/v1/cache/metrics",
         "/api/v1/cache/warm",
         "/api/v1/cache/whatif",
+        "/api/v1/cache/feed",
+        "/api/v1/cache/feed/{service_name}",
         "/health",
         "/metrics",
         "/api/v1/cache/plans",

@@ -38,12 +38,14 @@ def test_only_the_hash_is_kept_in_a_private_file(tmp_path: Path):
         (("read",), {"read"}),
         (("operate",), {"read", "operate"}),
         (("approve",), {"read", "approve"}),
-        (("admin",), {"read", "operate", "approve", "admin"}),
+        (("admin",), {"read", "operate", "approve", "admin", "feed"}),
+        (("feed",), {"feed"}),
+        (("feed", "read"), {"read", "feed"}),
     ],
 )
-def test_a_scope_permits_what_it_says_and_reading(tmp_path: Path, scopes: tuple, may: set):
+def test_a_scope_permits_what_it_says_and_reading_except_that_of_a_recorder(tmp_path: Path, scopes: tuple, may: set):
     caller = TokenStore(tmp_path).authenticate(f"bearer {create_token(tmp_path, 'x', scopes)}")
-    assert {s for s in ("read", "operate", "approve", "admin") if caller.may(s)} == may
+    assert {s for s in ("read", "operate", "approve", "admin", "feed") if caller.may(s)} == may
 
 
 def test_a_revoked_token_and_a_new_one_are_seen_without_a_restart(tmp_path: Path):
