@@ -35,9 +35,7 @@ MEMORY_BYTES = 32 * MIB
 
 def replayed(indexed: IndexedTrace, memory: float, entry: int) -> ReplayResult:
     """Return the truth over the window."""
-    return replay_indexed(
-        indexed, EvictionConfig(int(memory), "allkeys-lru", unknown_entry_bytes=entry), WINDOW_MS[0]
-    )
+    return replay_indexed(indexed, EvictionConfig(int(memory), "allkeys-lru", unknown_entry_bytes=entry), WINDOW_MS[0])
 
 
 def true_age_ms(trace: AccessTrace, resident_keys: int) -> float:
@@ -111,8 +109,10 @@ def main(folder: Path, capture_s: int, rate: float) -> None:
             more = replayed(indexed, MEMORY_BYTES + 3 * MIB, entry).hit_ratio - seen.hit_ratio
             fewer = seen.hit_ratio - replayed(indexed, MEMORY_BYTES - 3 * MIB, entry).hit_ratio
             note("one MiB more, points", found.marginal.hit_ratio, (more + fewer) / 6)
-            print(f"{name:28s} {share} hit {seen.hit_ratio:.3f} age {age_ms/1000:6.0f} s; one MiB "
-                  f"{100*found.marginal.hit_ratio.value:.3f} [{100*found.marginal.hit_ratio.low:.3f} {100*found.marginal.hit_ratio.high:.3f}] true {100*(more+fewer)/6:.3f}")
+            print(
+                f"{name:28s} {share} hit {seen.hit_ratio:.3f} age {age_ms / 1000:6.0f} s; one MiB "
+                f"{100 * found.marginal.hit_ratio.value:.3f} [{100 * found.marginal.hit_ratio.low:.3f} {100 * found.marginal.hit_ratio.high:.3f}] true {100 * (more + fewer) / 6:.3f}"
+            )
             for ws in found.working_set:
                 note("working set keys (relative)", ws.keys, true_working_set(trace, ws.window_ms), relative=True)
             for factor in (0.5, 1.5, 2.5):

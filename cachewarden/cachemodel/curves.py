@@ -143,7 +143,7 @@ def curve(inquiry: Inquiry) -> MemoryCurve | Insufficient:
         binding=diagnose(evidence),
         working_set=_working_sets(fitted),
         marginal=_marginal(evidence, fitted, shape, now_bytes),
-        ceiling=ceiling.hit_ratio if isinstance(ceiling, Answer) else None,
+        ceiling=_raised(ceiling.hit_ratio, points[-1].hit_ratio) if isinstance(ceiling, Answer) else None,
         method=found[kept.index(now_bytes)][2].method,
         notes=notes,
     )
@@ -346,7 +346,7 @@ def _unreachable(
     if not isinstance(ceiling, Answer) or ceiling.hit_ratio.value >= target:
         return f"up to {searched_bytes} bytes the hit ratio reaches {best:.3f}, more than that was not looked at"
     words = [f"even unlimited memory is predicted to give {ceiling.hit_ratio.value:.3f} only"]
-    words.append(f"{mixture.cold:.3f} of the lookups are for keys that do not come again")
+    words.append(f"about {mixture.cold:.3f} of the lookups are for keys that do not come again")
     if shape.ttl_ms is not None:
         expire = 1.0 - mixture.cold - float(mixture.ttl_hit_ratio(shape.ttl_ms)[0])
         words.append(f"{max(expire, 0.0):.3f} come back after the TTL of {shape.ttl_ms / 1000:g} s")
