@@ -17,7 +17,7 @@ import numpy as np
 
 from agents.choice import Choice
 from agents.evidence import evidence_of
-from cachewarden.cachemodel.ttl_model import ttl_ladder
+from cachewarden.cachemodel.ttl_model import gains_of_longer_ttls, shortest_with_most_of_the_gain
 from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Evidence, Inquiry, Insufficient
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Service
@@ -234,16 +234,10 @@ class Appraisal:
         if not self.rules or policy.ttl_ms is None:
             return None
         longest: int = min(r.max_staleness_ms for r in self.rules)
-        ladder = ttl_ladder(policy.ttl_ms, longest) or (longest,)
-        answers = self._inquiry.ask([replace(policy, ttl_ms=t) for t in ladder])
-        gains = [
-            (t, a.hit_ratio.value - self.evidence.hit_ratio)
-            for t, a in zip(ladder, answers, strict=True)
-            if isinstance(a, Answer)
-        ]
-        if not gains or gains[-1][1] * self._coverage < self.settings.minimum_gain:
+        gains = gains_of_longer_ttls(self._inquiry, policy, longest)
+        if isinstance(gains, str) or gains[-1].gain.value * self._coverage < self.settings.minimum_gain:
             return None
-        return next(t for t, gain in gains if gain >= _TTL_GAIN_SHARE * gains[-1][1])
+        return shortest_with_most_of_the_gain(gains, _TTL_GAIN_SHARE).ttl_ms
 
     def _rules_for(self, ttl_ms: int | None) -> tuple[TtlRule, ...]:
         if ttl_ms is None or ttl_ms == self.evidence.current.ttl_ms:

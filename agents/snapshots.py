@@ -176,6 +176,7 @@ def make_snapshot(
         sample=sample,
         access=access,
         incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
+        expired_stale_share=facts.expired_stale_share,
     )
 
 

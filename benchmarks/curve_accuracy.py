@@ -109,9 +109,10 @@ def main(folder: Path, capture_s: int, rate: float) -> None:
             more = replayed(indexed, MEMORY_BYTES + 3 * MIB, entry).hit_ratio - seen.hit_ratio
             fewer = seen.hit_ratio - replayed(indexed, MEMORY_BYTES - 3 * MIB, entry).hit_ratio
             note("one MiB more, points", found.marginal.hit_ratio, (more + fewer) / 6)
+            told, real = found.marginal.hit_ratio, (more + fewer) / 6
             print(
-                f"{name:28s} {share} hit {seen.hit_ratio:.3f} age {age_ms / 1000:6.0f} s; one MiB "
-                f"{100 * found.marginal.hit_ratio.value:.3f} [{100 * found.marginal.hit_ratio.low:.3f} {100 * found.marginal.hit_ratio.high:.3f}] true {100 * (more + fewer) / 6:.3f}"
+                f"{name:28s} {share} hit {seen.hit_ratio:.3f}, eviction age {age_ms / 1000:.0f} s; one MiB, points: "
+                f"{100 * told.value:.3f} [{100 * told.low:.3f}, {100 * told.high:.3f}], really {100 * real:.3f}"
             )
             for ws in found.working_set:
                 note("working set keys (relative)", ws.keys, true_working_set(trace, ws.window_ms), relative=True)

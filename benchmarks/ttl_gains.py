@@ -1,8 +1,7 @@
-"""Which model tells better what a longer TTL gives: the fitted mixture (`whatif`) or a replay of the capture
-(`ttl_model`)? Published traces, replayed under TTLs of 60 to 900 s, are the truth.
+"""How well is it told what a longer TTL gives? Published traces, replayed under TTLs of 60 to 900 s, are the truth.
 
 `python -m benchmarks.ttl_gains FOLDER`: FOLDER holds the traces. None of them has times or TTLs: each is spread over an
-hour, and every load is given the TTL. Prints errors of the predicted gain in points of hit ratio.
+hour, and every load is given the TTL. Prints errors of the predicted gain in points of hit ratio, by length of capture.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from cachewarden.cachemodel.eviction import EvictionConfig, ReplayResult, replay
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.cachemodel.trace_files import load
-from cachewarden.cachemodel.ttl_model import gains_of_longer_ttls
 from cachewarden.cachemodel.whatif import Answer, Inquiry
 
 FILES = {
@@ -66,7 +64,8 @@ def evidence_of(trace: AccessTrace, seen: ReplayResult, ttl_s: int, memory: int,
 
 
 def main(folder: Path) -> None:
-    errors: dict[tuple[str, int], list[tuple[float, bool]]] = {}
+    """Print the table."""
+    errors: dict[int, list[tuple[float, bool]]] = {}
     for name, rows in FILES.items():
         trace = load(folder / name, rows / 3600.0).slice_time(0, WINDOW_MS[1])
         keys = trace.distinct_keys()
@@ -79,30 +78,11 @@ def main(folder: Path) -> None:
                     inquiry = Inquiry(given, 1)
                     wanted = [t for t in WANTED_S if t > present]
                     answers = inquiry.ask([replace(given.current, ttl_ms=t * 1000) for t in wanted])
-                    assert given.trace is not None
-                    start = int(given.trace.time_ms[0])
-                    for warm in (0.0, 0.5):
-                        gains = gains_of_longer_ttls(
-                            given.trace,
-                            present * 1000,
-                            900_000,
-                            seed=1,
-                            ladder=[t * 1000 for t in wanted],
-                            count_from_ms=start + int(warm * capture_s * 1000),
-                        )
-                        if isinstance(gains, str):
-                            continue
-                        for t, gain in zip(wanted, gains, strict=True):
-                            real = truth[t].hit_ratio - truth[present].hit_ratio
-                            e = gain.hit_ratio_gain
-                            errors.setdefault((f"replay, warm-up {warm}", capture_s), []).append(
-                                (e.value - real, e.holds(real))
-                            )
                     line = []
                     for t, answer in zip(wanted, answers, strict=True):
                         real = truth[t].hit_ratio - truth[present].hit_ratio
                         if isinstance(answer, Answer):
-                            errors.setdefault(("mixture", capture_s), []).append(
+                            errors.setdefault(capture_s, []).append(
                                 (answer.change.value - real, answer.change.holds(real))
                             )
                             line.append(f"{t}s {100 * answer.change.value:+.1f}/{100 * real:+.1f}")
@@ -111,11 +91,11 @@ def main(folder: Path) -> None:
                     print(
                         name[:16], share, f"{present}s capture {capture_s}s hit {truth[present].hit_ratio:.3f}", *line
                     )
-    for (method, capture_s), found in sorted(errors.items()):
+    for capture_s, found in sorted(errors.items()):
         e = np.array([x for x, _ in found]) * 100
         inside = np.mean([x for _, x in found])
         print(
-            f"{method:22s} capture {capture_s:4d} s: mean |error| {np.abs(e).mean():5.2f}, P90 {np.quantile(np.abs(e), 0.9):5.2f}, "
+            f"capture {capture_s:4d} s: mean |error| {np.abs(e).mean():5.2f}, P90 {np.quantile(np.abs(e), 0.9):5.2f}, "
             f"bias {e.mean():+5.2f} points, {inside:.0%} inside, n={len(e)}"
         )
 

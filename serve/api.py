@@ -19,7 +19,7 @@ from cachewarden import __version__
 from cachewarden.errors import OperatingError, RequestError
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.models import CacheOptimizationRequest
-from serve import control_routes, optimize_routes, read_routes, warm_routes, whatif_routes
+from serve import control_routes, curve_routes, optimize_routes, read_routes, warm_routes, whatif_routes
 from serve.backend import Backend
 from serve.context import Context
 from serve.decision import Grounds
@@ -121,7 +121,7 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    for routes in (optimize_routes, warm_routes, whatif_routes, read_routes, control_routes):
+    for routes in (optimize_routes, warm_routes, whatif_routes, curve_routes, read_routes, control_routes):
         app.include_router(routes.router)
     _publish_openapi(app)
     app.add_middleware(Envelope, telemetry=telemetry, limits={"/api/v1/cache/warm": _WARM_BODY_BYTES})

@@ -7,14 +7,13 @@ or the journal.
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
 from serve.context import ERRORS, context_of, json_answer, known_state
-from serve.decision import max_age_ms_of
 from serve.errors import ApiError
 from serve.gate import GovernedRoute, needs
+from serve.looks import newest_look, rules_in_force
 from serve.schemas import ErrorResponse
 from serve.whatif import (
     DeskFull,
@@ -22,14 +21,10 @@ from serve.whatif import (
     WhatifRequest,
     WhatifResponse,
     observed_of,
-    rules_in_force,
     unanswered,
 )
 
 __all__ = ["router"]
-
-# A question about the last minutes, not a decision: it may rest on an older look than a change may.
-_LOOK_AGE_MIN_MS: Final = 60_000
 
 router = APIRouter(route_class=GovernedRoute, tags=["observation"])
 
@@ -51,14 +46,8 @@ async def whatif(request: Request, body: WhatifRequest) -> Response:
     context = context_of(request)
     service = context.backend.fleet.service(body.service_name)
     state = await known_state(context)
-    snapshot = await context.backend.snapshot(service.name)
-    if snapshot is None:
-        reason = state.missing.get(service.name, f"it has not been looked at yet, its mode is `{service.mode.value}`")
-        found = Whatif(None, unanswered(body.candidates, f"the cache was not seen: {reason}"))
-    elif (age_ms := context.backend.now_ms() - snapshot.taken_at_ms) > max(
-        _LOOK_AGE_MIN_MS, max_age_ms_of(context.backend.settings)
-    ):
-        reason = f"the newest look at the cache is {age_ms / 1000:.0f} s old, it cannot speak for now"
+    snapshot, reason = await newest_look(context.backend, state, service)
+    if snapshot is None or reason:
         found = Whatif(None, unanswered(body.candidates, reason))
     else:
         try:

@@ -342,11 +342,15 @@ def _unreachable(
     if not _binds(evidence) and evidence.hit_ratio < target:
         binding = diagnose(evidence).binding
         return f"nothing is evicted, so memory cannot help: most misses are {binding}"
+    words = [f"up to {searched_bytes} bytes the hit ratio reaches {best:.3f}"]
     ceiling = inquiry.ask([replace(shape, maxmemory_bytes=0)])[0]
-    if not isinstance(ceiling, Answer) or ceiling.hit_ratio.value >= target:
-        return f"up to {searched_bytes} bytes the hit ratio reaches {best:.3f}, more than that was not looked at"
-    words = [f"even unlimited memory is predicted to give {ceiling.hit_ratio.value:.3f} only"]
-    words.append(f"about {mixture.cold:.3f} of the lookups are for keys that do not come again")
+    if isinstance(ceiling, Answer) and ceiling.hit_ratio.value < target:
+        words = [f"even unlimited memory is predicted to give {max(ceiling.hit_ratio.value, best):.3f} only"]
+    # Compulsory misses bound every cache; what comes back after the evidence ends cannot be told from them.
+    late = float(mixture.survival(mixture.horizon_ms)[0])
+    words.append(
+        f"{late:.3f} of the lookups are not asked again within the {mixture.horizon_ms / 1000:.0f} s of evidence"
+    )
     if shape.ttl_ms is not None:
         expire = 1.0 - mixture.cold - float(mixture.ttl_hit_ratio(shape.ttl_ms)[0])
         words.append(f"{max(expire, 0.0):.3f} come back after the TTL of {shape.ttl_ms / 1000:g} s")

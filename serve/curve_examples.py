@@ -1,0 +1,2 @@
+CURVE_EXAMPLE = {}
+TTL_EXAMPLE = {}
