@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agents.ttl_review import TtlReview, review_ttls
 from cachewarden.cachemodel.dead_memory import DeadMemory
-from cachewarden.cachemodel.evidence import MissShares
-from cachewarden.cachemodel.ttl_model import TtlGain
+from cachewarden.cachemodel.ttl_model import MissesLeft, TtlGain
 from cachewarden.cachemodel.ttl_stampede import Jitter, Stampede
 from cachewarden.fleet import Service
 from cachewarden.messages import CONSTITUTIONAL_HASH
@@ -33,13 +32,21 @@ class MissesView(BaseModel):
     source: str
 
 
+class MissesLeftView(BaseModel):
+    """What lookups would still miss for, as shares of all lookups."""
+
+    never_again: float = Field(description="nothing helps: the key does not come again")
+    after_ttl: float = Field(description="a longer TTL, whatever the memory")
+    for_memory: float = Field(description="more memory alone")
+
+
 class GainView(BaseModel):
-    """What one longer TTL would give. `misses_then`: shares of the misses that are left."""
+    """What one longer TTL would give."""
 
     ttl_s: float
     gain: Interval = Field(description="change of the hit ratio")
     hit_ratio: Interval | None
-    misses_then: dict[str, float] | None
+    misses_then: MissesLeftView | None
 
 
 class StampedeView(BaseModel):
@@ -160,12 +167,12 @@ def _gain(found: TtlGain) -> GainView:
         ttl_s=found.ttl_ms / 1000,
         gain=Interval(value=gain.value, low=gain.low, high=gain.high),
         hit_ratio=interval(found.hit_ratio),
-        misses_then=None if found.misses is None else _shares(found.misses),
+        misses_then=None if found.misses is None else _left(found.misses),
     )
 
 
-def _shares(found: MissShares) -> dict[str, float]:
-    return {"cold": found.cold, "expired": found.expired, "evicted": found.evicted, "refused": found.refused}
+def _left(found: MissesLeft) -> MissesLeftView:
+    return MissesLeftView(never_again=found.never_again, after_ttl=found.after_ttl, for_memory=found.for_memory)
 
 
 def _stampede(found: Stampede) -> StampedeView:

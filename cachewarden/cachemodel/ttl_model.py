@@ -9,7 +9,7 @@ not seen before as first-time. On four published traces under TTLs of 60 to 300 
 error was 5.4 points from four minutes of accesses, and 1.6 from ten; that of the fitted mixture is 0.5 in both
 (`benchmarks/ttl_gains.py`).
 
-INVARIANT: causes of misses are not negative and add up to the predicted miss ratio.
+INVARIANT: what is left to miss has no negative part and adds up to the predicted miss ratio.
 """
 
 from __future__ import annotations
@@ -17,25 +17,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cachewarden.cachemodel.evidence import CacheConfiguration, MissShares
+from cachewarden.cachemodel.evidence import CacheConfiguration
 from cachewarden.cachemodel.whatif import Answer, Inquiry
 from cachewarden.estimate import Estimate
 
-__all__ = ["TtlGain", "gains_of_longer_ttls", "shortest_with_most_of_the_gain", "ttl_ladder"]
+__all__ = ["MissesLeft", "TtlGain", "gains_of_longer_ttls", "shortest_with_most_of_the_gain", "ttl_ladder"]
 
 _RUNGS_MAX = 12
 
 
 @dataclass(frozen=True, slots=True)
+class MissesLeft:
+    """Shares of all lookups, by what would have to change for a hit: `never_again` nothing helps, the key does not come
+    again; `after_ttl` a longer TTL, whatever the memory; `for_memory` more memory alone.
+
+    Not the causes that a server counts: a key that was evicted and would have expired too is under `after_ttl` here.
+    """
+
+    never_again: float
+    after_ttl: float
+    for_memory: float
+
+
+@dataclass(frozen=True, slots=True)
 class TtlGain:
-    """What one TTL would give: `hit_ratio` then, its `gain` over the observed one, and the shares of the misses that
-    are left; each None where it is not told.
+    """What one TTL would give: `hit_ratio` then, its `gain` over the observed one, and the misses that are left; each
+    None where it is not told.
     """
 
     ttl_ms: int
     hit_ratio: Estimate | None
     gain: Estimate
-    misses: MissShares | None
+    misses: MissesLeft | None
 
 
 def ttl_ladder(present_ms: int, longest_ms: int) -> tuple[int, ...]:
@@ -84,14 +97,13 @@ def shortest_with_most_of_the_gain(gains: Sequence[TtlGain], share: float) -> Tt
     return next((gain for gain in gains if gain.gain.value >= share * gains[-1].gain.value), gains[-1])
 
 
-def _misses_left(inquiry: Inquiry, answer: Answer) -> MissShares | None:
-    """Return why lookups would miss: what does not come again, what comes after the TTL, what memory does not hold.
+def _misses_left(inquiry: Inquiry, answer: Answer) -> MissesLeft | None:
+    """Return what lookups would miss for, as the model has it, scaled to the misses that the answer leaves.
 
-    The parts are the model's, scaled to the misses that the answer leaves. Eviction policies other than LRU count as
-    LRU here.
+    Eviction policies other than LRU count as LRU here.
     """
     fitted, wanted = inquiry.workload, answer.candidate
-    if isinstance(fitted, str) or wanted.ttl_ms is None or answer.hit_ratio.value >= 1.0:
+    if isinstance(fitted, str) or wanted.ttl_ms is None:
         return None
     mixture = fitted.mixture
     capacity = inquiry.evidence.capacity_bytes(wanted)
@@ -99,8 +111,7 @@ def _misses_left(inquiry: Inquiry, answer: Answer) -> MissShares | None:
     limited = unlimited
     if capacity != float("inf"):
         limited = min(unlimited, float(1.0 - mixture.miss_ratio_curve(capacity, wanted.ttl_ms)[0]))
-    cold, expired, evicted = mixture.cold, max(0.0, 1.0 - mixture.cold - unlimited), unlimited - limited
-    total = cold + expired + evicted
-    if total <= 0.0:
-        return None
-    return MissShares(cold / total, expired / total, max(0.0, 1.0 - (cold + expired) / total), 0.0)
+    left = 1.0 - answer.hit_ratio.value
+    scale = left / (1.0 - limited) if limited < 1.0 else 0.0
+    late = max(0.0, 1.0 - mixture.cold - unlimited)
+    return MissesLeft(scale * mixture.cold, scale * late, scale * (unlimited - limited))
