@@ -16,6 +16,7 @@ from agents.captured_reads import read_capture
 from agents.miss_split import Flows, split_misses
 from agents.prefix_evidence import access_of, residents_of
 from cachewarden.cachemodel.dead_memory import DeadMemory, Residents, expired_memory, unread_memory
+from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.cachemodel.prefix_curves import PrefixEvidence, SharedCache
 from cachewarden.cachemodel.ttl_model import (
     TtlGain,
@@ -184,9 +185,14 @@ def _residents(snapshot: Snapshot, sample: KeyspaceSample, mine: npt.NDArray[np.
 
 def _unread(snapshot: Snapshot, residents: Residents) -> DeadMemory | str:
     access = snapshot.access
-    if access is not None and access.trace.duration_ms > 0:
-        return unread_memory(residents, _SEED, capture=access.trace, spatial_rate=access.spatial_rate)
-    return unread_memory(residents, _SEED, idle_from_ms=_UNREAD_IDLE_MS)
+    if access is None or access.trace.duration_ms <= 0:
+        return unread_memory(residents, _SEED, idle_from_ms=_UNREAD_IDLE_MS)
+    # The read that missed and loaded a key is no use of it: only hits are.
+    folded = fold_fills(access.trace)
+    hits = folded.trace.rows(~folded.missed)
+    if hits.duration_ms <= 0:
+        return "the capture shows no hits"
+    return unread_memory(residents, _SEED, capture=hits, spatial_rate=access.spatial_rate)
 
 
 def _stampede(snapshot: Snapshot, sample: KeyspaceSample, mine: npt.NDArray[np.bool_]) -> Stampede | str:

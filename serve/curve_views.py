@@ -143,8 +143,9 @@ def curve_answer(look: Look, target: float | None) -> CurveResponse:
     if isinstance(look.inquiry, str):
         return CurveResponse(service_name=name, answered=False, reason=look.inquiry)
     binding = _binding(diagnose(look.inquiry.evidence))
-    prefixes = [] if isinstance(look.shared, str) else [_prefix(p) for p in look.shared.curves()]
-    found = curve(look.inquiry)
+    shared = None if isinstance(look.shared, str) else look.shared
+    prefixes = [] if shared is None else [_prefix(p) for p in shared.curves()]
+    found = curve(look.inquiry, shared)
     if isinstance(found, Insufficient):
         return CurveResponse(
             service_name=name,
@@ -154,7 +155,7 @@ def curve_answer(look: Look, target: float | None) -> CurveResponse:
             binding=binding,
             per_prefix=prefixes,
         )
-    reached = None if target is None else memory_for(look.inquiry, target)
+    reached = None if target is None else memory_for(look.inquiry, target, shared)
     answer = _curve(name, found)
     return answer.model_copy(
         update={"target": None if target is None else _target(target, reached), "per_prefix": prefixes}

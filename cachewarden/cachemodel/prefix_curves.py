@@ -28,7 +28,7 @@ from cachewarden.cachemodel.popularity_fit import Floats, IdleTable, ReuseTable
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.estimate import Estimate
 
-__all__ = ["PrefixCurve", "PrefixEvidence", "PrefixPoint", "SharedCache"]
+__all__ = ["PrefixCurve", "PrefixEvidence", "PrefixPoint", "SharedCache", "WholeCache"]
 
 _ACCESSES_MIN = 500
 _IDLE_KEYS_MIN = 200
@@ -43,6 +43,8 @@ _STEP = 1.02
 """Growth of the cache over which the slopes of the prefixes are taken."""
 _SCALE_MAX = 4.0
 """A prefix whose modelled bytes differ from the sampled ones by more than this is not understood."""
+_MATTERS = 0.03
+"""Share of the lookups from which on a prefix with another TTL makes a difference."""
 _POLLUTES_BYTES = 0.05
 _POLLUTES_DENSITY = 0.25
 """A prefix pollutes if it surely holds so much of the memory and gives less than so much of the mean hits per byte."""
@@ -94,6 +96,16 @@ class PrefixCurve:
     points: tuple[PrefixPoint, ...]
     reason: str
     note: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeCache:
+    """All prefixes together: residence time of keys without a TTL, and hits per lookup [1 + replicates] that prefixes
+    with a curve contribute; the others contribute the same at every size, so only differences mean something.
+    """
+
+    residence_ms: float
+    hits: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,6 +187,23 @@ class SharedCache:
         value = float(differences[0])
         margin = math.hypot(_Z90 * float(np.std(differences[1:])), _FLOOR, _DIFFERENCE_ERROR * abs(value))
         return Estimate.around(value, margin, -1.0, 1.0)
+
+    @property
+    def lifetimes_differ(self) -> bool:
+        """Say whether prefixes with different TTLs take part, which no single TTL of the whole cache can stand for."""
+        asked = [part for part in self._parts if (part.known.lookups_share or 0.0) >= _MATTERS]
+        return len({part.known.ttl_ms for part in asked}) > 1
+
+    def whole(self, capacity_bytes: float, ttls: Mapping[str, int] | None = None) -> WholeCache:
+        """Return the cache of all prefixes with so many bytes for entries; `ttls` of prefixes in place of theirs."""
+        division = self._divide(capacity_bytes, ttls)
+        shares = np.array([part.known.lookups_share or 0.0 for part in self._parts])
+        return WholeCache(division.residence_ms, division.hits @ shares)
+
+    @property
+    def capacity_bytes(self) -> float:
+        """Return the memory that entries take now."""
+        return self._capacity
 
     def _scale(self) -> None:
         """Scale modelled bytes so that each prefix holds now what the keyspace sample has seen of it."""
