@@ -38,7 +38,7 @@ _SEED = 1
 _PEAK_OVER_MEAN = 2.0
 """A jitter is looked for that leaves at most this many times the mean in the busiest second, or what chance allows."""
 _JITTER_SHARE = 0.5
-"""Of the longest TTL ahead: more jitter would halve lives."""
+"""Of the TTL: more jitter would halve lives."""
 _UNREAD_IDLE_MS = 600_000
 """Without a capture, keys that nobody touched for so long count as unread."""
 
@@ -163,7 +163,7 @@ def _review(
         gains=gains,
         enough_ttl_ms=enough,
         stampede=stampede,
-        jitter=_jitter(stampede, sample.ttl_ms[mine & (sample.ttl_ms >= 0)]),
+        jitter=_jitter(stampede, sample.ttl_ms[mine & (sample.ttl_ms >= 0)], ttl_ms or 0),
         unread=_unread(snapshot, _residents(snapshot, sample, mine)),
         expired=expired_memory(_residents(snapshot, sample, mine), _SEED, stale_share=snapshot.expired_stale_share),
     )
@@ -202,10 +202,10 @@ def _stampede(snapshot: Snapshot, sample: KeyspaceSample, mine: npt.NDArray[np.b
     return stampede_risk(sample.ttl_ms[volatile], round(snapshot.keys_with_ttl * share))
 
 
-def _jitter(stampede: Stampede | str, remaining_ms: npt.NDArray[np.int64]) -> Jitter | str:
+def _jitter(stampede: Stampede | str, remaining_ms: npt.NDArray[np.int64], ttl_ms: int) -> Jitter | str:
     if isinstance(stampede, str):
         return stampede
     if not stampede.aligned:
         return Jitter(0, stampede.busiest_share.value)
     wanted = min(1.0, max(_PEAK_OVER_MEAN * stampede.mean_share, stampede.chance_share))
-    return jitter_below(remaining_ms, wanted, int(_JITTER_SHARE * stampede.horizon_ms))
+    return jitter_below(remaining_ms, wanted, int(_JITTER_SHARE * max(stampede.horizon_ms, ttl_ms)))

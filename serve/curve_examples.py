@@ -175,8 +175,8 @@ TTL_EXAMPLE: Final[dict[str, Any]] = {
         "jitter": {"jitter_s": 1.0, "peak_share": 0.06547},
         "jitter_reason": "",
         "unread_memory": {
-            "held_bytes": {"value": 0.0, "low": 0.0, "high": 25090.0},
-            "share": {"value": 0.0, "low": 0.0, "high": 0.002991},
+            "held_bytes": {"value": 6808000.0, "low": 6652000.0, "high": 6957000.0},
+            "share": {"value": 0.8116, "low": 0.793, "high": 0.8294},
             "horizon_s": 120.0,
             "method": "sampled residents that a capture of 120 s at rate 1 saw nobody read",
         },
@@ -250,8 +250,8 @@ TTL_EXAMPLE: Final[dict[str, Any]] = {
             "jitter": {"jitter_s": 0.0, "peak_share": 0.0557},
             "jitter_reason": "",
             "unread_memory": {
-                "held_bytes": {"value": 0.0, "low": 0.0, "high": 19570.0},
-                "share": {"value": 0.0, "low": 0.0, "high": 0.007555},
+                "held_bytes": {"value": 1279000.0, "low": 1183000.0, "high": 1380000.0},
+                "share": {"value": 0.4937, "low": 0.4568, "high": 0.5326},
                 "horizon_s": 120.0,
                 "method": "sampled residents that a capture of 120 s at rate 1 saw nobody read",
             },
