@@ -20,6 +20,7 @@ from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.cachemodel.prefix_curves import PrefixEvidence, SharedCache
 from cachewarden.cachemodel.ttl_model import (
     TtlGain,
+    gains_by_prefix,
     gains_of_longer_ttls,
     shortest_with_most_of_the_gain,
     ttl_ladder,
@@ -47,7 +48,8 @@ _UNREAD_IDLE_MS = 600_000
 class TtlReview:
     """One prefix, or the whole service (`pattern` None).
 
-    `ttl_ms` that most keys live by, `longest_ms` the declared staleness, each None if there is none. `gains` by rising
+    `ttl_ms` that most keys live by, `longest_ms` the declared staleness (of the service: the least one, or the longest
+    where prefixes with different TTLs are told apart), each None if there is none. `gains` by rising
     TTL, or the reason; `enough_ttl_ms` the shortest with nearly all of the gain, None where nothing is surely gained.
     """
 
@@ -76,10 +78,12 @@ def review_ttls(
     """
     staleness = {p.prefix: int(p.max_staleness_s * 1000) for p in service.patterns if p.max_staleness_s is not None}
     of_prefixes = tuple(_of_prefix(snapshot, known, staleness.get(known.pattern), shared) for known in prefixes)
-    return _of_service(snapshot, inquiry, staleness), of_prefixes
+    return _of_service(snapshot, inquiry, shared, staleness), of_prefixes
 
 
-def _of_service(snapshot: Snapshot, inquiry: Inquiry | str, staleness: dict[str, int]) -> TtlReview:
+def _of_service(
+    snapshot: Snapshot, inquiry: Inquiry | str, shared: SharedCache | str, staleness: dict[str, int]
+) -> TtlReview:
     gains: tuple[TtlGain, ...] | str
     longest_ms = min(staleness.values(), default=None)
     ttl_ms = None if isinstance(inquiry, str) else inquiry.evidence.current.ttl_ms
@@ -87,6 +91,9 @@ def _of_service(snapshot: Snapshot, inquiry: Inquiry | str, staleness: dict[str,
         gains = inquiry
     elif longest_ms is None:
         gains = "no pattern has a declared staleness, so no TTL may be lengthened"
+    elif not isinstance(shared, str) and shared.lifetimes_differ:
+        longest_ms = max(staleness.values())
+        gains = gains_by_prefix(shared, inquiry.evidence.hit_ratio, staleness)
     else:
         gains = gains_of_longer_ttls(inquiry, inquiry.evidence.current, longest_ms)
     return _review(snapshot, None, ttl_ms, longest_ms, snapshot.miss_split, gains)

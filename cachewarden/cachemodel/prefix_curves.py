@@ -43,6 +43,7 @@ _STEP = 1.02
 """Growth of the cache over which the slopes of the prefixes are taken."""
 _SCALE_MAX = 4.0
 """A prefix whose modelled bytes differ from the sampled ones by more than this is not understood."""
+_ROOMY = 1e18
 _MATTERS = 0.03
 """Share of the lookups from which on a prefix with another TTL makes a difference."""
 _POLLUTES_BYTES = 0.05
@@ -182,8 +183,37 @@ class SharedCache:
         i = next((n for n, part in enumerate(self._parts) if part.known.pattern == pattern), None)
         if i is None:
             return self.reason or self._refused.get(pattern, f"`{pattern}` is not known here")
-        now, then = self._divide(self._capacity), self._divide(self._capacity, {pattern: ttl_ms})
+        now, then = self._divide(self._room), self._divide(self._room, {pattern: ttl_ms})
         differences = then.hits[:, i] - now.hits[:, i]
+        value = float(differences[0])
+        margin = math.hypot(_Z90 * float(np.std(differences[1:])), _FLOOR, _DIFFERENCE_ERROR * abs(value))
+        return Estimate.around(value, margin, -1.0, 1.0)
+
+    @property
+    def _room(self) -> float:
+        """Return the memory that entries may grow to: where nothing is evicted yet, keys that live longer find room."""
+        evidence = self._evidence
+        if evidence.full or evidence.evicted_per_s:
+            return self._capacity
+        return (
+            max(float(evidence.capacity_bytes(evidence.current)), self._capacity)
+            if evidence.maxmemory_bytes
+            else _ROOMY
+        )
+
+    @property
+    def ttls(self) -> dict[str, int]:
+        """Return the usual TTL in milliseconds of each prefix that has a curve and a TTL."""
+        return {part.known.pattern: part.known.ttl_ms for part in self._parts if part.known.ttl_ms is not None}
+
+    def whole_gain(self, ttls: Mapping[str, int]) -> Estimate:
+        """Return the change of the whole cache's hit ratio if the named prefixes were given these TTLs."""
+        return self.whole_change(self._room, ttls)
+
+    def whole_change(self, capacity_bytes: float, ttls: Mapping[str, int]) -> Estimate:
+        """Return the change of the whole cache's hit ratio with so many bytes for entries and these TTLs."""
+        now = self._room if capacity_bytes == self._room else self._capacity
+        differences = self.whole(capacity_bytes, ttls).hits - self.whole(now).hits
         value = float(differences[0])
         margin = math.hypot(_Z90 * float(np.std(differences[1:])), _FLOOR, _DIFFERENCE_ERROR * abs(value))
         return Estimate.around(value, margin, -1.0, 1.0)
