@@ -79,9 +79,9 @@ def make_targets() -> set[str]:
 
 def routes() -> set[str]:
     """Return the paths of the API as their routers declare them."""
-    from serve import control_routes, optimize_routes, read_routes, warm_routes, whatif_routes
+    from serve import control_routes, curve_routes, optimize_routes, read_routes, warm_routes, whatif_routes
 
-    modules = (control_routes, optimize_routes, read_routes, warm_routes, whatif_routes)
+    modules = (control_routes, curve_routes, optimize_routes, read_routes, warm_routes, whatif_routes)
     return {route.path for module in modules for route in module.router.routes} | {"/openapi.json"}
 
 
