@@ -10,6 +10,7 @@ INVARIANT: no choice has a TTL above the staleness that the owner declared, or a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +18,15 @@ import numpy as np
 
 from agents.choice import Choice
 from agents.evidence import evidence_of
-from cachewarden.cachemodel.ttl_model import ttl_ladder
+from agents.prefix_evidence import prefixes_of
+from agents.ttl_review import TTL_GAIN_SHARE
+from cachewarden.cachemodel.prefix_curves import SharedCache
+from cachewarden.cachemodel.ttl_model import (
+    TtlGain,
+    gains_by_prefix,
+    gains_of_longer_ttls,
+    shortest_with_most_of_the_gain,
+)
 from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Evidence, Inquiry, Insufficient
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Service
@@ -34,8 +43,6 @@ to 0.2 points)."""
 _LFU_GAIN = 0.01
 """LFU must beat LRU by more than this: it adapts slowly when the hot set moves, which a capture of a minute does not
 show."""
-_TTL_GAIN_SHARE = 0.95
-"""Of the gain of the longest permitted TTL; the shortest TTL that reaches it is taken."""
 _CAUTION = 0.25
 """Share of the lower half of the interval that is taken off the hit ratio of sizes below the present one."""
 _CURVE_POINTS = 12
@@ -61,7 +68,7 @@ def appraise(
     if isinstance(evidence, str):
         return evidence
     rules = _ttl_rules(snapshot, service, in_force)
-    appraisal = Appraisal(snapshot, service, settings, evidence, rules, interval_factor)
+    appraisal = Appraisal(snapshot, service, settings, evidence, rules, interval_factor, in_force)
     here = appraisal.chosen
     if isinstance(here, str):
         return f"not enough evidence: {here}"
@@ -78,10 +85,19 @@ class Appraisal:
     evidence: Evidence
     rules: tuple[TtlRule, ...]
     interval_factor: float = 1.0
+    in_force: tuple[TtlRule, ...] = ()
 
     @cached_property
     def _inquiry(self) -> Inquiry:
         return Inquiry(self.evidence, _SEED)
+
+    @cached_property
+    def _shared(self) -> SharedCache | None:
+        """The prefixes, where they live by different TTLs: no single TTL of the whole cache tells what a rule gives."""
+        if not self.rules:
+            return None
+        shared = SharedCache(self.evidence, prefixes_of(self.snapshot, self.in_force), _SEED)
+        return shared if not shared.reason and shared.lifetimes_differ else None
 
     @cached_property
     def chosen(self) -> CacheConfiguration | str:
@@ -145,8 +161,30 @@ class Appraisal:
 
     def _predicted(self, answer: Answer, rules: tuple[TtlRule, ...]) -> Estimate:
         """Return an answer for the whole service, as wide as past outcomes have shown it must be."""
-        covered = self._covered(answer.hit_ratio) if rules else answer.hit_ratio
-        return covered.widened(self.interval_factor, 0.0, 1.0)
+        found = answer.hit_ratio
+        if rules and self._shared is not None:
+            found = self._with_rules(answer, rules, self._shared)
+        elif rules:
+            found = self._covered(found)
+        return found.widened(self.interval_factor, 0.0, 1.0)
+
+    def _with_rules(self, answer: Answer, rules: tuple[TtlRule, ...], shared: SharedCache) -> Estimate:
+        """Return what longer TTLs of these prefixes give, together with the size under LRU; with another eviction
+        policy, on top of what that gives with the TTLs as they are.
+        """
+        ttls = {rule.pattern: rule.extended_ttl_ms for rule in rules}
+        wanted, current = answer.candidate, self.evidence.current
+        if wanted.eviction_policy == current.eviction_policy:
+            level = self._observed
+            same = wanted.maxmemory_bytes == current.maxmemory_bytes or not self.evidence.full
+            capacity = self.evidence.capacity_bytes(wanted)
+            gain = shared.whole_gain(ttls) if same else shared.whole_change(capacity, ttls)
+        else:
+            plain = self._inquiry.ask([replace(wanted, ttl_ms=current.ttl_ms)])[0]
+            level = self._observed if isinstance(plain, Insufficient) else plain.hit_ratio
+            gain = shared.whole_gain(ttls)
+        margin = math.hypot(0.5 * (level.high - level.low), 0.5 * (gain.high - gain.low))
+        return Estimate.around(level.value + gain.value, margin, 0.0, 1.0)
 
     def _no_miracle(self, after: Estimate, maxmemory_bytes: int) -> Estimate:
         """Return the estimate of a mere change of size, cut where it would say that less memory gives more hits."""
@@ -231,19 +269,19 @@ class Appraisal:
     def _ttl_ms(self, policy: CacheConfiguration) -> int | None:
         """Return the shortest TTL with nearly all of the gain that the owner's staleness permits, None to leave TTLs
         alone."""
-        if not self.rules or policy.ttl_ms is None:
+        if not self.rules:
             return None
-        longest: int = min(r.max_staleness_ms for r in self.rules)
-        ladder = ttl_ladder(policy.ttl_ms, longest) or (longest,)
-        answers = self._inquiry.ask([replace(policy, ttl_ms=t) for t in ladder])
-        gains = [
-            (t, a.hit_ratio.value - self.evidence.hit_ratio)
-            for t, a in zip(ladder, answers, strict=True)
-            if isinstance(a, Answer)
-        ]
-        if not gains or gains[-1][1] * self._coverage < self.settings.minimum_gain:
+        gains: tuple[TtlGain, ...] | str
+        covered = 1.0
+        if self._shared is not None:
+            staleness = {rule.pattern: rule.max_staleness_ms for rule in self.rules}
+            gains = gains_by_prefix(self._shared, self.evidence.hit_ratio, staleness)
+        else:
+            gains = gains_of_longer_ttls(self._inquiry, policy, min(r.max_staleness_ms for r in self.rules))
+            covered = self._coverage
+        if isinstance(gains, str) or gains[-1].gain.value * covered < self.settings.minimum_gain:
             return None
-        return next(t for t, gain in gains if gain >= _TTL_GAIN_SHARE * gains[-1][1])
+        return shortest_with_most_of_the_gain(gains, TTL_GAIN_SHARE).ttl_ms
 
     def _rules_for(self, ttl_ms: int | None) -> tuple[TtlRule, ...]:
         if ttl_ms is None or ttl_ms == self.evidence.current.ttl_ms:

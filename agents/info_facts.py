@@ -57,6 +57,8 @@ class InfoFacts:
     eviction_policy: str | None
     resident_keys: int | None
     keys_with_ttl: int | None
+    expired_stale_share: float | None = None
+    """`expired_stale_perc` / 100, 0..1."""
 
     @property
     def memory_usage(self) -> float | None:
@@ -172,6 +174,15 @@ def _keyspace(info: Mapping[str, str]) -> tuple[int | None, int | None]:
     return None, None
 
 
+def _percent(text: str | None) -> float | None:
+    """Return a percentage as a share, None for anything that is none."""
+    try:
+        share = float(text or "") / 100.0
+    except ValueError:
+        return None
+    return share if 0.0 <= share <= 1.0 else None
+
+
 def facts_of_info(info: Mapping[str, str]) -> InfoFacts:
     """Read a flattened INFO; never raises, whatever is missing or unreadable."""
     uptime_s = whole(info.get("uptime_in_seconds"))
@@ -201,4 +212,5 @@ def facts_of_info(info: Mapping[str, str]) -> InfoFacts:
         eviction_policy=info.get("maxmemory_policy") or None,
         resident_keys=keys,
         keys_with_ttl=expires,
+        expired_stale_share=_percent(info.get("expired_stale_perc")),
     )

@@ -183,6 +183,7 @@ def make_snapshot(
         memory_figures=memory_figures(observation.info),
         incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
         sources=sources,
+        expired_stale_share=facts.expired_stale_share,
     )
 
 

@@ -234,6 +234,9 @@ class Snapshot(Message):
     incomplete: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[SourceReport, ...] = ()
     """The observation sources of this service, the best first."""
+    expired_stale_share: float | None = None
+    """Share of the keys with a TTL, 0..1, that the server's own expiry cycle found overdue; None where it does not
+    say."""
 
     def light(self) -> Snapshot:
         """Return the snapshot without its samples, small enough to be sent to many."""

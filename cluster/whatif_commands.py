@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from cachewarden.errors import SettingsError
 from cachewarden.settings import load_settings
-from cluster.whatif_options import Memory, Setting, memories, settings_of
+from cluster.whatif_options import LiveQuestion, Memory, memories, settings_of, share_of
 
 if TYPE_CHECKING:
     from cluster.whatif_trace import TraceQuestion
@@ -49,6 +49,10 @@ _WarmUp = Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of the ti
 _Samples = Annotated[int, typer.Option(min=1, max=64, help="maxmemory-samples.")]
 _Seed = Annotated[int, typer.Option(help="Seed of the sampled eviction.")]
 _At = Annotated[str | None, typer.Option(help="Memory now: compare with it, under the first configuration.")]
+_Target = Annotated[str | None, typer.Option(help="Say the smallest memory that hits so much, e.g. `95%`.")]
+_TtlReport = Annotated[
+    bool, typer.Option("--ttl-report", help="With --url: say what TTLs do to the service, by prefix.")
+]
 _Plot = Annotated[Path | None, typer.Option(help="Draw miss ratio curves into a `.html` or `.png` file.")]
 _Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
@@ -77,22 +81,35 @@ def whatif(
     samples: _Samples = 5,
     seed: _Seed = 1,
     at: _At = None,
+    target: _Target = None,
+    ttl_report: _TtlReport = False,
     plot: _Plot = None,
     as_json: _Json = False,
 ) -> None:
     """Say what other memory sizes, eviction policies, LFU parameters and TTLs would give; nothing is changed.
 
-    With FILE the trace is replayed; with --url and --service a running deployment answers from its newest look.
+    With FILE the trace is replayed; with --url and --service a running deployment answers from its newest look: its
+    curve by memory and prefix where nothing is asked about, else what was asked.
     """
     if (file is None) == (url is None):
         raise SettingsError("give either a trace file, or `--url` and `--service` of a running deployment")
     wanted = memories(memory or [])
     if file is None:
-        if plot is not None or at is not None:
-            raise SettingsError("`--plot` and `--at` need a trace file")
-        answer = _live(url or "", service, token_file, wanted, settings_of(policy or [], lfu or [], ttl or []))
-        _show(answer, as_json=as_json)
+        if at is not None:
+            raise SettingsError("`--at` needs a trace file")
+        asked = LiveQuestion(
+            url=url or "",
+            service=service,
+            token_file=token_file,
+            memories=wanted,
+            settings=settings_of(policy or [], lfu or [], ttl or []),
+            target=None if target is None else share_of(target),
+            ttl_report=ttl_report,
+        )
+        _live(asked, plot, as_json=as_json)
         return
+    if target is not None or ttl_report:
+        raise SettingsError("`--target` and `--ttl-report` need `--url` and `--service`")
     from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFormat
     from cluster.whatif_trace import TraceQuestion
 
@@ -152,26 +169,25 @@ def _replay(question: TraceQuestion, plot: Path | None, *, as_json: bool) -> Non
         console.print(f"curves drawn into {plot}", markup=False)
 
 
-def _live(
-    url: str, service: str | None, token_file: Path | None, wanted: list[Memory], settings: list[Setting]
-) -> dict[str, Any]:
+def _live(asked: LiveQuestion, plot: Path | None, *, as_json: bool) -> None:
     from cluster import whatif_live
+    from cluster.whatif_chart import check_target, draw
 
-    if service is None:
+    if plot is not None:
+        if asked.kind != "curve":
+            raise SettingsError("`--plot` draws the curve of a service: ask for nothing else with it")
+        check_target(plot)
+    if asked.service is None:
         raise SettingsError("`--url` needs `--service`, the name of one service")
-    token = whatif_live.read_token(token_file or load_settings().state_dir / "admin-token")
-
-    async def run() -> dict[str, Any]:
-        async with whatif_live.client_of(url, token) as client:
-            return await whatif_live.ask(client, service, wanted, settings)
-
-    return asyncio.run(run())
-
-
-def _show(answer: dict[str, Any], *, as_json: bool) -> None:
-    from cluster.whatif_live import table_of
-
+    token = whatif_live.read_token(asked.token_file or load_settings().state_dir / "admin-token")
+    answer = asyncio.run(whatif_live.answer_of(asked, token))
+    if plot is not None:
+        draw(whatif_live.chart_of(answer), plot)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
-    else:
-        _console().print(table_of(answer))
+        return
+    console = _console()
+    for part in whatif_live.shown(asked.kind, answer):
+        console.print(part)
+    if plot is not None:
+        console.print(f"curve drawn into {plot}", markup=False)

@@ -1,25 +1,28 @@
 """`python -m cluster whatif --url ... --service ...`: ask a running deployment, over its HTTP API.
 
-It sends one question and shows the answer; it changes nothing. INVARIANT: the token goes to the given address only,
+It sends one question and shows the answer: the curve by memory and prefix, what TTLs do, or the configurations that
+were asked about. It changes nothing. INVARIANT: the token goes to the given address only,
 redirects are not followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from rich.table import Table
+from rich.text import Text
 
 from cachewarden.errors import OperatingError, SettingsError
-from cluster.whatif_chart import amount
-from cluster.whatif_options import Memory, Setting
+from cluster.whatif_answers import curve_parts, ttl_parts
+from cluster.whatif_chart import Chart, Curve, amount
+from cluster.whatif_options import LiveQuestion, Memory, Setting
 
-__all__ = ["ask", "call", "candidates_of", "client_of", "read_token", "table_of"]
+__all__ = ["answer_of", "ask", "call", "candidates_of", "chart_of", "client_of", "read_token", "shown", "table_of"]
 
-_DEFAULT_SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)
 _TIMEOUT_S = 60.0
 
 
@@ -41,25 +44,61 @@ def client_of(url: str, token: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT_S)
 
 
+async def answer_of(asked: LiveQuestion, token: str) -> dict[str, Any]:
+    """Return the API's answer to a question; raises OperatingError with its message where there is none."""
+    path = f"/api/v1/cache/services/{quote(asked.service or '', safe='')}"
+    kind = asked.kind
+    async with client_of(asked.url, token) as client:
+        if kind == "candidates":
+            return await ask(client, asked.service or "", asked.memories, asked.settings)
+        if kind == "ttl":
+            return await call(client, "GET", f"{path}/ttl")
+        target = "" if asked.target is None else f"?target={asked.target!r}"
+        return await call(client, "GET", f"{path}/curve{target}")
+
+
 async def ask(
     client: httpx.AsyncClient, service: str, wanted: Sequence[Memory], settings: Sequence[Setting]
 ) -> dict[str, Any]:
     """Return the API's answer; raises OperatingError with its message where there is none.
 
-    Shares of memory are of the service's maxmemory now; without any memory and setting, some sizes around it.
+    Shares of memory are of the service's maxmemory now.
     """
-    sizes = list(wanted)
-    if not sizes and all(s == Setting(None, None, None) for s in settings):
-        sizes = [Memory(share=share) for share in _DEFAULT_SHARES]
     now_bytes = 0
-    if any(memory.share is not None for memory in sizes):
-        seen = await call(client, "GET", f"/api/v1/cache/services/{service}")
+    if any(memory.share is not None for memory in wanted):
+        seen = await call(client, "GET", f"/api/v1/cache/services/{quote(service, safe='')}")
         now_bytes = seen["service"]["maxmemory_bytes"] or 0
         if not now_bytes:
             raise SettingsError(f"`{service}` has no maxmemory that shares could be of, give amounts such as `64mb`")
-    amounts = [memory.of(now_bytes) for memory in sizes]
+    amounts = [memory.of(now_bytes) for memory in wanted]
     body = {"service_name": service, "candidates": candidates_of(amounts, settings)}
     return await call(client, "POST", "/api/v1/cache/whatif", body)
+
+
+def shown(kind: str, answer: dict[str, Any]) -> Iterable[Table | Text]:
+    """Return what to print of an answer."""
+    if kind == "curve":
+        return curve_parts(answer)
+    return ttl_parts(answer) if kind == "ttl" else (table_of(answer),)
+
+
+def chart_of(answer: dict[str, Any]) -> Chart:
+    """Return the curve as a chart; raises OperatingError with the reason where there is none."""
+    if not answer["answered"]:
+        raise OperatingError(f"there is no curve to draw: {answer['reason']}")
+    points, now = answer["points"], answer["points"][answer["now"]]
+    curve = Curve(
+        name=answer["configuration"]["eviction_policy"],
+        memory=tuple(point["maxmemory_bytes"] for point in points),
+        miss_ratios=tuple(1.0 - point["hit_ratio"]["value"] for point in points),
+        intervals=tuple((1.0 - p["hit_ratio"]["high"], 1.0 - p["hit_ratio"]["low"]) for p in points),
+    )
+    return Chart(
+        title=f"miss ratio curve of {answer['service_name']}",
+        subtitle=f"{answer['method']}; the band holds 90 %",
+        curves=[curve],
+        operating_point=(now["maxmemory_bytes"], 1.0 - now["hit_ratio"]["value"]),
+    )
 
 
 def candidates_of(amounts: Sequence[int], settings: Sequence[Setting]) -> list[dict[str, Any]]:

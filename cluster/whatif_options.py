@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from cachewarden.errors import SettingsError
 from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy, parse_bytes
 
-__all__ = ["Memory", "Setting", "memories", "settings_of"]
+__all__ = ["LiveQuestion", "Memory", "Setting", "memories", "settings_of", "share_of"]
 
 _CONFIGURATIONS_MAX = 200
 
@@ -38,6 +40,27 @@ class Setting:
     ttl_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class LiveQuestion:
+    """What is asked of a running deployment about one service; `target` a hit ratio 0..1."""
+
+    url: str
+    service: str | None
+    token_file: Path | None
+    memories: list[Memory]
+    settings: list[Setting]
+    target: float | None
+    ttl_report: bool
+
+    @property
+    def kind(self) -> Literal["curve", "ttl", "candidates"]:
+        """Return which answer it wants; raises SettingsError where it asks for several at once."""
+        candidates = bool(self.memories) or any(s != Setting(None, None, None) for s in self.settings)
+        if self.ttl_report + candidates > 1 or (self.target is not None and (self.ttl_report or candidates)):
+            raise SettingsError("ask one thing at a time: configurations, `--target` with the curve, or `--ttl-report`")
+        return "ttl" if self.ttl_report else "candidates" if candidates else "curve"
+
+
 def _parts(texts: Iterable[str]) -> list[str]:
     return [part.strip() for text in texts for part in text.split(",") if part.strip()]
 
@@ -57,6 +80,16 @@ def memories(texts: Iterable[str]) -> list[Memory]:
             raise SettingsError(f"memory of `{text}` holds nothing, write for example `64mb` or `25%`")
         found.append(Memory(bytes=value))
     return found
+
+
+def share_of(text: str) -> float:
+    """Read a hit ratio such as `0.95` or `95%`, between 0 and 1."""
+    number = text.removesuffix("%").strip()
+    if re.fullmatch(r"\d+(\.\d+)?|\.\d+", number) is not None:
+        value = float(number) / (100.0 if text.endswith("%") else 1.0)
+        if 0.0 < value < 1.0:
+            return value
+    raise SettingsError(f"`{text}` is no hit ratio, write for example `0.95` or `95%`")
 
 
 def settings_of(policies: Iterable[str], lfu: Iterable[str], ttls: Iterable[str]) -> list[Setting]:

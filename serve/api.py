@@ -20,7 +20,16 @@ from cachewarden.errors import OperatingError, RequestError
 from cachewarden.feed import BODY_BYTES_MAX
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.models import CacheOptimizationRequest
-from serve import control_routes, feed_routes, memory_routes, optimize_routes, read_routes, warm_routes, whatif_routes
+from serve import (
+    control_routes,
+    curve_routes,
+    feed_routes,
+    memory_routes,
+    optimize_routes,
+    read_routes,
+    warm_routes,
+    whatif_routes,
+)
 from serve.backend import Backend
 from serve.context import Context
 from serve.decision import Grounds
@@ -130,6 +139,7 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         optimize_routes,
         warm_routes,
         whatif_routes,
+        curve_routes,
         memory_routes,
         feed_routes,
         read_routes,

@@ -11,10 +11,11 @@ from fastapi import APIRouter, Path, Request, Response
 
 from serve.context import ERRORS, context_of, json_answer, known_state
 from serve.gate import GovernedRoute, needs
-from serve.memory import MemoryResponse, unseen
+from serve.looks import newest_look, rules_in_force
+from serve.memory import MemoryResponse, memory_view, unseen
 from serve.schemas import ErrorResponse
 from serve.whatif import DeskFull
-from serve.whatif_routes import too_old, waiting
+from serve.whatif_routes import waiting
 
 __all__ = ["router"]
 
@@ -37,14 +38,11 @@ async def memory(request: Request, name: Annotated[str, Path(max_length=200)]) -
     context = context_of(request)
     service = context.backend.fleet.service(name)
     state = await known_state(context)
-    snapshot = await context.backend.snapshot(service.name)
-    if snapshot is None:
-        reason = state.missing.get(service.name, f"it has not been looked at yet, its mode is `{service.mode.value}`")
-        return json_answer(unseen(service.name, f"the cache was not seen: {reason}"))
-    stale = too_old(context, snapshot)
-    if stale is not None:
-        return json_answer(unseen(service.name, stale))
+    snapshot, reason = await newest_look(context.backend, state, service)
+    if snapshot is None or reason:
+        return json_answer(unseen(service.name, reason))
     try:
-        return json_answer(await context.whatif.memory(snapshot))
+        rules = rules_in_force(state, service.name)
+        return json_answer(await context.whatif.ask(snapshot, rules, lambda look: memory_view(look.snapshot)))
     except DeskFull:
         raise waiting() from None

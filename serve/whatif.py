@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
-from agents.evidence import evidence_of
-from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Inquiry, Insufficient
+from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Insufficient
 from cachewarden.errors import SettingsError
 from cachewarden.knobs import EvictionPolicy, parse_bytes
-from cachewarden.messages import CONSTITUTIONAL_HASH, ExecutionState, TtlRule
+from cachewarden.messages import CONSTITUTIONAL_HASH, TtlRule
 from cachewarden.observation import Snapshot
-from cachewarden.protocol import FleetState
-from serve.memory import MemoryResponse, memory_view
+from serve.looks import Look
 from serve.timestamps import iso
 
 __all__ = [
@@ -36,15 +33,15 @@ __all__ = [
     "WhatifResponse",
     "WhatifResult",
     "observed_of",
-    "rules_in_force",
+    "shown_configuration",
     "unanswered",
 ]
 
 MAX_CANDIDATES = 32
+Answered = TypeVar("Answered")
+
 _WAITING_MAX: Final = 4
 _REMEMBERED: Final = 8
-# The same question on the same look gets the same answer.
-_SEED: Final = 1
 
 
 class WhatifCandidate(BaseModel):
@@ -166,61 +163,52 @@ class Whatif:
 
 
 class WhatifDesk:
-    """Evaluates one what-if at a time in a thread, so that neither requests nor decisions wait for the models.
+    """Answers one question at a time in a thread, so that neither requests nor decisions wait for the models.
 
-    The workload is fitted once per look and remembered for a few services. Raises DeskFull beyond a short queue.
+    The models are fitted once per look and remembered for a few services. Raises DeskFull beyond a short queue.
     """
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._waiting = 0
-        self._inquiries: OrderedDict[str, tuple[Snapshot, tuple[TtlRule, ...], Inquiry]] = OrderedDict()
+        self._looks: OrderedDict[str, Look] = OrderedDict()
 
-    async def evaluate(
-        self, snapshot: Snapshot, rules: tuple[TtlRule, ...], candidates: Sequence[WhatifCandidate]
-    ) -> Whatif:
-        """Answer for each candidate from this look."""
-        async with self._place():
-            return await asyncio.to_thread(self._evaluate, snapshot, rules, tuple(candidates))
-
-    async def memory(self, snapshot: Snapshot) -> MemoryResponse:
-        """Say where the memory goes, by this look; resampling takes some tens of milliseconds."""
-        async with self._place():
-            return await asyncio.to_thread(memory_view, snapshot)
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def ask(
+        self, snapshot: Snapshot, rules: tuple[TtlRule, ...], question: Callable[[Look], Answered]
+    ) -> Answered:
+        """Return what a question makes of this look."""
         if self._waiting >= _WAITING_MAX:
             raise DeskFull
         self._waiting += 1
         try:
             async with self._turn:
-                yield
+                return await asyncio.to_thread(question, self._look(snapshot, rules))
         finally:
             self._waiting -= 1
 
-    def _evaluate(
-        self, snapshot: Snapshot, rules: tuple[TtlRule, ...], candidates: tuple[WhatifCandidate, ...]
+    async def evaluate(
+        self, snapshot: Snapshot, rules: tuple[TtlRule, ...], candidates: Sequence[WhatifCandidate]
     ) -> Whatif:
-        evidence = evidence_of(snapshot, rules)
-        if isinstance(evidence, str):
-            return Whatif(None, unanswered(candidates, evidence))
-        inquiry = self._remembered(snapshot, rules)
-        if inquiry is None:
-            inquiry = Inquiry(evidence, _SEED)
-            self._inquiries[snapshot.service] = (snapshot, rules, inquiry)
-            while len(self._inquiries) > _REMEMBERED:
-                self._inquiries.popitem(last=False)
-        answers = inquiry.ask([candidate.on(evidence.current) for candidate in candidates])
-        return Whatif(_shown(evidence.current), tuple(_result(answer) for answer in answers))
+        """Answer for each candidate from this look."""
+        return await self.ask(snapshot, rules, lambda look: _evaluated(look, tuple(candidates)))
 
-    def _remembered(self, snapshot: Snapshot, rules: tuple[TtlRule, ...]) -> Inquiry | None:
-        known = self._inquiries.get(snapshot.service)
-        if known is None or known[1] != rules:
-            return None
-        before = known[0]
-        same = (before.taken_at_ms, before.run_id) == (snapshot.taken_at_ms, snapshot.run_id)
-        return known[2] if same else None
+    def _look(self, snapshot: Snapshot, rules: tuple[TtlRule, ...]) -> Look:
+        known = self._looks.get(snapshot.service)
+        if known is not None and known.is_of(snapshot, rules):
+            return known
+        look = Look(snapshot, rules)
+        self._looks[snapshot.service] = look
+        while len(self._looks) > _REMEMBERED:
+            self._looks.popitem(last=False)
+        return look
+
+
+def _evaluated(look: Look, candidates: tuple[WhatifCandidate, ...]) -> Whatif:
+    if isinstance(look.inquiry, str):
+        return Whatif(None, unanswered(candidates, look.inquiry))
+    current = look.inquiry.evidence.current
+    answers = look.inquiry.ask([candidate.on(current) for candidate in candidates])
+    return Whatif(shown_configuration(current), tuple(_result(answer) for answer in answers))
 
 
 def unanswered(candidates: Sequence[WhatifCandidate], reason: str) -> tuple[WhatifResult, ...]:
@@ -228,15 +216,6 @@ def unanswered(candidates: Sequence[WhatifCandidate], reason: str) -> tuple[What
     return tuple(
         WhatifResult(candidate=c.model_dump(exclude_none=True), answered=False, reason=reason) for c in candidates
     )
-
-
-def rules_in_force(state: FleetState, service: str) -> tuple[TtlRule, ...]:
-    """Return the TTL rules that kept changes put on a service, as far as the state remembers them."""
-    rules: dict[str, TtlRule] = {}
-    for execution in state.executions:
-        if execution.proposal.service == service and execution.state is ExecutionState.KEPT:
-            rules.update({rule.pattern: rule for rule in execution.proposal.ttl_rules})
-    return tuple(rules[pattern] for pattern in sorted(rules))
 
 
 def observed_of(snapshot: Snapshot) -> WhatifObserved:
@@ -251,7 +230,8 @@ def observed_of(snapshot: Snapshot) -> WhatifObserved:
     )
 
 
-def _shown(configuration: CacheConfiguration) -> dict[str, Any]:
+def shown_configuration(configuration: CacheConfiguration) -> dict[str, Any]:
+    """Return a configuration as the API shows it."""
     return {
         "maxmemory_bytes": configuration.maxmemory_bytes,
         "eviction_policy": configuration.eviction_policy,
@@ -264,10 +244,10 @@ def _shown(configuration: CacheConfiguration) -> dict[str, Any]:
 
 def _result(answer: Answer | Insufficient) -> WhatifResult:
     if isinstance(answer, Insufficient):
-        return WhatifResult(candidate=_shown(answer.candidate), answered=False, reason=answer.reason)
+        return WhatifResult(candidate=shown_configuration(answer.candidate), answered=False, reason=answer.reason)
     level, change = answer.hit_ratio, answer.change
     return WhatifResult(
-        candidate=_shown(answer.candidate),
+        candidate=shown_configuration(answer.candidate),
         answered=True,
         hit_ratio=level.value,
         hit_ratio_low=level.low,

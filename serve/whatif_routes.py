@@ -7,15 +7,13 @@ or the journal.
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from cachewarden.observation import Snapshot
-from serve.context import ERRORS, Context, context_of, json_answer, known_state
-from serve.decision import max_age_ms_of
+from serve.context import ERRORS, context_of, json_answer, known_state
 from serve.errors import ApiError
 from serve.gate import GovernedRoute, needs
+from serve.looks import newest_look, rules_in_force
 from serve.schemas import ErrorResponse
 from serve.whatif import (
     DeskFull,
@@ -23,29 +21,12 @@ from serve.whatif import (
     WhatifRequest,
     WhatifResponse,
     observed_of,
-    rules_in_force,
     unanswered,
 )
 
-__all__ = ["router", "too_old", "waiting"]
-
-# A question about the last minutes, not a decision: it may rest on an older look than a change may.
-_LOOK_AGE_MIN_MS: Final = 60_000
+__all__ = ["router", "waiting"]
 
 router = APIRouter(route_class=GovernedRoute, tags=["observation"])
-
-
-def too_old(context: Context, snapshot: Snapshot) -> str | None:
-    """Return why a look cannot speak for now, None where it can."""
-    age_ms = context.backend.now_ms() - snapshot.taken_at_ms
-    if age_ms <= max(_LOOK_AGE_MIN_MS, max_age_ms_of(context.backend.settings)):
-        return None
-    return f"the newest look at the cache is {age_ms / 1000:.0f} s old, it cannot speak for now"
-
-
-def waiting() -> ApiError:
-    """Return the answer of a desk that is full."""
-    return ApiError(429, "too many what-ifs are waiting, ask again in a moment", headers={"Retry-After": "2"})
 
 
 @router.post(
@@ -65,12 +46,9 @@ async def whatif(request: Request, body: WhatifRequest) -> Response:
     context = context_of(request)
     service = context.backend.fleet.service(body.service_name)
     state = await known_state(context)
-    snapshot = await context.backend.snapshot(service.name)
-    if snapshot is None:
-        reason = state.missing.get(service.name, f"it has not been looked at yet, its mode is `{service.mode.value}`")
-        found = Whatif(None, unanswered(body.candidates, f"the cache was not seen: {reason}"))
-    elif (stale := too_old(context, snapshot)) is not None:
-        found = Whatif(None, unanswered(body.candidates, stale))
+    snapshot, reason = await newest_look(context.backend, state, service)
+    if snapshot is None or reason:
+        found = Whatif(None, unanswered(body.candidates, reason))
     else:
         try:
             rules = rules_in_force(state, service.name)
@@ -88,3 +66,8 @@ async def whatif(request: Request, body: WhatifRequest) -> Response:
             performance_metrics={"whatif_duration_ms": (time.perf_counter() - started_s) * 1000},
         )
     )
+
+
+def waiting() -> ApiError:
+    """Return the answer for whoever asks while too many others wait."""
+    return ApiError(429, "too many what-ifs are waiting, ask again in a moment", headers={"Retry-After": "2"})

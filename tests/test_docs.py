@@ -81,6 +81,7 @@ def routes() -> set[str]:
     """Return the paths of the API as their routers declare them."""
     from serve import (
         control_routes,
+        curve_routes,
         feed_routes,
         memory_routes,
         optimize_routes,
@@ -89,7 +90,16 @@ def routes() -> set[str]:
         whatif_routes,
     )
 
-    modules = (control_routes, feed_routes, memory_routes, optimize_routes, read_routes, warm_routes, whatif_routes)
+    modules = (
+        control_routes,
+        curve_routes,
+        feed_routes,
+        memory_routes,
+        optimize_routes,
+        read_routes,
+        warm_routes,
+        whatif_routes,
+    )
     return {route.path for module in modules for route in module.router.routes} | {"/openapi.json"}
 
 

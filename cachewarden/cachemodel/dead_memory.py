@@ -69,7 +69,8 @@ def unread_memory(
     """Return the memory of keys that were not read while the capture ran or, without one, that nobody touched for
     `idle_from_ms`; or in words why the sample cannot tell.
 
-    `capture` with the hashes of the same secret, kept at `spatial_rate`, ended when the residents were sampled.
+    `capture` with the hashes of the same secret, kept at `spatial_rate`, ended when the residents were sampled; leave
+    out the reads that missed, they only loaded their key. A key that was loaded just now counts as unread until it is.
     """
     weights = residents.weights
     if capture is not None and capture.duration_ms > 0:

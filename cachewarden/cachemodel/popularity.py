@@ -11,6 +11,7 @@ INVARIANT: hit ratios lie in 0..1 - cold and never fall with more bytes or a lon
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -167,15 +168,42 @@ class PopularityMixture:
     def _classes(self) -> tuple[Floats, Floats, Floats]:
         return self.rates_per_s, self.lookups_per_s * self.weights * self.entry_bytes, self.weights
 
+    def working_set_bytes(self, window_ms: npt.ArrayLike) -> Floats:
+        """Return the expected memory of the distinct keys asked for in a window, as entries."""
+        windows = np.atleast_1d(np.asarray(window_ms, np.float64)) / 1000.0
+        area = np.array([fit.survival_area(self.rates_per_s, window) for window in windows])
+        held: Floats = self.lookups_per_s * (area @ (self.weights * self.entry_bytes))
+        return held
+
     def characteristic_time_ms(self, capacity_bytes: npt.ArrayLike) -> Floats:
         """Return the eviction age of an LRU of that capacity; the largest known age (1e12 ms) if all keys fit."""
-        held, _ = residence.lru_curve(*self._classes())
+        held, _ = self.residence_curve()
         ages: Floats = np.interp(_atleast(capacity_bytes), held, residence.residence_grid_s()) * 1000.0
         return ages
 
+    def eviction_age_ms(self, capacity_bytes: npt.ArrayLike, ttl_ms: float | None = None) -> Floats:
+        """Return the idle time after which an LRU of that capacity evicts, infinity where all that lives at once fits.
+
+        Under a TTL given at the load only shorter idle times are evictions; what lives to its TTL expires.
+        """
+        capacities = _atleast(capacity_bytes)
+        if ttl_ms is None:
+            held, ages_s = self.residence_curve()[0], residence.residence_grid_s()
+        else:
+            held, ages_s = self.residence_curve(ttl_ms)[0], residence.ttl_limits_s(ttl_ms / 1000.0)
+        ages = np.interp(capacities, held, ages_s) * 1000.0
+        found: Floats = np.where(capacities >= held[-1], np.inf, ages)
+        return found
+
+    def residence_curve(self, ttl_ms: float | None = None) -> tuple[Floats, Floats]:
+        """Return (bytes held, hit ratio) of LRU at each of `residence.residence_grid_s`; under a TTL, at each of
+        `residence.ttl_limits_s`.
+        """
+        return _residence_curve(self, ttl_ms)
+
     def lru_hit_ratio(self, capacity_bytes: npt.ArrayLike) -> Floats:
         """Return the hit ratio of LRU at each capacity for entries, without TTLs (Che's approximation)."""
-        hits: Floats = np.interp(_atleast(capacity_bytes), *_from_zero(residence.lru_curve(*self._classes())))
+        hits: Floats = np.interp(_atleast(capacity_bytes), *_from_zero(self.residence_curve()))
         return hits
 
     def random_hit_ratio(self, capacity_bytes: npt.ArrayLike) -> Floats:
@@ -199,20 +227,19 @@ class PopularityMixture:
         limit.
         """
         ttls_s = _atleast(ttl_ms) / 1000.0
-        rates, keys_bytes, requests = self._classes()
         if capacity_bytes is None:
+            rates, _, requests = self._classes()
             turns = np.outer(ttls_s, rates)
             unlimited: Floats = (turns / (1.0 + turns)) @ requests
             return unlimited
-        curves = [_from_zero(residence.ttl_curve(rates, keys_bytes, requests, float(ttl_s))) for ttl_s in ttls_s]
+        curves = [_from_zero(self.residence_curve(float(ttl_s) * 1000.0)) for ttl_s in ttls_s]
         return np.array([np.interp(capacity_bytes, held, hits) for held, hits in curves])
 
     def miss_ratio_curve(self, capacity_bytes: npt.ArrayLike, ttl_ms: int | None = None) -> Floats:
         """Return 1 - the LRU hit ratio at each capacity, under a fixed TTL if one is given."""
         if ttl_ms is None:
             return 1.0 - self.lru_hit_ratio(capacity_bytes)
-        rates, keys_bytes, requests = self._classes()
-        held, hits = _from_zero(residence.ttl_curve(rates, keys_bytes, requests, ttl_ms / 1000.0))
+        held, hits = _from_zero(self.residence_curve(ttl_ms))
         return 1.0 - np.interp(_atleast(capacity_bytes), held, hits)
 
     def scaled(self, lookups_factor: float) -> PopularityMixture:
@@ -222,6 +249,16 @@ class PopularityMixture:
         return replace(
             self, rates_per_s=self.rates_per_s * lookups_factor, lookups_per_s=self.lookups_per_s * lookups_factor
         )
+
+
+@lru_cache(maxsize=256)
+def _residence_curve(mixture: PopularityMixture, ttl_ms: float | None) -> tuple[Floats, Floats]:
+    """Work out the curve once for all sizes that are asked about: under a TTL it costs tens of milliseconds."""
+    rates, requests = mixture.rates_per_s, mixture.weights
+    keys_bytes = mixture.lookups_per_s * mixture.weights * mixture.entry_bytes
+    if ttl_ms is None:
+        return residence.lru_curve(rates, keys_bytes, requests)
+    return residence.ttl_curve(rates, keys_bytes, requests, ttl_ms / 1000.0)
 
 
 def _atleast(values: npt.ArrayLike) -> Floats:

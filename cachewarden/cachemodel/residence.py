@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["hits_per_load", "lru_curve", "random_curve", "residence_grid_s", "ttl_curve"]
+__all__ = ["hits_per_load", "lru_curve", "random_curve", "residence_grid_s", "ttl_curve", "ttl_limits_s"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,6 +26,11 @@ _TIMES = 8
 def residence_grid_s() -> Floats:
     """Return the residence times (characteristic times) of all curves here, in seconds."""
     return _GRID
+
+
+def ttl_limits_s(ttl_s: float) -> Floats:
+    """Return the idle limits of `ttl_curve` in seconds: rising, the last one the TTL itself, at which only TTLs act."""
+    return np.append(_COARSE[ttl_s > _COARSE], ttl_s)
 
 
 def lru_curve(rates: Floats, keys_bytes: Floats, requests: Floats) -> tuple[Floats, Floats]:
@@ -52,7 +57,7 @@ def ttl_curve(rates: Floats, keys_bytes: Floats, requests: Floats, ttl_s: float)
     TTL.
     """
     # PASTA: the share of time that a key is resident is its hit ratio, M / (1 + M) with M hits per load.
-    limits_s = np.append(_COARSE[ttl_s > _COARSE], ttl_s)
+    limits_s = ttl_limits_s(ttl_s)
     hits = hits_per_load(limits_s, rates, ttl_s)
     ratio = hits / (1.0 + hits)
     safe = np.where(rates > 0, rates, 1.0)

@@ -39,7 +39,8 @@ class Stampede:
 
     `busiest_share` of the sampled deadlines that fall into it, with its 90 % interval; `begins_ms` from now;
     `mean_share` of a second if deadlines were spread evenly. `loads_per_s_peak` and `loads_per_s_mean`: expected loads
-    of the whole cache. `aligned`: more than chance explains.
+    of the whole cache. `chance_share` of the sampled deadlines may fall into one second by chance (one time in ten
+    more); `aligned`: more than that do.
     """
 
     deadlines: int
@@ -47,6 +48,7 @@ class Stampede:
     begins_ms: int
     busiest_share: Estimate
     mean_share: float
+    chance_share: float
     loads_per_s_peak: Estimate
     loads_per_s_mean: float
     aligned: bool
@@ -96,6 +98,7 @@ def stampede_risk(
         begins_ms=int(deadlines[first]),
         busiest_share=share,
         mean_share=mean_share,
+        chance_share=by_chance / n,
         loads_per_s_peak=Estimate(share.value * loads, share.low * loads, share.high * loads),
         loads_per_s_mean=mean_share * loads,
         aligned=aligned,

@@ -116,6 +116,16 @@ class Inquiry:
         if isinstance(self._fitted, Workload) and not frozen:
             self._base = _modelled(evidence, self._fitted, evidence.current, seed)
 
+    @property
+    def evidence(self) -> Evidence:
+        """Return what the answers rest on."""
+        return self._evidence
+
+    @property
+    def workload(self) -> Workload | str:
+        """Return the fitted workload, or in words why there is none."""
+        return self._fitted
+
     def ask(self, candidates: Sequence[CacheConfiguration]) -> list[Answer | Insufficient]:
         """Answer for each candidate, in order."""
         for candidate in candidates:

@@ -8,10 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachewarden.cachemodel.dead_memory import DeadMemory, Residents, expired_memory, unread_memory
-from cachewarden.cachemodel.eviction import EvictionConfig, replay
+from cachewarden.cachemodel.eviction import EvictionConfig, ReplayResult, replay
+from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, TtlStats
 from cachewarden.cachemodel.shards import mix
-from cachewarden.cachemodel.trace import AccessTrace, Op
-from cachewarden.cachemodel.ttl_model import TtlMisses, gains_of_longer_ttls, split_misses, ttl_ladder
+from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.cachemodel.ttl_model import (
+    TtlGain,
+    gains_of_longer_ttls,
+    shortest_with_most_of_the_gain,
+    ttl_ladder,
+)
 from cachewarden.cachemodel.ttl_stampede import (
     Jitter,
     Stampede,
@@ -19,69 +25,39 @@ from cachewarden.cachemodel.ttl_stampede import (
     peak_share_with_jitter,
     stampede_risk,
 )
+from cachewarden.cachemodel.whatif import Inquiry
+from cachewarden.estimate import Estimate
 
 from .workloads import zipf_requests
 
-
-def _reads(*times: int, key: int = 1) -> AccessTrace:
-    return AccessTrace.of(list(times), [key] * len(times))
-
-
-def test_a_key_is_gone_from_the_millisecond_of_its_deadline_on() -> None:
-    assert split_misses(_reads(0, 99), ttl_ms=100).hits == 1
-    assert split_misses(_reads(0, 100), ttl_ms=100) == TtlMisses(2, 0, 1, 1, 0, 0)
+SECONDS = 400
+TRACE = zipf_requests(20_000, 0.8, SECONDS, seed=4)
+CAPTURE = TRACE.slice_time(280_000, 400_000)
 
 
-def test_a_ttl_counts_from_the_load_and_not_from_the_last_read() -> None:
-    # Loaded at 0, read at 60, expired at 100, loaded again at 120 and read at 180.
-    assert split_misses(_reads(0, 60, 120, 180), ttl_ms=100) == TtlMisses(4, 2, 1, 1, 0, 0)
+def replayed(ttl_ms: int, capacity_bytes: int | None = None) -> ReplayResult:
+    config = EvictionConfig(capacity_bytes, "allkeys-lru", unknown_entry_bytes=100)
+    return replay(TRACE.with_ttl(ttl_ms), config, measure_from_ms=150_000)
 
 
-def test_whatever_comes_first_is_the_cause_of_the_miss() -> None:
-    assert split_misses(_reads(0, 500), ttl_ms=100, eviction_age_ms=200).expired == 1
-    assert split_misses(_reads(0, 500), ttl_ms=300, eviction_age_ms=200).evicted == 1
-    assert split_misses(_reads(0, 150, 300, 450), eviction_age_ms=200, ttl_ms=0).hits == 3
-
-
-def test_a_write_gives_a_new_life_and_a_delete_ends_it() -> None:
-    trace = AccessTrace.of([0, 90, 180, 200, 210], [1] * 5, [Op.READ, Op.WRITE, Op.READ, Op.DELETE, Op.READ])
-    assert split_misses(trace, ttl_ms=100) == TtlMisses(3, 1, 1, 0, 0, 1)
-
-
-def test_the_ttl_of_the_trace_is_used_where_none_is_given() -> None:
-    assert split_misses(_reads(0, 500).with_ttl(100)).expired == 1
-    assert split_misses(_reads(0, 500)).hits == 1
-
-
-def test_reads_before_the_count_begins_warm_the_cache_only() -> None:
-    assert split_misses(_reads(0, 50, 60), ttl_ms=100, count_from_ms=55) == TtlMisses(1, 1, 0, 0, 0, 0)
-
-
-@pytest.mark.parametrize("ttl_ms", [2_000, 20_000])
-def test_without_eviction_the_split_is_that_of_the_replay_of_redis(ttl_ms: int) -> None:
-    trace = zipf_requests(2_000, 0.9, 10, seed=4).with_ttl(ttl_ms)
-    found = split_misses(trace)
-    played = replay(trace, EvictionConfig(capacity_bytes=1 << 40, eviction_policy="allkeys-lru"))
-    assert (found.hits, found.compulsory, found.expired) == (played.hits, played.cold, played.expired_misses)
-
-
-TRACES = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 5), st.integers(0, 2)), max_size=60).map(
-    lambda rows: AccessTrace.of(
-        [t for t, _, _ in sorted(rows)], [k for _, k, _ in sorted(rows)], [o for _, _, o in sorted(rows)]
-    )
-)
-
-
-@settings(deadline=None)
-@given(TRACES, st.integers(0, 500), st.one_of(st.none(), st.integers(0, 500)))
-def test_hits_and_causes_add_up_to_the_reads(trace: AccessTrace, ttl_ms: int, age_ms: int | None) -> None:
-    found = split_misses(trace, ttl_ms=ttl_ms, eviction_age_ms=age_ms)
-    assert found.reads == int((trace.op == Op.READ).sum())
-    assert found.hits + found.compulsory + found.expired + found.evicted + found.deleted == found.reads
-    unbounded = split_misses(trace, ttl_ms=0)
-    assert unbounded.hits >= found.hits
-    assert unbounded.expired == unbounded.evicted == 0
-    assert unbounded.compulsory == found.compulsory
+def asked(ttl_ms: int | None, capacity_bytes: int = 0, **changes: object) -> Inquiry:
+    """What a look at that cache would know."""
+    seen = replayed(ttl_ms or 0, capacity_bytes or None)
+    values: dict[str, object] = {
+        "lookups_per_s": 1000.0,
+        "hit_ratio": seen.hit_ratio,
+        "maxmemory_bytes": capacity_bytes,
+        "used_memory_bytes": capacity_bytes or seen.resident_bytes,
+        "fixed_overhead_bytes": 0,
+        "resident_keys": seen.resident_keys,
+        "mean_entry_bytes": 100.0,
+        "current": CacheConfiguration(capacity_bytes, ttl_ms=ttl_ms),
+        "trace": CAPTURE.with_ttl(ttl_ms or 0),
+        "capture_end_ms": SECONDS * 1000,
+        "ttl": TtlStats(1.0),
+        "evicted_per_s": seen.evicted / 250,
+    }
+    return Inquiry(Evidence(**{**values, **changes}), 1)
 
 
 @given(st.integers(1, 10**7), st.integers(1, 10**9))
@@ -93,31 +69,59 @@ def test_a_ladder_rises_and_ends_at_what_is_permitted(present_ms: int, longest_m
     assert bool(ladder) == (present_ms < longest_ms)
 
 
-def test_longer_ttls_give_what_a_replay_under_them_gives_and_never_pass_the_staleness() -> None:
-    trace = zipf_requests(2_000, 0.9, 10, seed=4)
-    gains = gains_of_longer_ttls(trace, 2_000, 30_000, seed=1)
+@pytest.mark.parametrize("capacity_bytes", [0, 500_000], ids=["unlimited", "full"])
+def test_longer_ttls_give_what_a_replay_under_them_gives_and_never_pass_the_staleness(capacity_bytes: int) -> None:
+    inquiry = asked(10_000, capacity_bytes)
+    gains = gains_of_longer_ttls(inquiry, inquiry.evidence.current, 60_000)
     assert not isinstance(gains, str)
-    assert [g.ttl_ms for g in gains] == [4_000, 8_000, 16_000, 30_000]
-    now, then = split_misses(trace, ttl_ms=2_000), split_misses(trace, ttl_ms=30_000)
-    assert gains[-1].misses == then
-    assert gains[-1].hit_ratio_gain.value == pytest.approx((then.hits - now.hits) / now.reads)
-    assert gains[-1].hit_ratio_gain.low > 0
-    assert gains_of_longer_ttls(trace, 2_000, 30_000, seed=1, ladder=(60_000,)) == (
-        "a TTL of 2000 ms is as long as its owner permits (30000 ms)"
-    )
+    assert [g.ttl_ms for g in gains] == [20_000, 40_000, 60_000]
+    now = replayed(10_000, capacity_bytes or None)
+    for gain in gains:
+        then = replayed(gain.ttl_ms, capacity_bytes or None)
+        assert gain.gain.value == pytest.approx(then.hit_ratio - now.hit_ratio, abs=0.01)
+        assert gain.gain.holds(then.hit_ratio - now.hit_ratio)
+        assert gain.hit_ratio is not None
+        assert gain.hit_ratio.value == pytest.approx(then.hit_ratio, abs=0.01)
 
 
-def test_a_ttl_as_long_as_permitted_or_a_capture_without_reads_gives_a_reason() -> None:
-    assert "as long as its owner permits" in str(gains_of_longer_ttls(_reads(0), 100, 100, seed=1))
-    writes = AccessTrace.of([0, 1], [1, 2], [Op.WRITE, Op.WRITE])
-    assert "no reads" in str(gains_of_longer_ttls(writes, 100, 200, seed=1))
-
-
-def test_no_gain_in_the_sample_is_not_told_as_certainty() -> None:
-    once = AccessTrace.of(np.arange(100), np.arange(100))
-    gains = gains_of_longer_ttls(once, 100, 200, seed=1)
+def test_what_is_left_to_miss_is_told_by_what_would_help() -> None:
+    inquiry = asked(10_000, 500_000)
+    gains = gains_of_longer_ttls(inquiry, inquiry.evidence.current, 40_000)
     assert not isinstance(gains, str)
-    assert gains[0].hit_ratio_gain.low < gains[0].hit_ratio_gain.value == 0.0 < gains[0].hit_ratio_gain.high
+    then, with_memory = replayed(40_000, 500_000), replayed(40_000)
+    left = gains[-1].misses
+    assert left is not None
+    assert left.for_memory == pytest.approx(with_memory.hit_ratio - then.hit_ratio, abs=0.02)
+    assert left.after_ttl + left.never_again == pytest.approx(1.0 - with_memory.hit_ratio, abs=0.02)
+    told = gains[-1].hit_ratio
+    assert told is not None
+    assert left.for_memory + left.after_ttl + left.never_again == pytest.approx(1.0 - told.value)
+
+
+def test_gains_are_the_numbers_of_the_same_inquiry() -> None:
+    inquiry = asked(10_000)
+    gains = gains_of_longer_ttls(inquiry, inquiry.evidence.current, 60_000)
+    answers = inquiry.ask([CacheConfiguration(0, ttl_ms=t) for t in (20_000, 40_000, 60_000)])
+    assert [g.gain for g in gains] == [a.change for a in answers]
+
+
+def test_no_ttl_or_one_as_long_as_permitted_gives_a_reason() -> None:
+    bound = asked(10_000)
+    assert "as long as its owner permits" in str(gains_of_longer_ttls(bound, bound.evidence.current, 10_000))
+    assert "no TTL" in str(gains_of_longer_ttls(bound, CacheConfiguration(0), 60_000))
+    blind = asked(10_000, trace=None)
+    assert "access sample" in str(gains_of_longer_ttls(blind, blind.evidence.current, 60_000))
+
+
+def test_the_shortest_ttl_with_nearly_all_of_the_gain_is_enough() -> None:
+    def gain(ttl_ms: int, value: float) -> TtlGain:
+        return TtlGain(ttl_ms, None, Estimate(value, value, value), None)
+
+    rising = [gain(20, 0.05), gain(40, 0.098), gain(60, 0.1)]
+    assert shortest_with_most_of_the_gain(rising, 0.95).ttl_ms == 40
+    assert shortest_with_most_of_the_gain(rising, 1.0).ttl_ms == 60
+    with pytest.raises(ValueError, match="no TTLs"):
+        shortest_with_most_of_the_gain([], 0.95)
 
 
 # --- Expiries that come together

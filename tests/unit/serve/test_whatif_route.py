@@ -10,7 +10,8 @@ import pytest
 from serve_world import MIB, NOW_MS, MemoryBackend, Site, captured_look, execution, proposal, snapshot, state
 
 from cachewarden.messages import ExecutionState, TtlRule
-from serve.whatif import DeskFull, WhatifCandidate, WhatifDesk, rules_in_force
+from serve.looks import rules_in_force
+from serve.whatif import DeskFull, WhatifCandidate, WhatifDesk
 
 PATH = "/api/v1/cache/whatif"
 
