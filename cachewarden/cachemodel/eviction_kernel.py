@@ -14,12 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cachewarden.cachemodel.eviction_state import (
+    ABSENT,
+    CAUSES,
     CFG,
     COL,
     DELETED,
     EVICTED,
     EXPIRED,
+    FREE,
     LFU,
+    LFU_COUNTERS,
     LRM,
     NEVER,
     POOL_SIZE,
@@ -69,11 +73,16 @@ def tick_ms(c: IntArray) -> int:
 
 
 @inlined
-def _decayed(table: IntList, key: int, c: IntArray, tick: int) -> int:
+def _is_resident(table: IntList, key: int) -> bool:
+    return int(table[COL.access, key]) >= ABSENT + CAUSES
+
+
+@inlined
+def _decayed(field: int, c: IntArray, tick: int) -> int:
     """LFUDecrAndReturn: one step down per decay time since the last access; decay time 0 never forgets."""
-    counter = int(table[COL.counter, key])
+    counter = field % LFU_COUNTERS
     decay = int(c[CFG.lfu_decay_time_min])
-    elapsed = tick - int(table[COL.touched, key])
+    elapsed = tick - field // LFU_COUNTERS
     # Most keys were touched in this very minute, and a division costs more than the rest of the access.
     if decay > 0 and elapsed >= decay:
         counter -= elapsed // decay
@@ -83,14 +92,15 @@ def _decayed(table: IntList, key: int, c: IntArray, tick: int) -> int:
 @inlined
 def _touch(table: IntList, key: int, rng: Seed, c: IntArray, tick: int) -> None:
     """Record an access (LFULogIncr under LFU)."""
+    field = tick
     if c[CFG.family] == LFU:
-        counter = _decayed(table, key, c, tick)
+        counter = _decayed(int(table[COL.access, key]), c, tick)
         if counter < _LFU_MAX:
             base = max(counter - _LFU_INIT, 0)
             if float(_random(rng)) / 4294967296.0 < 1.0 / (base * int(c[CFG.lfu_log_factor]) + 1.0):
                 counter += 1
-        table[COL.counter, key] = counter
-    table[COL.touched, key] = tick
+        field = tick * LFU_COUNTERS + counter
+    table[COL.access, key] = field
 
 
 @compiled_loop
@@ -175,9 +185,8 @@ def _remove(table: IntList, expires: IntArray, lists: IntList, register: IntArra
     last = lists[RESIDENT, register[REG.resident]]
     lists[RESIDENT, at] = last
     table[COL.slot, last] = at
-    table[COL.slot, key] = -1
     register[REG.used_bytes] -= table[COL.size_bytes, key]
-    table[COL.gone, key] = cause
+    table[COL.access, key] = ABSENT + cause
 
 
 @inlined
@@ -201,8 +210,7 @@ def _admit(
     register[REG.resident] += 1
     table[COL.size_bytes, key] = size_bytes
     register[REG.used_bytes] += size_bytes
-    table[COL.counter, key] = _LFU_INIT
-    table[COL.touched, key] = tick
+    table[COL.access, key] = tick * LFU_COUNTERS + _LFU_INIT if c[CFG.family] == LFU else tick
     if expires_ms > 0:
         _set_expiry(table, expires, lists, register, rng, c, key, expires_ms)
 
@@ -229,15 +237,14 @@ def prime(
 def _score(table: IntList, expires: IntArray, key: int, c: IntArray, tick: int) -> int:
     """The higher, the better to evict: inverse frequency, nearest expiry, or idle time."""
     if c[CFG.family] == LFU:
-        counter = _decayed(table, key, c, tick)
+        counter = _decayed(int(table[COL.access, key]), c, tick)
         if c[CFG.sampling_decays] > 0:
             # Valkey writes back what it looked at: a decay period that was cut short by a look begins anew.
-            table[COL.counter, key] = counter
-            table[COL.touched, key] = tick
+            table[COL.access, key] = tick * LFU_COUNTERS + counter
         return _LFU_MAX - counter
     if c[CFG.family] == TTL:
         return -int(expires[key])
-    return tick - int(table[COL.touched, key])
+    return tick - int(table[COL.access, key])
 
 
 @inlined
@@ -245,24 +252,27 @@ def _offer(register: IntArray, key: int, score: int) -> None:
     """Put a sampled key into the pool, which is sorted by rising score (evictionPoolPopulate)."""
     keys = register[REG.pool_key : REG.pool_key + POOL_SIZE]
     scores = register[REG.pool_score : REG.pool_score + POOL_SIZE]
-    full = keys[POOL_SIZE - 1] >= 0
-    if full and scores[0] >= score:
+    pooled = register[REG.pooled]
+    if pooled == POOL_SIZE and scores[0] >= score:
         return
-    k = 0
-    while k < POOL_SIZE and keys[k] >= 0 and scores[k] < score:
-        k += 1
-    if full:
+    # Free places hold the highest score, so a count of the lower ones is the place of the new entry: without a
+    # branch, because no processor could guess where a search would end.
+    at = 0
+    for i in range(POOL_SIZE):
+        at += scores[i] < score
+    if pooled == POOL_SIZE:
         # Everything below the new entry moves down and the lowest score falls out.
-        k -= 1
-        for i in range(k):
+        at -= 1
+        for i in range(at):
             keys[i] = keys[i + 1]
             scores[i] = scores[i + 1]
-    elif keys[k] >= 0:
-        for i in range(POOL_SIZE - 1, k, -1):
+    else:
+        for i in range(pooled, at, -1):
             keys[i] = keys[i - 1]
             scores[i] = scores[i - 1]
-    keys[k] = key
-    scores[k] = score
+        register[REG.pooled] = pooled + 1
+    keys[at] = key
+    scores[at] = score
 
 
 @inlined
@@ -270,7 +280,7 @@ def _victim(
     table: IntList, expires: IntArray, lists: IntList, register: IntArray, rng: Seed, c: IntArray, tick: int
 ) -> int:
     """Return the key to evict, or -1 if no key may be evicted."""
-    which, column = (WITH_TTL, COL.ttl_slot) if c[CFG.only_volatile] else (RESIDENT, COL.slot)
+    which = WITH_TTL if c[CFG.only_volatile] else RESIDENT
     count = register[REG.with_ttl] if c[CFG.only_volatile] else register[REG.resident]
     if c[CFG.family] == NEVER or count == 0:
         return -1
@@ -287,13 +297,13 @@ def _victim(
             register[REG.sampled_score + i] = _score(table, expires, sampled, c, tick)
         for i in range(taken):
             _offer(register, register[REG.sampled_key + i], register[REG.sampled_score + i])
-        for i in range(REG.pool_key + POOL_SIZE - 1, REG.pool_key - 1, -1):
-            key = int(register[i])
-            if key < 0:
-                continue
-            register[i] = -1
+        while register[REG.pooled] > 0:
+            register[REG.pooled] -= 1
+            highest = register[REG.pooled]
+            register[REG.pool_score + highest] = FREE
+            key = int(register[REG.pool_key + highest])
             # A key that left the cache since it was sampled is a ghost; one touched since then is evicted all the same.
-            if table[column, key] >= 0:
+            if (table[COL.ttl_slot, key] >= 0) if c[CFG.only_volatile] else _is_resident(table, key):
                 return key
 
 
@@ -327,10 +337,10 @@ def _store(
     """Load or overwrite a key: room is made before, and the write is refused if there is none."""
     if not _make_room(table, expires, lists, register, rng, c, tick):
         register[REG.refused] += register[REG.measuring]
-        if table[COL.slot, key] < 0:
-            table[COL.gone, key] = REFUSED
+        if not _is_resident(table, key):
+            table[COL.access, key] = ABSENT + REFUSED
         return
-    if table[COL.slot, key] < 0:
+    if not _is_resident(table, key):
         _admit(table, expires, lists, register, rng, c, key, size_bytes, expires_ms, tick)
         return
     register[REG.used_bytes] += size_bytes - table[COL.size_bytes, key]
@@ -408,33 +418,32 @@ def run(
     op: npt.NDArray[np.uint8],
     size_bytes: IntList,
     ttl_ms: IntArray,
-    measure_from_ms: int,
 ) -> None:
-    """Replay these rows; counts go to the register from `measure_from_ms` on."""
+    """Replay these rows; what they count goes to the register if `measuring`."""
     reads_touch = c[CFG.family] != LRM
-    tick, tick_ends_ms = 0, np.iinfo(np.int64).min
+    tick, wake_ms, reads, hits = 0, np.iinfo(np.int64).min, 0, 0
     for i in range(len(time_ms)):
         now_ms, k = int(time_ms[i]), int(key[i])
-        if now_ms >= tick_ends_ms:
+        if now_ms >= wake_ms:
             tick = (now_ms - c[CFG.origin_ms]) // tick_ms(c)
-            tick_ends_ms = (tick + 1) * tick_ms(c) + c[CFG.origin_ms]
-        measuring = 1 if now_ms >= measure_from_ms else 0
-        register[REG.measuring] = measuring
-        if now_ms >= register[REG.next_cycle_ms]:
-            _expire_cycles(table, expires, lists, register, c, now_ms)
-        if expires[k] > 0:
+            if now_ms >= register[REG.next_cycle_ms]:
+                _expire_cycles(table, expires, lists, register, c, now_ms)
+            wake_ms = min((tick + 1) * tick_ms(c) + c[CFG.origin_ms], register[REG.next_cycle_ms])
+        if register[REG.with_ttl] > 0 and expires[k] > 0:
             _expire_if_due(table, expires, lists, register, k, now_ms)
         if op[i] == 0:
-            register[REG.reads] += measuring
-            if table[COL.slot, k] >= 0:
-                register[REG.hits] += measuring
+            reads += 1
+            if _is_resident(table, k):
+                hits += 1
                 if reads_touch:
                     _touch(table, k, rng, c, tick)
                 continue
-            register[REG.miss_by_cause + table[COL.gone, k]] += measuring
+            register[REG.miss_by_cause + table[COL.access, k] - ABSENT] += register[REG.measuring]
         if op[i] <= 1:
             size = int(size_bytes[i]) if size_bytes[i] > 0 else int(c[CFG.unknown_entry_bytes])
             expires_ms = now_ms + int(ttl_ms[i]) if ttl_ms[i] > 0 else 0
             _store(table, expires, lists, register, rng, c, k, size, expires_ms, tick)
-        elif table[COL.slot, k] >= 0:
+        elif _is_resident(table, k):
             _remove(table, expires, lists, register, k, DELETED)
+    register[REG.reads] += reads * register[REG.measuring]
+    register[REG.hits] += hits * register[REG.measuring]
