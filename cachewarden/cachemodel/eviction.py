@@ -276,7 +276,7 @@ class _Replay:
     def result(self) -> ReplayResult:
         """Return the counts so far."""
         reg = state.REG
-        count = [int(value) for value in self.register[: reg.pool_key]]
+        count = [int(value) for value in self.register[: reg.table_units]]
         causes = count[reg.miss_by_cause : reg.miss_by_cause + 5]
         return ReplayResult(
             reads=count[reg.reads],

@@ -26,6 +26,7 @@ from cachewarden.cachemodel.eviction_state import (
     LFU_COUNTERS,
     LRM,
     NEVER,
+    POOL_ROOM,
     POOL_SIZE,
     RANDOM,
     REFUSED,
@@ -51,19 +52,31 @@ _CATCH_UP_CYCLES_MAX = 200
 
 
 @inlined
-def _random(rng: Seed) -> np.uint64:
-    x = rng[0]
+def _xorshift(x: np.uint64) -> np.uint64:
     x ^= x << np.uint64(13)
     x ^= x >> np.uint64(7)
     x ^= x << np.uint64(17)
+    return x
+
+
+@inlined
+def _random(rng: Seed) -> np.uint64:
+    x = _xorshift(rng[0])
     rng[0] = x
     return np.uint64(x >> np.uint64(32))
 
 
 @inlined
-def _random_below(rng: Seed, bound: int) -> int:
+def _below(x: np.uint64, bound: int) -> int:
     # Signed on purpose: numba turns an int beside a uint64 into a float.
-    return int(np.int64((_random(rng) * np.uint64(bound)) >> np.uint64(32)))
+    return int(np.int64(((x >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)))
+
+
+@inlined
+def _random_below(rng: Seed, bound: int) -> int:
+    x = _xorshift(rng[0])
+    rng[0] = x
+    return _below(x, bound)
 
 
 @compiled_loop
@@ -160,13 +173,14 @@ def _set_expiry(
         lists[WITH_TTL, at] = key
         table[COL.ttl_slot, key] = at
         register[REG.with_ttl] += 1
-    elif expires_ms == 0:
-        _forget_expiry(table, lists, register, key)
-    expires[key] = expires_ms
+    if expires_ms > 0:
+        expires[key] = expires_ms
+    else:
+        _forget_expiry(table, expires, lists, register, key)
 
 
 @inlined
-def _forget_expiry(table: IntList, lists: IntList, register: IntArray, key: int) -> None:
+def _forget_expiry(table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int) -> None:
     at = table[COL.ttl_slot, key]
     if at >= 0:
         register[REG.with_ttl] -= 1
@@ -174,12 +188,12 @@ def _forget_expiry(table: IntList, lists: IntList, register: IntArray, key: int)
         lists[WITH_TTL, at] = last
         table[COL.ttl_slot, last] = at
         table[COL.ttl_slot, key] = -1
+        expires[key] = 0
 
 
 @inlined
 def _remove(table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int, cause: int) -> None:
-    _forget_expiry(table, lists, register, key)
-    expires[key] = 0
+    _forget_expiry(table, expires, lists, register, key)
     at = table[COL.slot, key]
     register[REG.resident] -= 1
     last = lists[RESIDENT, register[REG.resident]]
@@ -247,32 +261,59 @@ def _score(table: IntList, expires: IntArray, key: int, c: IntArray, tick: int) 
     return tick - int(table[COL.access, key])
 
 
+@compiled_loop
+def _centre(register: IntArray) -> None:
+    """Move the pool to the middle of its room."""
+    keys = register[REG.pool_key : REG.pool_key + POOL_ROOM]
+    scores = register[REG.pool_score : REG.pool_score + POOL_ROOM]
+    lowest, end = register[REG.pool_lowest], register[REG.pool_end]
+    middle = (POOL_ROOM - (end - lowest)) // 2
+    register[REG.pool_lowest], register[REG.pool_end] = middle, middle + end - lowest
+    step = 1 if middle < lowest else -1
+    first, last = (lowest, end) if middle < lowest else (end - 1, lowest - 1)
+    for i in range(first, last, step):
+        keys[i + middle - lowest], scores[i + middle - lowest] = keys[i], scores[i]
+    for i in range(middle + end - lowest, POOL_ROOM):
+        scores[i] = FREE
+
+
 @inlined
 def _offer(register: IntArray, key: int, score: int) -> None:
-    """Put a sampled key into the pool, which is sorted by rising score (evictionPoolPopulate)."""
-    keys = register[REG.pool_key : REG.pool_key + POOL_SIZE]
-    scores = register[REG.pool_score : REG.pool_score + POOL_SIZE]
-    pooled = register[REG.pooled]
-    if pooled == POOL_SIZE and scores[0] >= score:
+    """Put a sampled key into the pool, which is sorted by rising score (evictionPoolPopulate).
+
+    Most entries come in at either end, so the pool has room on both sides and the fewer entries move.
+    """
+    keys = register[REG.pool_key : REG.pool_key + POOL_ROOM]
+    scores = register[REG.pool_score : REG.pool_score + POOL_ROOM]
+    full = register[REG.pool_end] - register[REG.pool_lowest] == POOL_SIZE
+    if full and scores[register[REG.pool_lowest]] >= score:
         return
+    if register[REG.pool_lowest] == 0 or register[REG.pool_end] == POOL_ROOM:
+        _centre(register)
+    lowest, end = register[REG.pool_lowest], register[REG.pool_end]
     # Free places hold the highest score, so a count of the lower ones is the place of the new entry: without a
     # branch, because no processor could guess where a search would end.
-    at = 0
-    for i in range(POOL_SIZE):
+    at = lowest
+    for i in range(lowest, lowest + POOL_SIZE):
         at += scores[i] < score
-    if pooled == POOL_SIZE:
-        # Everything below the new entry moves down and the lowest score falls out.
+    if full:
+        # The lowest score falls out.
+        lowest += 1
+    if at - lowest < end - at:
         at -= 1
-        for i in range(at):
+        lowest -= 1
+        for i in range(lowest, at):
             keys[i] = keys[i + 1]
             scores[i] = scores[i + 1]
     else:
-        for i in range(pooled, at, -1):
+        for i in range(end, at, -1):
             keys[i] = keys[i - 1]
             scores[i] = scores[i - 1]
-        register[REG.pooled] = pooled + 1
+        end += 1
     keys[at] = key
     scores[at] = score
+    register[REG.pool_lowest] = lowest
+    register[REG.pool_end] = end
 
 
 @inlined
@@ -291,15 +332,21 @@ def _victim(
     while True:
         taken = count if whole else c[CFG.samples]
         # All looks come before all offers: they do not depend on one another, so their cache misses overlap.
+        x = rng[0]
         for i in range(taken):
-            sampled = int(lists[which, i if whole else _random_below(rng, count)])
+            place = i
+            if not whole:
+                x = _xorshift(x)
+                place = _below(x, count)
+            sampled = int(lists[which, place])
             register[REG.sampled_key + i] = sampled
             register[REG.sampled_score + i] = _score(table, expires, sampled, c, tick)
+        rng[0] = x
         for i in range(taken):
             _offer(register, register[REG.sampled_key + i], register[REG.sampled_score + i])
-        while register[REG.pooled] > 0:
-            register[REG.pooled] -= 1
-            highest = register[REG.pooled]
+        while register[REG.pool_end] > register[REG.pool_lowest]:
+            register[REG.pool_end] -= 1
+            highest = register[REG.pool_end]
             register[REG.pool_score + highest] = FREE
             key = int(register[REG.pool_key + highest])
             # A key that left the cache since it was sampled is a ghost; one touched since then is evicted all the same.

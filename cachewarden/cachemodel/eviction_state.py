@@ -29,6 +29,7 @@ __all__ = [
     "LRM",
     "LRU",
     "NEVER",
+    "POOL_ROOM",
     "POOL_SIZE",
     "RANDOM",
     "REFUSED",
@@ -58,6 +59,8 @@ CAUSES = 5
 RESIDENT, WITH_TTL = 0, 1
 
 POOL_SIZE = 16  # EVPOOL_SIZE
+POOL_ROOM = 64
+"""Places for the pool, which wanders in them."""
 FREE = int(np.iinfo(np.int64).max)
 """The score of a free place in the pool, above all others."""
 ABSENT = int(np.iinfo(np.int32).min)
@@ -82,13 +85,14 @@ class Register(NamedTuple):
     expired: int = 9
     refused: int = 10
     miss_by_cause: int = 11  # five in a row, by cause
-    pool_key: int = 16  # sixteen in a row, by rising score
-    pool_score: int = 32
-    table_units: int = 48  # two: units of the hash table of each list
-    sampled_key: int = 50
-    sampled_score: int = 50 + _SAMPLES_MAX
-    pooled: int = 50 + 2 * _SAMPLES_MAX  # entries in the pool
-    size: int = 51 + 2 * _SAMPLES_MAX
+    table_units: int = 16  # two: units of the hash table of each list
+    pool_lowest: int = 18  # where the pool begins and ends in its room
+    pool_end: int = 19
+    pool_key: int = 20  # by rising score
+    pool_score: int = 20 + POOL_ROOM  # free above the pool's end
+    sampled_key: int = 20 + 2 * POOL_ROOM
+    sampled_score: int = 20 + 2 * POOL_ROOM + _SAMPLES_MAX
+    size: int = 20 + 2 * POOL_ROOM + 2 * _SAMPLES_MAX
 
 
 REG = Register()
@@ -151,5 +155,5 @@ def empty_state(keys: int, seed: int) -> tuple[IntList, IntArray, IntList, IntAr
 
 def clear_pool(register: IntArray) -> None:
     """Forget all candidates for eviction."""
-    register[REG.pooled] = 0
-    register[REG.pool_score : REG.pool_score + POOL_SIZE] = FREE
+    register[[REG.pool_lowest, REG.pool_end]] = POOL_ROOM // 2
+    register[REG.pool_score : REG.pool_score + POOL_ROOM] = FREE
