@@ -247,10 +247,7 @@ class _Replay:
         unit_ms = self.config.lru_clock_resolution_ms
         tick = (now_ms - self.origin_ms) // self.config.tick_ms
         if self.unix_ms is None:
-            if to_lfu:
-                elapsed = np.zeros_like(counter)
-            else:
-                elapsed = _MISREAD_IDLE + access.max(initial=0) - access
+            elapsed = np.zeros_like(access) if to_lfu else _MISREAD_IDLE + access.max(initial=0) - access
         else:
             now_unix_ms, unix_origin_ms = now_ms + self.unix_ms, self.origin_ms + self.unix_ms
             if to_lfu:

