@@ -22,13 +22,12 @@ import numpy as np
 from cachewarden.cachemodel.arbitration import Curve, allocate
 from cachewarden.cachemodel.eviction import (
     EvictionConfig,
-    IndexedTrace,
     belady,
     exact_lru,
     index,
     replay_indexed,
 )
-from cachewarden.cachemodel.eviction_state import empty_state
+from cachewarden.cachemodel.eviction_state import BYTES_PER_KEY
 from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.shards import mix
 from cachewarden.cachemodel.trace import AccessTrace
@@ -119,17 +118,12 @@ def lru_beside_libcachesim(trace: AccessTrace, rounds: int) -> None:
                 f"replay {spread(speeds['ours'])} hit ratio {ours():.3f}  "
                 f"libCacheSim {spread(speeds['theirs'])} hit ratio {theirs():.3f}  ratio {ratio:.2f}"
             )
-    print(f"memory  {state_bytes(indexed):.0f} bytes per distinct key of the replay, beside the trace itself")
+    print(f"memory  {BYTES_PER_KEY} bytes for each distinct key in a replay, beside the trace itself")
 
 
 def spread(speeds: np.ndarray) -> str:
     """Return median, lowest and highest of million requests per second."""
     return f"{np.median(speeds):5.1f} ({speeds.min():.1f}-{speeds.max():.1f}) M requests/s"
-
-
-def state_bytes(indexed: IndexedTrace) -> float:
-    """Return the bytes that a replay keeps for each distinct key, counted on its arrays."""
-    return sum(array.nbytes for array in empty_state(indexed.distinct_keys, 1)) / indexed.distinct_keys
 
 
 def replays(trace: AccessTrace) -> None:

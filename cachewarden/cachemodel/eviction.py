@@ -97,7 +97,11 @@ class ReplayResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexedTrace:
-    """A trace whose keys (and the initial residents) are numbered from zero, ready to be replayed many times."""
+    """A trace whose keys (and the initial residents) are numbered from zero, ready to be replayed many times.
+
+    Takes 4 bytes a row beside the trace (29 bytes a row); each replay that runs takes 32 bytes for each distinct key
+    (`eviction_state.BYTES_PER_KEY`) and nothing that grows with the rows.
+    """
 
     trace: AccessTrace
     key: npt.NDArray[np.int32]

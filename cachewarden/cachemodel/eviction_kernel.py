@@ -5,7 +5,7 @@ scores, dead pool entries skipped, room made before the write so that the cache 
 double when full, unless that would exceed maxmemory). It validates nothing: `eviction.replay` does.
 
 INVARIANT: the used bytes are the sum of the sizes of the resident keys and, where they are counted, of the two hash
-tables; memory is linear in distinct keys.
+tables; memory is linear in distinct keys (`eviction_state.BYTES_PER_KEY`), whatever the length of the trace.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 __all__ = [
     "ABSENT",
+    "BYTES_PER_KEY",
     "CAUSES",
     "CFG",
     "COL",
@@ -139,6 +140,11 @@ class Column(NamedTuple):
 
 
 COL = Column()
+
+
+BYTES_PER_KEY = 32
+"""Memory of a replay for each distinct key, beside the trace itself: four columns and two list places of 4 bytes, one
+expiry time of 8."""
 
 
 def empty_state(keys: int, seed: int) -> tuple[IntList, IntArray, IntList, IntArray, Seed]:
