@@ -24,6 +24,8 @@ from .workloads import letters
 # Redis makes room only when it is above the limit, before the write, so a limit of 1 holds two entries of one byte.
 TWO_KEYS = 1
 THREE_KEYS = 2
+# Hits and evictions.
+WANDERING = {"allkeys-lru": (12_663, 26_836), "allkeys-lfu": (14_922, 24_577), "allkeys-random": (11_638, 27_861)}
 
 
 def counts(text: str, config: EvictionConfig, step_ms: int = 1000, ttl_ms: int = 0) -> tuple[int, int, int]:
