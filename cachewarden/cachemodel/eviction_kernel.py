@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cachewarden.cachemodel.eviction_pool import offer
 from cachewarden.cachemodel.eviction_state import (
     ABSENT,
     CAUSES,
@@ -26,8 +27,6 @@ from cachewarden.cachemodel.eviction_state import (
     LFU_COUNTERS,
     LRM,
     NEVER,
-    POOL_ROOM,
-    POOL_SIZE,
     RANDOM,
     REFUSED,
     REG,
@@ -261,61 +260,6 @@ def _score(table: IntList, expires: IntArray, key: int, c: IntArray, tick: int) 
     return tick - int(table[COL.access, key])
 
 
-@compiled_loop
-def _centre(register: IntArray) -> None:
-    """Move the pool to the middle of its room."""
-    keys = register[REG.pool_key : REG.pool_key + POOL_ROOM]
-    scores = register[REG.pool_score : REG.pool_score + POOL_ROOM]
-    lowest, end = register[REG.pool_lowest], register[REG.pool_end]
-    middle = (POOL_ROOM - (end - lowest)) // 2
-    register[REG.pool_lowest], register[REG.pool_end] = middle, middle + end - lowest
-    step = 1 if middle < lowest else -1
-    first, last = (lowest, end) if middle < lowest else (end - 1, lowest - 1)
-    for i in range(first, last, step):
-        keys[i + middle - lowest], scores[i + middle - lowest] = keys[i], scores[i]
-    for i in range(middle + end - lowest, POOL_ROOM):
-        scores[i] = FREE
-
-
-@inlined
-def _offer(register: IntArray, key: int, score: int) -> None:
-    """Put a sampled key into the pool, which is sorted by rising score (evictionPoolPopulate).
-
-    Most entries come in at either end, so the pool has room on both sides and the fewer entries move.
-    """
-    keys = register[REG.pool_key : REG.pool_key + POOL_ROOM]
-    scores = register[REG.pool_score : REG.pool_score + POOL_ROOM]
-    full = register[REG.pool_end] - register[REG.pool_lowest] == POOL_SIZE
-    if full and scores[register[REG.pool_lowest]] >= score:
-        return
-    if register[REG.pool_lowest] == 0 or register[REG.pool_end] == POOL_ROOM:
-        _centre(register)
-    lowest, end = register[REG.pool_lowest], register[REG.pool_end]
-    # Free places hold the highest score, so a count of the lower ones is the place of the new entry: without a
-    # branch, because no processor could guess where a search would end.
-    at = lowest
-    for i in range(lowest, lowest + POOL_SIZE):
-        at += scores[i] < score
-    if full:
-        # The lowest score falls out.
-        lowest += 1
-    if at - lowest < end - at:
-        at -= 1
-        lowest -= 1
-        for i in range(lowest, at):
-            keys[i] = keys[i + 1]
-            scores[i] = scores[i + 1]
-    else:
-        for i in range(end, at, -1):
-            keys[i] = keys[i - 1]
-            scores[i] = scores[i - 1]
-        end += 1
-    keys[at] = key
-    scores[at] = score
-    register[REG.pool_lowest] = lowest
-    register[REG.pool_end] = end
-
-
 @inlined
 def _victim(
     table: IntList, expires: IntArray, lists: IntList, register: IntArray, rng: Seed, c: IntArray, tick: int
@@ -343,7 +287,7 @@ def _victim(
             register[REG.sampled_score + i] = _score(table, expires, sampled, c, tick)
         rng[0] = x
         for i in range(taken):
-            _offer(register, register[REG.sampled_key + i], register[REG.sampled_score + i])
+            offer(register, register[REG.sampled_key + i], register[REG.sampled_score + i])
         while register[REG.pool_end] > register[REG.pool_lowest]:
             register[REG.pool_end] -= 1
             highest = register[REG.pool_end]
