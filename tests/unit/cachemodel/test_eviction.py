@@ -15,6 +15,7 @@ from cachewarden.cachemodel.eviction import (
     replay,
 )
 from cachewarden.cachemodel.eviction_bounds import stack_distances
+from cachewarden.cachemodel.eviction_state import BYTES_PER_KEY, empty_state
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.knobs import EVICTION_POLICIES
 
@@ -23,6 +24,8 @@ from .workloads import letters
 # Redis makes room only when it is above the limit, before the write, so a limit of 1 holds two entries of one byte.
 TWO_KEYS = 1
 THREE_KEYS = 2
+# Hits and evictions.
+WANDERING = {"allkeys-lru": (12_663, 26_836), "allkeys-lfu": (14_922, 24_577), "allkeys-random": (11_638, 27_861)}
 
 
 def counts(text: str, config: EvictionConfig, step_ms: int = 1000, ttl_ms: int = 0) -> tuple[int, int, int]:
@@ -201,3 +204,17 @@ def test_sampling_all_keys_with_a_fine_clock_is_exact_lru(keys: list[int], capac
 def test_a_configuration_out_of_range_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"`|must"):
         EvictionConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_the_state_of_a_replay_takes_the_stated_bytes_for_each_key() -> None:
+    table, expires, lists, _, _ = empty_state(1000, seed=1)
+    assert table.nbytes + expires.nbytes + lists.nbytes == 1000 * BYTES_PER_KEY
+
+
+def test_the_pool_of_candidates_may_wander_through_all_its_room() -> None:
+    # Counts of the replay as it was when the pool lay still; 20,000 evictions move it against both walls many times.
+    rng = np.random.default_rng(7)
+    keys = (rng.random(40_000) ** 3 * 5000).astype(np.uint64)
+    trace = AccessTrace.of(np.arange(40_000) * 10, keys, None, 1)
+    found = [replay(trace, EvictionConfig(500, eviction_policy)) for eviction_policy in WANDERING]
+    assert [(one.hits, one.evicted) for one in found] == list(WANDERING.values())

@@ -8,11 +8,11 @@ import pytest
 from cachewarden.cachemodel.access_field import counters_after_switch_to_lfu, idle_after_switch_to_lru
 from cachewarden.cachemodel.eviction import EvictionConfig, replay
 from cachewarden.cachemodel.memory_accounting import Encoding
-from cachewarden.cachemodel.server_model import REDIS_7_0, REDIS_8_6, VALKEY_9_1, Allocator
+from cachewarden.cachemodel.server_model import REDIS_7_0, REDIS_8_2, REDIS_8_6, VALKEY_9_1, Allocator
 from cachewarden.cachemodel.trace import AccessTrace
 
 # Key length, value length, bytes without TTL, bytes with TTL: growth of used_memory by one SET on Redis 7.0.15
-# (jemalloc), MEMORY USAGE on Valkey 9.1.2 (libc).
+# (jemalloc), MEMORY USAGE on Valkey 9.1.2 (libc) and Redis 8.2.3 (its own jemalloc).
 REDIS_ENTRIES = [
     (9, 20, 96, 128),
     (9, 44, 112, 144),
@@ -45,6 +45,27 @@ VALKEY_ENTRIES = [
     (80, 100, 208, 224),
     (9, 5000, 5056, 5056),
 ]
+REDIS_8_2_ENTRIES = [
+    (8, 8, 40, 48),
+    (9, 20, 56, 64),
+    (9, 44, 80, 88),
+    (9, 50, 88, 96),
+    (9, 60, 96, 104),
+    (9, 80, 128, 136),
+    (9, 100, 144, 152),
+    (9, 110, 160, 168),
+    (9, 200, 256, 264),
+    (9, 500, 544, 552),
+    (18, 20, 64, 72),
+    (18, 44, 88, 96),
+    (18, 300, 360, 368),
+    (40, 10, 80, 96),
+    (40, 1000, 1088, 1104),
+    (60, 10, 112, 112),
+    (80, 100, 224, 224),
+    (140, 20, 216, 216),
+    (9, 5000, 5152, 5160),
+]
 
 
 @pytest.mark.parametrize(("key_len", "value_len", "plain", "with_ttl"), REDIS_ENTRIES)
@@ -62,6 +83,23 @@ def test_an_entry_of_valkey_takes_what_memory_usage_says_and_its_share_of_chaine
     chained = model.table.overflow_bytes_per_key
     assert model.entry_bytes(key_len, value_len, has_ttl=False) == plain + chained
     assert model.entry_bytes(key_len, value_len, has_ttl=True) == with_ttl + 2 * chained
+
+
+@pytest.mark.parametrize(("key_len", "value_len", "plain", "with_ttl"), REDIS_8_2_ENTRIES)
+def test_an_entry_of_redis_8_takes_what_memory_usage_says_and_its_share_of_colliding_keys(
+    key_len, value_len, plain, with_ttl
+) -> None:
+    assert REDIS_8_2.table is not None
+    chained = REDIS_8_2.table.overflow_bytes_per_key
+    assert REDIS_8_2.entry_bytes(key_len, value_len, has_ttl=False) == plain + chained
+    assert REDIS_8_2.entry_bytes(key_len, value_len, has_ttl=True) == with_ttl + 2 * chained
+
+
+def test_both_jemallocs_go_by_one_name_and_the_server_knows_which_is_its_own() -> None:
+    assert REDIS_8_2.reporting("jemalloc-5.3.0").allocator is Allocator.JEMALLOC_FINE
+    assert REDIS_7_0.reporting("jemalloc-5.3.0").allocator is Allocator.JEMALLOC
+    assert REDIS_8_2.reporting("libc").allocator is Allocator.LIBC
+    assert [Allocator.JEMALLOC_FINE.rounded(wanted) for wanted in (1, 33, 64, 65)] == [8, 40, 64, 80]
 
 
 def test_an_integer_lies_in_its_object() -> None:
