@@ -43,7 +43,7 @@ format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile pyproject.toml --extra app --extra dev --universal --generate-hashes --no-emit-index-url --no-header \
 		--quiet --output-file requirements.lock
 
 bench: $(STAMP) ## what is measured against what, printed
