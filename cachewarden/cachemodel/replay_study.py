@@ -25,12 +25,14 @@ from cachewarden.cachemodel.trace_files import TraceFile
 from cachewarden.estimate import Estimate
 from cachewarden.knobs import EvictionPolicy
 
-__all__ = ["Outcome", "ReplayCandidate", "ReplayStudy"]
+__all__ = ["SERVER_DIFFERENCE_MARGIN", "SERVER_MARGIN", "Outcome", "ReplayCandidate", "ReplayStudy"]
 
 # What stays without sampling: the server's own dice and what the replay does not model. Half the width of an interval
 # that held nine of ten servers in `benchmarks/replay_accuracy.py`; in differences most of it cancels.
-_SERVER_MARGIN = 0.004
-_SERVER_DIFFERENCE_MARGIN = 0.002
+SERVER_MARGIN = 0.004
+"""Margin of a hit ratio that stays without sampling, see `Outcome`."""
+SERVER_DIFFERENCE_MARGIN = 0.002
+"""The same for a difference between two caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,10 @@ class ReplayStudy:
             raise ValueError("the sample holds no rows, raise the sampling rate or the limit")
         self._seed = seed
         self._from_ms = int(trace.time_ms[0]) + math.ceil(trace.duration_ms * warm_up)
-        self._reads = int(np.sum(trace.op[np.searchsorted(trace.time_ms, self._from_ms) :] == Op.READ))
-        if self._reads == 0:
+        if not np.any(trace.op[np.searchsorted(trace.time_ms, self._from_ms) :] == Op.READ):
             raise ValueError("nothing is read in the measured part, lower the warm-up, or raise the sampling rate")
-        self._all_reads = file.reads_from(self._from_ms)
+        self.reads = round(file.reads_from(self._from_ms))
+        """Reads in the measured part, whether their keys were kept or not."""
         known = trace.size_bytes[trace.size_bytes > 0]
         self.in_keys = entry_bytes is None and len(known) == 0
         """Whether memory is counted in keys, since no size is known."""
@@ -146,7 +148,7 @@ class ReplayStudy:
         ours, theirs = self._of(candidate), self._of(baseline)
         value = ours.outcome.hit_ratio.value - theirs.outcome.hit_ratio.value
         margin = sampling_margin(value, ours.groups - theirs.groups, self.sampled_keys, self.rate)
-        return Estimate.around(value, math.hypot(margin, _SERVER_DIFFERENCE_MARGIN), -1.0, 1.0)
+        return Estimate.around(value, math.hypot(margin, SERVER_DIFFERENCE_MARGIN), -1.0, 1.0)
 
     def curve(self, candidate: ReplayCandidate, capacities_bytes: Sequence[int]) -> list[Outcome]:
         """Return a candidate's outcome at each of some sizes: its miss ratio curve."""
@@ -175,7 +177,7 @@ class ReplayStudy:
         share = (1.0 - whole) / result.misses if result.misses else 0.0
         outcome = Outcome(
             candidate=candidate,
-            hit_ratio=Estimate.around(whole, math.hypot(margin, _SERVER_MARGIN), 0.0, 1.0),
+            hit_ratio=Estimate.around(whole, math.hypot(margin, SERVER_MARGIN), 0.0, 1.0),
             cold=result.cold * share,
             expired=result.expired_misses * share,
             evicted=result.evicted_misses * share,
@@ -199,7 +201,7 @@ class ReplayStudy:
     def _hit_ratio(self, result: ReplayResult, rate: float) -> float:
         if not self._sampled:
             return result.hit_ratio
-        return adjust_hits(result.hits, result.reads, round(self._all_reads), rate)
+        return adjust_hits(result.hits, result.reads, self.reads, rate)
 
     def _share(self, part: IndexedTrace) -> float:
         """Return the share of all keys that a group stands for: by count if that is known, else as it was meant."""
