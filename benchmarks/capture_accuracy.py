@@ -160,8 +160,8 @@ def candidates(now: CacheConfiguration) -> dict[str, CacheConfiguration]:
 def scenarios(stream: Stream, *, quick: bool) -> Iterator[Scenario]:
     """Give the current configurations and moments of a stream."""
     trace = stream.trace(SPAN_MS)
-    shares = (0.1,) if quick else (0.05, 0.15, 0.4)
-    moments = (0.7,) if quick else (0.4, 0.8)
+    shares = (0.1,) if quick else (0.07, 0.25)
+    moments = (0.6,)
     for share in shares:
         bytes_now = int(share * stream.keys) * ENTRY_BYTES
         for moment in moments:

@@ -37,11 +37,13 @@ $svg
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A configuration's miss ratios (0..1) over memory, smallest memory first."""
+    """A configuration's miss ratios (0..1) over memory, smallest memory first, with their intervals (low, high) or
+    none."""
 
     name: str
     memory: tuple[int, ...]
     miss_ratios: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,11 @@ def _draw_png(chart: Chart, path: Path) -> None:
     figure = _matplotlib().Figure(figsize=(9.6, 5.4), layout="constrained")
     axes = figure.subplots()
     for number, curve in enumerate(chart.curves):
-        axes.plot(curve.memory, curve.miss_ratios, label=curve.name, color=_COLOURS[number % len(_COLOURS)])
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(curve.memory, curve.miss_ratios, label=curve.name, color=colour)
+        if curve.intervals:
+            low, high = zip(*curve.intervals, strict=True)
+            axes.fill_between(curve.memory, low, high, color=colour, alpha=0.15)
     if chart.operating_point is not None:
         axes.plot(*chart.operating_point, "ko", markersize=9, fillstyle="none", label="now")
     axes.set(xscale="log", ylim=(0, 1), title=chart.title, ylabel="miss ratio")
@@ -141,6 +147,11 @@ def _svg(chart: Chart) -> str:
     parts.append(f'<text x="{_LEFT}" y="{_TOP - 15}">miss ratio</text>')
     parts.append(f'<text x="{right}" y="{_HEIGHT - 12}" text-anchor="end">memory for entries (log scale)</text>')
     for number, curve in enumerate(chart.curves):
+        if curve.intervals:
+            upper = [f"{x(m):.1f},{y(high):.1f}" for m, (_, high) in zip(curve.memory, curve.intervals, strict=True)]
+            lower = [f"{x(m):.1f},{y(low):.1f}" for m, (low, _) in zip(curve.memory, curve.intervals, strict=True)]
+            band = " ".join([*upper, *reversed(lower)])
+            parts.append(f'<polygon fill="{_COLOURS[number % len(_COLOURS)]}" fill-opacity="0.15" points="{band}"/>')
         parts.extend(_curve_svg(curve, number, [(x(m), y(r)) for m, r in _pairs(curve)], right, in_keys=chart.in_keys))
     if chart.operating_point is not None:
         memory, ratio = chart.operating_point
@@ -167,8 +178,12 @@ def _curve_svg(
     dash = "" if number < len(_COLOURS) else ' stroke-dasharray="6 4"'
     path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
     parts = [f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="{path}"/>']
-    for (px, py), (memory, ratio) in zip(points, _pairs(curve), strict=True):
-        label = escape(f"{curve.name}: {amount(memory, in_keys=in_keys)}, miss ratio {ratio:.4f}")
+    for place, ((px, py), (memory, ratio)) in enumerate(zip(points, _pairs(curve), strict=True)):
+        text = f"{curve.name}: {amount(memory, in_keys=in_keys)}, miss ratio {ratio:.4f}"
+        if curve.intervals:
+            low, high = curve.intervals[place]
+            text += f" ({low:.4f} … {high:.4f})"
+        label = escape(text)
         parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{colour}"><title>{label}</title></circle>')
     at = _TOP + 22 * number
     parts.append(f'<path d="M{right + 20} {at - 4}h24" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cachewarden.errors import SettingsError
 from cachewarden.settings import load_settings
-from cluster.whatif_options import Memory, Setting, memories, settings_of
+from cluster.whatif_options import Memory, Setting, memories, settings_of, share_of
 
 if TYPE_CHECKING:
     from cluster.whatif_trace import TraceQuestion
@@ -49,6 +49,7 @@ _WarmUp = Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of the ti
 _Samples = Annotated[int, typer.Option(min=1, max=64, help="maxmemory-samples.")]
 _Seed = Annotated[int, typer.Option(help="Seed of the sampled eviction.")]
 _At = Annotated[str | None, typer.Option(help="Memory now: compare with it, under the first configuration.")]
+_Target = Annotated[str | None, typer.Option(help="Say the smallest memory that hits so much, e.g. `95%`.")]
 _Plot = Annotated[Path | None, typer.Option(help="Draw miss ratio curves into a `.html` or `.png` file.")]
 _Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
@@ -77,6 +78,7 @@ def whatif(
     samples: _Samples = 5,
     seed: _Seed = 1,
     at: _At = None,
+    target: _Target = None,
     plot: _Plot = None,
     as_json: _Json = False,
 ) -> None:
@@ -88,8 +90,8 @@ def whatif(
         raise SettingsError("give either a trace file, or `--url` and `--service` of a running deployment")
     wanted = memories(memory or [])
     if file is None:
-        if plot is not None or at is not None:
-            raise SettingsError("`--plot` and `--at` need a trace file")
+        if not (plot is None and at is None and target is None):
+            raise SettingsError("`--plot`, `--at` and `--target` need a trace file")
         answer = _live(url or "", service, token_file, wanted, settings_of(policy or [], lfu or [], ttl or []))
         _show(answer, as_json=as_json)
         return
@@ -112,6 +114,7 @@ def whatif(
         memories=wanted,
         settings=settings_of(policy or _POLICIES, lfu or [], ttl or []),
         at=_one(at),
+        target=None if target is None else share_of(target),
         with_curves=plot is not None,
     )
     _replay(question, plot, as_json=as_json)
@@ -146,7 +149,9 @@ def _replay(question: TraceQuestion, plot: Path | None, *, as_json: bool) -> Non
         return
     console = _console()
     console.print(found.table())
-    for note in found.file.notes:
+    for line in found.conclusions():
+        console.print(line, markup=False)
+    for note in found.notes:
         console.print(f"note: {note}", markup=False)
     if plot is not None:
         console.print(f"curves drawn into {plot}", markup=False)

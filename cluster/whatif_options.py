@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cachewarden.errors import SettingsError
 from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy, parse_bytes
 
-__all__ = ["Memory", "Setting", "memories", "settings_of"]
+__all__ = ["Memory", "Setting", "memories", "settings_of", "share_of"]
 
 _CONFIGURATIONS_MAX = 200
 
@@ -57,6 +57,16 @@ def memories(texts: Iterable[str]) -> list[Memory]:
             raise SettingsError(f"memory of `{text}` holds nothing, write for example `64mb` or `25%`")
         found.append(Memory(bytes=value))
     return found
+
+
+def share_of(text: str) -> float:
+    """Read a hit ratio such as `0.95` or `95%`, between 0 and 1."""
+    number = text.removesuffix("%").strip()
+    if re.fullmatch(r"\d+(\.\d+)?|\.\d+", number) is not None:
+        value = float(number) / (100.0 if text.endswith("%") else 1.0)
+        if 0.0 < value < 1.0:
+            return value
+    raise SettingsError(f"`{text}` is no hit ratio, write for example `0.95` or `95%`")
 
 
 def settings_of(policies: Iterable[str], lfu: Iterable[str], ttls: Iterable[str]) -> list[Setting]:

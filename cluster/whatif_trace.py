@@ -6,12 +6,21 @@ It decides nothing and touches no cache. INVARIANT: table and JSON show the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from cachewarden.cachemodel.replay_decision import (
+    Change,
+    Decision,
+    MemoryNeeded,
+    NoChange,
+    decide,
+    shortage,
+    smallest_memory,
+)
 from cachewarden.cachemodel.replay_study import Outcome, ReplayCandidate, ReplayStudy
 from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFile, TraceFormat, read_trace
 from cachewarden.errors import CachewardenError, SettingsError
@@ -23,13 +32,15 @@ __all__ = ["TraceAnswer", "TraceQuestion", "answer"]
 
 _DEFAULT_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _CURVE_POINTS = 20
+# A sample that leaves more than that open is told with the size that would not.
+_ERROR_WANTED = 0.01
 _CAUSES = ("cold", "expired", "evicted", "refused", "deleted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceQuestion:
     """What to read and what to replay; `at` is the operating point, with the first setting. `warm_up` 0..1 of the time
-    is not counted."""
+    is not counted. `target` 0..1: the hit ratio to find the smallest memory for."""
 
     path: Path
     trace_format: TraceFormat | None
@@ -44,12 +55,14 @@ class TraceQuestion:
     memories: Sequence[Memory]
     settings: Sequence[Setting]
     at: Memory | None
+    target: float | None
     with_curves: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TraceAnswer:
-    """All outcomes, the operating point's apart, and the curves if they were asked for."""
+    """All outcomes, the operating point's apart, the curves if they were asked for, the memory that reaches the target
+    for each configuration, and what is advised against the operating point with no more memory."""
 
     question: TraceQuestion
     file: TraceFile
@@ -57,12 +70,43 @@ class TraceAnswer:
     outcomes: tuple[Outcome, ...]
     now: Outcome | None
     curves: tuple[tuple[Outcome, ...], ...]
+    targets: tuple[tuple[ReplayCandidate, MemoryNeeded | str], ...] = ()
+    decision: Decision | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was done to the rows, and whether the sample is too small for a point."""
+        told = [shortage(self.study, outcome.hit_ratio, _ERROR_WANTED) for outcome in self.outcomes]
+        return (*self.file.notes, *[reason for reason in told if reason is not None][:1])
+
+    def conclusions(self) -> list[str]:
+        """Return in words the memory that reaches the target, and what is advised."""
+        lines = []
+        for candidate, found in self.targets:
+            told = str(found)
+            if isinstance(found, MemoryNeeded):
+                most = "none for sure" if found.high_bytes is None else self._amount(found.high_bytes)
+                interval = f"interval {self._amount(found.low_bytes)} … {most}"
+                told = f"{self._amount(found.capacity_bytes)} reach {self.question.target:.2%} ({interval})"
+            lines.append(f"{candidate.name}: {told}")
+        if isinstance(self.decision, Change):
+            chosen, gain = self.decision.candidate, self.decision.gain
+            lines.append(
+                f"change to {chosen.name} with {self._amount(chosen.capacity_bytes)}: {100 * gain.value:+.2f} points, "
+                f"interval {100 * gain.low:+.2f} … {100 * gain.high:+.2f}"
+            )
+        elif self.decision is not None:
+            lines.append(self.decision.reason)
+        return lines
+
+    def _amount(self, memory: int) -> str:
+        return amount(memory, in_keys=self.study.in_keys)
 
     @property
     def subtitle(self) -> str:
         """Return how the figures were come by, in one line."""
         study, file = self.study, self.file
-        everything = amount(study.footprint_bytes, in_keys=study.in_keys)
+        everything = self._amount(study.footprint_bytes)
         sampled = f", {file.sampling_rate:g} of the keys" if file.sampling_rate < 1.0 else ""
         return (
             f"{file.rows_read} rows ({file.trace_format.value}){sampled}; everything takes {everything}; "
@@ -82,7 +126,7 @@ class TraceAnswer:
         for outcome in rows:
             memory = outcome.candidate.capacity_bytes
             table.add_row(
-                amount(memory, in_keys=self.study.in_keys),
+                self._amount(memory),
                 f"{memory / self.study.footprint_bytes:.1%}",
                 outcome.candidate.name,
                 f"{outcome.hit_ratio.value:.2%}",
@@ -117,9 +161,11 @@ class TraceAnswer:
             "duration_ms": file.trace.duration_ms,
             "warm_up": self.question.warm_up,
             "seed": self.question.seed,
-            "notes": list(file.notes),
+            "notes": list(self.notes),
             "operating_point": None if self.now is None else self._plain(self.now),
             "results": [self._plain(outcome) for outcome in self.outcomes],
+            "targets": [self._target(candidate, found) for candidate, found in self.targets],
+            "decision": None if self.decision is None else self._advice(self.decision),
             "curves": [[self._plain(outcome) for outcome in curve] for curve in self.curves],
         }
 
@@ -131,6 +177,19 @@ class TraceAnswer:
             found |= _flat("change", self.study.difference(outcome.candidate, self.now.candidate))
         return found | {name: value for name, value in plain.items() if name != "hit_ratio"}
 
+    def _target(self, candidate: ReplayCandidate, found: MemoryNeeded | str) -> dict[str, Any]:
+        plain = {"configuration": candidate.name, "hit_ratio": self.question.target}
+        if isinstance(found, str):
+            return plain | {"memory": None, "reason": found}
+        return plain | {"memory": found.capacity_bytes, "memory_low": found.low_bytes, "memory_high": found.high_bytes}
+
+    def _advice(self, decision: Decision) -> dict[str, Any]:
+        if isinstance(decision, Change):
+            chosen = decision.candidate
+            advice: dict[str, Any] = {"advice": "change", "configuration": chosen.name}
+            return advice | {"memory": chosen.capacity_bytes} | _flat("gain", decision.gain)
+        return {"advice": "none" if isinstance(decision, NoChange) else "unknown", "reason": decision.reason}
+
     def chart(self) -> Chart:
         """Return the picture's content."""
         return Chart(
@@ -141,6 +200,7 @@ class TraceAnswer:
                     curve[0].candidate.name,
                     tuple(outcome.candidate.capacity_bytes for outcome in curve),
                     tuple(outcome.miss_ratio for outcome in curve),
+                    tuple((1.0 - o.hit_ratio.high, 1.0 - o.hit_ratio.low) for o in curve),
                 )
                 for curve in self.curves
             ],
@@ -172,7 +232,15 @@ def answer(question: TraceQuestion) -> TraceAnswer:
     now = None if question.at is None else study.curve(kinds[0], [question.at.of(study.footprint_bytes)])[0]
     curve_sizes = study.curve_sizes(_CURVE_POINTS) if question.with_curves else []
     curves = [tuple(study.curve(kind, curve_sizes)) for kind in kinds] if curve_sizes else []
-    return TraceAnswer(question, file, study, tuple(outcomes), now, tuple(curves))
+    targets = []
+    if question.target is not None:
+        targets = [(kind, smallest_memory(study, kind, question.target)) for kind in kinds]
+    decision = None
+    if now is not None:
+        no_larger = [o.candidate for o in outcomes if o.candidate.capacity_bytes <= now.candidate.capacity_bytes]
+        no_larger += [replace(kind, capacity_bytes=now.candidate.capacity_bytes) for kind in kinds]
+        decision = decide(study, no_larger, now.candidate)
+    return TraceAnswer(question, file, study, tuple(outcomes), now, tuple(curves), tuple(targets), decision)
 
 
 def _candidate(setting: Setting, samples: int) -> ReplayCandidate:
