@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.stream_traces import Stream, streams
 from cachewarden.cachemodel import replay_study
+from cachewarden.cachemodel.key_popularity import KeyPopularity
 from cachewarden.cachemodel.replay_study import ReplayCandidate, ReplayStudy
 from cachewarden.cachemodel.shards import error_expected
 from cachewarden.cachemodel.trace import AccessTrace
@@ -66,6 +67,9 @@ class Row:
 
 def file_of(trace: AccessTrace, rate: float) -> TraceFile:
     """Return the trace as if it had been read at a sampling rate, everything in it being a read."""
+    marks = np.linspace(0, len(trace) - 1, 100).astype(np.int64)
+    popularity = KeyPopularity()
+    popularity.add(trace.key)
     return TraceFile(
         trace=trace.thin(rate),
         trace_format=TraceFormat.IDS64,
@@ -73,9 +77,9 @@ def file_of(trace: AccessTrace, rate: float) -> TraceFile:
         limited=False,
         sampling_rate=rate,
         notes=(),
-        mark_ms=trace.time_ms[:: max(1, len(trace) // 100)],
-        mark_reads=np.arange(0, len(trace), max(1, len(trace) // 100)),
-        distinct_keys=trace.distinct_keys(),
+        mark_ms=trace.time_ms[marks],
+        mark_reads=marks,
+        popularity=popularity,
     )
 
 

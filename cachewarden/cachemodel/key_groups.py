@@ -15,9 +15,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from cachewarden.cachemodel.trace import AccessTrace
-
-__all__ = ["GROUPS", "in_groups", "sampling_margin"]
+__all__ = ["GROUPS", "group_of", "sampling_margin"]
 
 GROUPS = 8
 # 95 % point of Student's t with GROUPS - 1 degrees of freedom.
@@ -26,14 +24,13 @@ _GROUPS_MIN = 4
 # What the spread of eight groups misses (it is itself an estimate), times the root of the sampled keys. Calibrated with
 # `benchmarks/sample_accuracy.py` on half of its traces and checked on the others.
 _REST_TIMES_ROOT_KEYS = 0.15
-# Hash bits that neither the spatial filter (the lowest 24) nor `distinct_keys` (28 to 51) use.
+# Hash bits that neither the spatial filter (the lowest 24) nor `key_popularity` (28 to 51) use.
 _SHIFT = 56
 
 
-def in_groups(trace: AccessTrace) -> list[AccessTrace]:
-    """Return the rows of each group of keys, told apart by their hash; a group may be empty."""
-    group = (trace.key >> np.uint64(_SHIFT)) % np.uint64(GROUPS)
-    return [trace.rows(group == np.uint64(number)) for number in range(GROUPS)]
+def group_of(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    """Return the group of each key by its hash, 0..GROUPS-1."""
+    return ((hashes >> np.uint64(_SHIFT)) % np.uint64(GROUPS)).astype(np.uint8)
 
 
 def sampling_margin(whole: float, groups: npt.NDArray[np.float64], keys: int, rate: float) -> float:

@@ -1,8 +1,9 @@
 """What a whole trace says of other memory sizes, eviction policies, LFU parameters and TTLs: by replay, not by a model.
 
 A sampled trace is replayed through a cache that is as much smaller (miniature simulation, Waldspurger et al., ATC'17)
-and its hits are corrected by count (SHARDS-adj) at the rate that the sample really has: its keys over all keys, where
-they were counted. It decides nothing. Every hit ratio and every difference comes with its 90 % interval.
+and its hits are corrected by count (SHARDS-adj). Where all keys of the stream were counted, the sample is balanced
+first, and its rate is its keys over all keys (`balanced_sample`). It decides nothing. Every hit ratio and every
+difference comes with its 90 % interval.
 
 INVARIANT: the same trace, candidate and seed give the same outcome; the difference of a candidate to itself is exactly
 nothing.
@@ -17,8 +18,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from cachewarden.cachemodel.balanced_sample import SampledKeys, balanced
 from cachewarden.cachemodel.eviction import EvictionConfig, IndexedTrace, ReplayResult, index, replay_indexed
-from cachewarden.cachemodel.key_groups import GROUPS, in_groups, sampling_margin
+from cachewarden.cachemodel.key_groups import GROUPS, sampling_margin
 from cachewarden.cachemodel.shards import adjust_hits
 from cachewarden.cachemodel.trace import Op
 from cachewarden.cachemodel.trace_files import TraceFile
@@ -115,21 +117,19 @@ class ReplayStudy:
         self.in_keys = entry_bytes is None and len(known) == 0
         """Whether memory is counted in keys, since no size is known."""
         self.entry_bytes = entry_bytes or (round(float(known.mean())) if len(known) else 1)
-        base = index(trace)
-        self.sampled_keys = base.distinct_keys
         self._sampled = file.sampling_rate < 1.0
-        self.rate = file.sampling_rate
+        sample = balanced(trace, file.sampling_rate, file.popularity) if self._sampled else None
+        base = index(trace if sample is None else sample.trace)
+        self.sampled_keys = base.distinct_keys if sample is None else sample.keys
+        self.rate = 1.0 if sample is None else sample.rate
         """Share of the keys that were replayed, 0..1: counted where all keys were, else as the filter meant it."""
-        self._counted = self._sampled and file.distinct_keys is not None
-        if self._sampled and file.distinct_keys is not None:
-            self.rate = min(1.0, self.sampled_keys / max(file.distinct_keys, 1))
         # Number 0 is the whole sample, then its groups, each with its share of all keys.
-        parts = [part for part in in_groups(trace) if len(part)] if self._sampled else []
-        self._parts = [(base, self.rate), *((ours, self._share(ours)) for ours in map(index, parts))]
+        self._parts = [(base, self.rate), *([] if sample is None else _groups(sample, base.distinct_keys))]
         self._ttl: tuple[int | None, list[IndexedTrace]] = (None, [part for part, _ in self._parts])
         self._replayed: dict[ReplayCandidate, _Replayed] = {}
+        sizes = base.trace.size_bytes
         newest = np.zeros(base.distinct_keys, np.int64)
-        newest[base.key] = np.where(trace.size_bytes > 0, trace.size_bytes, self.entry_bytes)
+        newest[base.key] = np.where(sizes > 0, sizes, self.entry_bytes)
         self.footprint_bytes = round(float(newest.sum()) / self.rate)
         """Memory that all keys of the trace would take at once."""
 
@@ -203,10 +203,6 @@ class ReplayStudy:
             return result.hit_ratio
         return adjust_hits(result.hits, result.reads, self.reads, rate)
 
-    def _share(self, part: IndexedTrace) -> float:
-        """Return the share of all keys that a group stands for: by count if that is known, else as it was meant."""
-        return self.rate * part.distinct_keys / self.sampled_keys if self._counted else self.rate / GROUPS
-
     def _with_ttl(self, ttl_ms: int | None) -> list[IndexedTrace]:
         if self._ttl[0] != ttl_ms:
             # Only the newest TTL is kept beside the trace itself: each is another copy of a column.
@@ -215,3 +211,14 @@ class ReplayStudy:
                 parts = [replace(part, trace=part.trace.with_ttl(ttl_ms)) for part in parts]
             self._ttl = (ttl_ms, parts)
         return self._ttl[1]
+
+
+def _groups(sample: SampledKeys, keys: int) -> list[tuple[IndexedTrace, float]]:
+    """Return each group of keys and the share of all keys that it stands for: by count if they were counted."""
+    found = []
+    for number in range(GROUPS):
+        rows = sample.group == number
+        if np.any(rows):
+            part = index(sample.trace.rows(rows))
+            found.append((part, sample.rate * (part.distinct_keys / keys if sample.counted else 1.0 / GROUPS)))
+    return found

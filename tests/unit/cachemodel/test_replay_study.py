@@ -55,9 +55,9 @@ def test_the_share_of_the_keys_is_counted_and_not_believed(tmp_path: Path):
     file = zipf_file(tmp_path, sampling_rate=0.3)
     everything = zipf_file(tmp_path).trace.distinct_keys()
     study = ReplayStudy(file)
-    assert file.distinct_keys == pytest.approx(everything, rel=0.005)
+    assert file.popularity.distinct_keys() == pytest.approx(everything, rel=0.005)
     assert study.rate == pytest.approx(study.sampled_keys / everything, rel=0.005)
-    assert ReplayStudy(replace(file, distinct_keys=None)).rate == 0.3
+    assert ReplayStudy(replace(file, popularity=None)).rate == 0.3
 
 
 def test_a_candidate_differs_from_itself_by_nothing(tmp_path: Path):
