@@ -23,7 +23,7 @@ _T90 = 1.895
 _GROUPS_MIN = 4
 # What the spread of eight groups misses (it is itself an estimate), times the root of the sampled keys. Calibrated with
 # `benchmarks/sample_accuracy.py` on half of its traces and checked on the others.
-_REST_TIMES_ROOT_KEYS = 0.15
+_REST_TIMES_ROOT_KEYS = 0.05
 # Hash bits that neither the spatial filter (the lowest 24) nor `key_popularity` (28 to 51) use.
 _SHIFT = 56
 

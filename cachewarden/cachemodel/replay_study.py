@@ -31,7 +31,7 @@ __all__ = ["SERVER_DIFFERENCE_MARGIN", "SERVER_MARGIN", "Outcome", "ReplayCandid
 
 # What stays without sampling: the server's own dice and what the replay does not model. Half the width of an interval
 # that held nine of ten servers in `benchmarks/replay_accuracy.py`; in differences most of it cancels.
-SERVER_MARGIN = 0.004
+SERVER_MARGIN = 0.003
 """Margin of a hit ratio that stays without sampling, see `Outcome`."""
 SERVER_DIFFERENCE_MARGIN = 0.002
 """The same for a difference between two caches."""
