@@ -21,9 +21,11 @@ GROUPS = 8
 # 95 % point of Student's t with GROUPS - 1 degrees of freedom.
 _T90 = 1.895
 _GROUPS_MIN = 4
-# What the spread of eight groups misses (it is itself an estimate), times the root of the sampled keys. Calibrated with
-# `benchmarks/sample_accuracy.py` on half of its traces and checked on the others.
+# What the spread of eight groups misses (it is itself an estimate): times the root of the sampled keys, and times their
+# number, which matters below some 500 keys. Chosen with `benchmarks/sample_accuracy.py` on half of its streams and
+# checked on the others.
 _REST_TIMES_ROOT_KEYS = 0.05
+_REST_TIMES_KEYS = 4.0
 # Hash bits that neither the spatial filter (the lowest 24) nor `key_popularity` (28 to 51) use.
 _SHIFT = 56
 
@@ -44,5 +46,6 @@ def sampling_margin(whole: float, groups: npt.NDArray[np.float64], keys: int, ra
     if len(groups) < _GROUPS_MIN or keys < 1:
         return 1.0
     unseen = math.sqrt(1.0 - rate)
-    spread = _T90 * unseen * float(groups.std(ddof=1)) / math.sqrt(len(groups))
-    return math.hypot(spread, float(groups.mean()) - whole, _REST_TIMES_ROOT_KEYS * unseen / math.sqrt(keys))
+    spread = _T90 * float(groups.std(ddof=1)) / math.sqrt(len(groups))
+    rest = math.hypot(_REST_TIMES_ROOT_KEYS / math.sqrt(keys), _REST_TIMES_KEYS / keys)
+    return min(1.0, math.hypot(unseen * spread, unseen * rest, float(groups.mean()) - whole))

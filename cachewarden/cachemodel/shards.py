@@ -30,11 +30,11 @@ MODULUS = 1 << 24
 """The hash space of the filter, as in SHARDS: rates down to 6e-8 can be told apart."""
 
 _ERROR_TIMES_ROOT_KEYS = 0.57
-_ERROR_TIMES_ROOT_KEYS_COUNTED = 0.3
+_ERROR_TIMES_ROOT_KEYS_COUNTED = 0.25
 KEYS_BASIS = (
     "mean absolute error of the hit ratio on nine application, database and synthetic traces, with the count "
-    "correction: 0.57 / sqrt(sampled keys), and 0.3 / sqrt(sampled keys) where all keys were counted, so that the sample "
-    "could be balanced; single traces lie between a third and 1.4 times that, by their skew"
+    "correction: 0.57 / sqrt(sampled keys), and 0.25 / sqrt(sampled keys) where all keys were counted, so that the "
+    "sample could be balanced; single traces lie between 0.1 and 0.31 / sqrt(keys), from 200 to 30,000 keys"
 )
 """What `keys_needed` and `error_expected` rest on; `benchmarks/sample_accuracy.py` measures it."""
 
