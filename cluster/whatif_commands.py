@@ -24,7 +24,7 @@ __all__ = ["add_whatif_command"]
 
 _POLICIES = ("allkeys-lru", "allkeys-lfu")
 _FORMATS = "twitter, oracle-general, columns, plain, cloudphysics, arc, ids32, ids64"
-_TABLE_COLUMNS = 140
+_TABLE_COLUMNS = 170
 
 _Several = list[str] | None
 _File = Annotated[Path | None, typer.Argument(help="Trace file, plain or packed (gz, xz, zst).")]
@@ -108,8 +108,8 @@ def whatif(
         )
         _live(asked, plot, as_json=as_json)
         return
-    if target is not None or ttl_report:
-        raise SettingsError("`--target` and `--ttl-report` need `--url` and `--service`")
+    if ttl_report:
+        raise SettingsError("`--ttl-report` needs `--url` and `--service`")
     from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFormat
     from cluster.whatif_trace import TraceQuestion
 
@@ -129,6 +129,7 @@ def whatif(
         memories=wanted,
         settings=settings_of(policy or _POLICIES, lfu or [], ttl or []),
         at=_one(at),
+        target=None if target is None else share_of(target),
         with_curves=plot is not None,
     )
     _replay(question, plot, as_json=as_json)
@@ -163,7 +164,9 @@ def _replay(question: TraceQuestion, plot: Path | None, *, as_json: bool) -> Non
         return
     console = _console()
     console.print(found.table())
-    for note in found.file.notes:
+    for line in found.conclusions():
+        console.print(line, markup=False)
+    for note in found.notes:
         console.print(f"note: {note}", markup=False)
     if plot is not None:
         console.print(f"curves drawn into {plot}", markup=False)

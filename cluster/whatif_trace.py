@@ -6,15 +6,25 @@ It decides nothing and touches no cache. INVARIANT: table and JSON show the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from cachewarden.cachemodel.replay_decision import (
+    Change,
+    Decision,
+    MemoryNeeded,
+    NoChange,
+    decide,
+    shortage,
+    smallest_memory,
+)
 from cachewarden.cachemodel.replay_study import Outcome, ReplayCandidate, ReplayStudy
 from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFile, TraceFormat, read_trace
 from cachewarden.errors import CachewardenError, SettingsError
+from cachewarden.estimate import Estimate
 from cluster.whatif_chart import Chart, Curve, amount
 from cluster.whatif_options import Memory, Setting
 
@@ -22,12 +32,15 @@ __all__ = ["TraceAnswer", "TraceQuestion", "answer"]
 
 _DEFAULT_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _CURVE_POINTS = 20
+# A sample that leaves more than that open is told with the size that would not.
+_ERROR_WANTED = 0.01
+_CAUSES = ("cold", "expired", "evicted", "refused", "deleted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceQuestion:
     """What to read and what to replay; `at` is the operating point, with the first setting. `warm_up` 0..1 of the time
-    is not counted."""
+    is not counted. `target` 0..1: the hit ratio to find the smallest memory for."""
 
     path: Path
     trace_format: TraceFormat | None
@@ -42,12 +55,14 @@ class TraceQuestion:
     memories: Sequence[Memory]
     settings: Sequence[Setting]
     at: Memory | None
+    target: float | None
     with_curves: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TraceAnswer:
-    """All outcomes, the operating point's apart, and the curves if they were asked for."""
+    """All outcomes, the operating point's apart, the curves if they were asked for, the memory that reaches the target
+    for each configuration, and what is advised against the operating point with no more memory."""
 
     question: TraceQuestion
     file: TraceFile
@@ -55,43 +70,80 @@ class TraceAnswer:
     outcomes: tuple[Outcome, ...]
     now: Outcome | None
     curves: tuple[tuple[Outcome, ...], ...]
+    targets: tuple[tuple[ReplayCandidate, MemoryNeeded | str], ...] = ()
+    decision: Decision | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was done to the rows, and whether the sample is too small for a point."""
+        told = [shortage(self.study, outcome.hit_ratio, _ERROR_WANTED) for outcome in self.outcomes]
+        return (*self.file.notes, *[reason for reason in told if reason is not None][:1])
+
+    def conclusions(self) -> list[str]:
+        """Return in words the memory that reaches the target, and what is advised."""
+        lines = []
+        for candidate, found in self.targets:
+            told = str(found)
+            if isinstance(found, MemoryNeeded):
+                most = "none for sure" if found.high_bytes is None else self._amount(found.high_bytes)
+                interval = f"interval {self._amount(found.low_bytes)} … {most}"
+                told = f"{self._amount(found.capacity_bytes)} reach {self.question.target:.2%} ({interval})"
+            lines.append(f"{candidate.name}: {told}")
+        if isinstance(self.decision, Change):
+            chosen, gain = self.decision.candidate, self.decision.gain
+            lines.append(
+                f"change to {chosen.name} with {self._amount(chosen.capacity_bytes)}: {100 * gain.value:+.2f} points, "
+                f"interval {100 * gain.low:+.2f} … {100 * gain.high:+.2f}"
+            )
+        elif self.decision is not None:
+            lines.append(self.decision.reason)
+        return lines
+
+    def _amount(self, memory: int) -> str:
+        return amount(memory, in_keys=self.study.in_keys)
 
     @property
     def subtitle(self) -> str:
         """Return how the figures were come by, in one line."""
         study, file = self.study, self.file
-        everything = amount(study.footprint_bytes, in_keys=study.in_keys)
+        everything = self._amount(study.footprint_bytes)
         sampled = f", {file.sampling_rate:g} of the keys" if file.sampling_rate < 1.0 else ""
-        error = f"; sampling error {100 * study.sampling_error:.1f} points" if study.sampling_error else ""
-        return f"{file.rows_read} rows ({file.trace_format.value}){sampled}; everything takes {everything}{error}"
+        return (
+            f"{file.rows_read} rows ({file.trace_format.value}){sampled}; everything takes {everything}; "
+            "intervals hold 90 %"
+        )
 
     def table(self) -> Table:
         """Return the outcomes as a table."""
         table = Table(title=self.question.path.name, caption=self.subtitle, title_justify="left")
-        for name in ("memory", "of all", "configuration"):
-            table.add_column(name, justify="left" if name == "configuration" else "right")
-        shown = ["hit ratio", *(["change"] if self.now else []), "cold", "expired", "evicted", "refused", "keys"]
-        for name in shown:
-            table.add_column(name, justify="right")
         others = [o for o in self.outcomes if self.now is None or o.candidate != self.now.candidate]
         rows = others if self.now is None else [self.now, *others]
-        for number, outcome in enumerate(rows):
+        # Causes that never happen would only make the table wider.
+        causes = [cause for cause in _CAUSES if any(getattr(outcome, cause) > 0 for outcome in rows)]
+        changes = [] if self.now is None else ["change", "interval"]
+        for name in ("memory", "of all", "configuration", "hit ratio", "interval", *changes, *causes, "keys"):
+            table.add_column(name, justify="left" if name == "configuration" else "right")
+        for outcome in rows:
             memory = outcome.candidate.capacity_bytes
-            change = []
-            if self.now is not None:
-                gain = 100 * (outcome.hit_ratio - self.now.hit_ratio)
-                change = ["now" if number == 0 else f"{gain:+.2f}"]
-            causes = (outcome.cold, outcome.expired, outcome.evicted, outcome.refused)
             table.add_row(
-                amount(memory, in_keys=self.study.in_keys),
+                self._amount(memory),
                 f"{memory / self.study.footprint_bytes:.1%}",
                 outcome.candidate.name,
-                f"{outcome.hit_ratio:.2%}",
-                *change,
-                *(f"{cause:.2%}" for cause in causes),
+                f"{outcome.hit_ratio.value:.2%}",
+                f"{outcome.hit_ratio.low:.2%} … {outcome.hit_ratio.high:.2%}",
+                *self._change(outcome),
+                *(f"{getattr(outcome, cause):.2%}" for cause in causes),
                 str(outcome.resident_keys),
             )
         return table
+
+    def _change(self, outcome: Outcome) -> list[str]:
+        if self.now is None:
+            return []
+        if outcome is self.now:
+            return ["now", ""]
+        gain = self.study.difference(outcome.candidate, self.now.candidate)
+        return [f"{100 * gain.value:+.2f}", f"{100 * gain.low:+.2f} … {100 * gain.high:+.2f}"]
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain data; ratios are 0..1."""
@@ -103,18 +155,40 @@ class TraceAnswer:
             "limited": file.limited,
             "sampling_rate": file.sampling_rate,
             "sampled_keys": study.sampled_keys,
-            "sampling_error": study.sampling_error,
             "memory_unit": "keys" if study.in_keys else "bytes",
             "footprint": study.footprint_bytes,
             "entry_bytes": None if study.in_keys else study.entry_bytes,
             "duration_ms": file.trace.duration_ms,
             "warm_up": self.question.warm_up,
             "seed": self.question.seed,
-            "notes": list(file.notes),
-            "operating_point": None if self.now is None else _plain(self.now),
-            "results": [_plain(outcome) for outcome in self.outcomes],
-            "curves": [[_plain(outcome) for outcome in curve] for curve in self.curves],
+            "notes": list(self.notes),
+            "operating_point": None if self.now is None else self._plain(self.now),
+            "results": [self._plain(outcome) for outcome in self.outcomes],
+            "targets": [self._target(candidate, found) for candidate, found in self.targets],
+            "decision": None if self.decision is None else self._advice(self.decision),
+            "curves": [[self._plain(outcome) for outcome in curve] for curve in self.curves],
         }
+
+    def _plain(self, outcome: Outcome) -> dict[str, Any]:
+        plain = asdict(outcome)
+        found: dict[str, Any] = {"configuration": outcome.candidate.name, **plain.pop("candidate")}
+        found |= _flat("hit_ratio", outcome.hit_ratio)
+        if self.now is not None:
+            found |= _flat("change", self.study.difference(outcome.candidate, self.now.candidate))
+        return found | {name: value for name, value in plain.items() if name != "hit_ratio"}
+
+    def _target(self, candidate: ReplayCandidate, found: MemoryNeeded | str) -> dict[str, Any]:
+        plain = {"configuration": candidate.name, "hit_ratio": self.question.target}
+        if isinstance(found, str):
+            return plain | {"memory": None, "reason": found}
+        return plain | {"memory": found.capacity_bytes, "memory_low": found.low_bytes, "memory_high": found.high_bytes}
+
+    def _advice(self, decision: Decision) -> dict[str, Any]:
+        if isinstance(decision, Change):
+            chosen = decision.candidate
+            advice: dict[str, Any] = {"advice": "change", "configuration": chosen.name}
+            return advice | {"memory": chosen.capacity_bytes} | _flat("gain", decision.gain)
+        return {"advice": "none" if isinstance(decision, NoChange) else "unknown", "reason": decision.reason}
 
     def chart(self) -> Chart:
         """Return the picture's content."""
@@ -126,6 +200,7 @@ class TraceAnswer:
                     curve[0].candidate.name,
                     tuple(outcome.candidate.capacity_bytes for outcome in curve),
                     tuple(outcome.miss_ratio for outcome in curve),
+                    tuple((1.0 - o.hit_ratio.high, 1.0 - o.hit_ratio.low) for o in curve),
                 )
                 for curve in self.curves
             ],
@@ -157,7 +232,15 @@ def answer(question: TraceQuestion) -> TraceAnswer:
     now = None if question.at is None else study.curve(kinds[0], [question.at.of(study.footprint_bytes)])[0]
     curve_sizes = study.curve_sizes(_CURVE_POINTS) if question.with_curves else []
     curves = [tuple(study.curve(kind, curve_sizes)) for kind in kinds] if curve_sizes else []
-    return TraceAnswer(question, file, study, tuple(outcomes), now, tuple(curves))
+    targets = []
+    if question.target is not None:
+        targets = [(kind, smallest_memory(study, kind, question.target)) for kind in kinds]
+    decision = None
+    if now is not None:
+        no_larger = [o.candidate for o in outcomes if o.candidate.capacity_bytes <= now.candidate.capacity_bytes]
+        no_larger += [replace(kind, capacity_bytes=now.candidate.capacity_bytes) for kind in kinds]
+        decision = decide(study, no_larger, now.candidate)
+    return TraceAnswer(question, file, study, tuple(outcomes), now, tuple(curves), tuple(targets), decision)
 
 
 def _candidate(setting: Setting, samples: int) -> ReplayCandidate:
@@ -165,6 +248,5 @@ def _candidate(setting: Setting, samples: int) -> ReplayCandidate:
     return ReplayCandidate(0, setting.eviction_policy or "allkeys-lru", samples, log_factor, decay_min, setting.ttl_ms)
 
 
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    plain = asdict(outcome)
-    return {"configuration": outcome.candidate.name, **plain.pop("candidate"), **plain}
+def _flat(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -31,11 +31,13 @@ MODULUS = REMAINDERS
 """The hash space of the filter, as in SHARDS: rates down to 6e-8 can be told apart."""
 
 _ERROR_TIMES_ROOT_KEYS = 0.57
+_ERROR_TIMES_ROOT_KEYS_COUNTED = 0.25
 KEYS_BASIS = (
     "mean absolute error of the hit ratio on nine application, database and synthetic traces, with the count "
-    "correction: 0.004 at 20,000 sampled keys, 0.013 at 2,000, 0.045 at 200, which is 0.57 / sqrt(keys)"
+    "correction: 0.57 / sqrt(sampled keys), and 0.25 / sqrt(sampled keys) where all keys were counted, so that the "
+    "sample could be balanced; single traces lie between 0.1 and 0.31 / sqrt(keys), from 200 to 30,000 keys"
 )
-"""What `keys_needed` and `error_expected` rest on."""
+"""What `keys_needed` and `error_expected` rest on; `benchmarks/sample_accuracy.py` measures it."""
 
 
 def mix(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -88,18 +90,23 @@ def adjust_hits(hits: float, sampled_accesses: int, all_accesses: int, rate: flo
     return min(1.0, max(0.0, (hits + expected - sampled_accesses) / expected))
 
 
-def keys_needed(error: float) -> int:
+def keys_needed(error: float, *, counted: bool = False) -> int:
     """Return how many sampled keys give a mean absolute error of the hit ratio of about `error` (0..1, e.g. 0.01).
 
-    `KEYS_BASIS` says where the figure comes from. Raises ValueError for an error out of range.
+    `counted`: it is known how many keys there are in all. `KEYS_BASIS` says where the figure comes from; a sample that
+    was taken says itself how sure it is (`replay_decision.shortage`). Raises ValueError for an error out of range.
     """
     if not 0.0 < error < 1.0:
         raise ValueError(f"error `{error}` is out of range, use a hit ratio difference between 0 and 1")
-    return math.ceil((_ERROR_TIMES_ROOT_KEYS / error) ** 2)
+    return math.ceil((_error_times_root_keys(counted=counted) / error) ** 2)
 
 
-def error_expected(keys: int) -> float:
-    """Return the mean absolute error (0..1) that a sample of so many keys is to be trusted with; see `KEYS_BASIS`."""
+def error_expected(keys: int, *, counted: bool = False) -> float:
+    """Return the mean absolute error (0..1) that a sample of so many keys is to be trusted with; see `keys_needed`."""
     if keys < 1:
         raise ValueError(f"a sample of `{keys}` keys says nothing, use at least 1")
-    return min(1.0, _ERROR_TIMES_ROOT_KEYS / math.sqrt(keys))
+    return min(1.0, _error_times_root_keys(counted=counted) / math.sqrt(keys))
+
+
+def _error_times_root_keys(*, counted: bool) -> float:
+    return _ERROR_TIMES_ROOT_KEYS_COUNTED if counted else _ERROR_TIMES_ROOT_KEYS

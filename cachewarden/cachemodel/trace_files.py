@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cachewarden.cachemodel.fills import fold_fills
+from cachewarden.cachemodel.key_popularity import KeyPopularity
 from cachewarden.cachemodel.shards import SpatialFilter
 from cachewarden.cachemodel.trace import AccessTrace, Op
 from cachewarden.cachemodel.trace_columns import ColumnSpec
@@ -33,6 +34,7 @@ class TraceFile:
     `rows_read` rows of the file, of which `trace` holds those that the spatial filter of `sampling_rate` (0..1] kept,
     less the fills that were folded into their reads. `limited`: the file goes on beyond `rows_read`. `notes` say what
     was done to the rows. `mark_ms` and `mark_reads`: how many reads, kept or not, there were up to a time.
+    `popularity`: how often the keys of those rows come, kept or not; None = not counted.
     """
 
     trace: AccessTrace
@@ -43,6 +45,7 @@ class TraceFile:
     notes: tuple[str, ...]
     mark_ms: npt.NDArray[np.int64] = field(repr=False)
     mark_reads: npt.NDArray[np.int64] = field(repr=False)
+    popularity: KeyPopularity | None = field(default=None, repr=False)
 
     @property
     def sizes_known(self) -> bool:
@@ -111,6 +114,7 @@ def read_trace(
         notes=tuple(notes),
         mark_ms=np.maximum.accumulate(np.array(collected.mark_ms, dtype=np.int64)),
         mark_reads=np.array(collected.mark_reads, dtype=np.int64),
+        popularity=collected.popularity,
     )
 
 
@@ -123,6 +127,8 @@ class _Collected:
         self._rate_per_s = rate_per_s
         self._parts: list[tuple[npt.NDArray[Any], ...]] = []
         self._clipped = 0
+        # All of the keys are at hand without sampling, so nobody needs to be told how they come.
+        self.popularity = KeyPopularity() if spatial.rate < 1.0 else None
         self.rows_read = 0
         self.mark_ms: list[int] = []
         self.mark_reads: list[int] = []
@@ -141,6 +147,8 @@ class _Collected:
         self.mark_reads.append(self.mark_reads[-1] + int(np.sum(op == Op.READ)))
         self.rows_read += count
         keys = rows.key[:count]
+        if self.popularity is not None:
+            self.popularity.add(keys)
         kept = self._spatial.keeps_each(keys)
         sizes = np.minimum(sizes, _SIZE_MAX).astype(np.int32)
         self._parts.append((times[kept], keys[kept], op[kept], sizes[kept], ttls[kept]))

@@ -42,8 +42,8 @@ def trace(tmp_path: Path) -> Path:
 
 def test_a_trace_gives_a_table_of_every_combination(trace: Path):
     text = run(trace, "--rate", 100, "--memory", "5%,20%", "--lfu", "10:1,1:10", "--at", "5%")
-    assert text.count("allkeys-lfu 1:10") == 2
-    assert text.count("allkeys-lru") == 2
+    assert text.count("│ allkeys-lfu 1:10") == 2
+    assert text.count("│ allkeys-lru") == 2
     assert "now" in text
     assert "ids32" in text
 
@@ -62,8 +62,36 @@ def test_json_holds_ratios_and_what_they_rest_on(trace: Path):
 
 def test_sampling_says_how_wrong_it_may_be(trace: Path):
     found = json.loads(run(trace, "--rate", 100, "--sample-rate", 0.5, "--memory", "10%", "--json"))
-    assert found["sampling_error"] > 0
+    (lru, _) = found["results"]
+    assert lru["hit_ratio_low"] < lru["hit_ratio"] < lru["hit_ratio_high"]
     assert found["sampled_keys"] < 1000
+
+
+def test_changes_are_told_against_the_operating_point_with_their_intervals(trace: Path):
+    options = ("--rate", 100, "--sample-rate", 0.5, "--memory", "5%,20%", "--at", "10%", "--json")
+    found = json.loads(run(trace, *options))
+    assert found["operating_point"]["change"] == 0.0
+    for result in found["results"]:
+        gained = result["hit_ratio"] - found["operating_point"]["hit_ratio"]
+        assert result["change"] == pytest.approx(gained)
+        assert result["change_low"] < result["change"] < result["change_high"]
+    assert found["decision"]["advice"] in ("change", "none", "unknown")
+
+
+def test_a_target_is_answered_with_the_smallest_memory_or_the_reason_why_there_is_none(trace: Path):
+    found = json.loads(run(trace, "--rate", 100, "--target", "80%", "--memory", "5%", "--json"))
+    assert [t["configuration"] for t in found["targets"]] == ["allkeys-lru", "allkeys-lfu 10:1"]
+    for target in found["targets"]:
+        assert 0 < target["memory_low"] <= target["memory"] <= target["memory_high"]
+    text = run(trace, "--rate", 100, "--target", "0.8", "--memory", "5%", "--policy", "allkeys-lru")
+    assert "keys reach 80.00% (interval" in text
+    assert "come for the first time" in run(trace, "--rate", 100, "--target", "99.9%", "--memory", "5%")
+
+
+def test_a_sample_too_small_for_a_point_is_told_with_the_size_that_would_do(trace: Path):
+    text = run(trace, "--rate", 100, "--sample-rate", 0.05, "--memory", "10%", "--at", "10%")
+    assert "not enough evidence" in text
+    assert "keys are sampled" in text
 
 
 def test_columns_and_entry_sizes_can_be_told(tmp_path: Path):
@@ -82,6 +110,7 @@ def test_curves_are_drawn_into_one_html_file_with_the_operating_point(trace: Pat
     page = target.read_text()
     svg = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
     assert len(svg.findall("polyline")) == 2
+    assert len(svg.findall("polygon")) == 2
     assert "now: " in page
     assert "http" not in page
 
@@ -107,6 +136,8 @@ def test_names_are_text_in_the_page_never_markup():
         (("TRACE", "--rate", 1, "--lfu", "10"), "LOG_FACTOR:DECAY_MINUTES"),
         (("TRACE", "--rate", 1, "--ttl", "-5"), "no TTL"),
         (("TRACE", "--rate", 1, "--at", "1mb,2mb"), "one amount"),
+        (("TRACE", "--rate", 1, "--target", "150%"), "no hit ratio"),
+        (("TRACE", "--rate", 1, "--target", "much"), "no hit ratio"),
         (("TRACE", "--rate", 1, "--plot", "x.pdf"), "name it `.html` or `.png`"),
         (("TRACE", "--columns", "obj-id-col=0"), "counted from 1"),
         (("--url", "http://127.0.0.1:1"), "needs `--service`"),
