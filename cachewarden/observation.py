@@ -204,6 +204,8 @@ class Snapshot(Message):
     sample: KeyspaceSample | None = None
     access: AccessSample | None = None
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    window_parts: tuple[tuple[int, int], ...] = ()
+    """(lookups, misses) of consecutive parts of the window; by them a steady workload is told from a bursty one."""
 
     def light(self) -> Snapshot:
         """Return the snapshot without its samples, small enough to be sent to many."""
