@@ -93,7 +93,12 @@ def _common_ttl_ms(snapshot: Snapshot, in_force: tuple[TtlRule, ...]) -> int | N
     extended = {rule.pattern: rule.extended_ttl_ms for rule in in_force}
     lives = [(p.resident_share, extended.get(p.pattern, p.written_ttl_ms)) for p in snapshot.patterns]
     seen = [(share, ttl_ms) for share, ttl_ms in lives if ttl_ms]
-    return max(seen)[1] if seen else None
+    if seen:
+        return max(seen)[1]
+    # Without declared patterns the longest remaining TTL of the sample is all that is known: a little below what is
+    # written, by the chance of when the youngest sampled key was loaded.
+    longest = -1 if snapshot.sample is None else int(snapshot.sample.ttl_ms.max(initial=-1))
+    return longest if longest > 0 else None
 
 
 def _miss_shares(snapshot: Snapshot) -> MissShares | None:

@@ -209,15 +209,18 @@ def row(name: str, factor: float, observed: float, truth: float, found: Answer |
 
 def table(rows: Sequence[Row]) -> None:
     """Print a line for each workload, the means of both groups, and the reasons of refusals."""
-    print("points: MAE p90 bias | interval holds, mean width || baselines: no change, 6.4 points per halving")
+    print("* = calibrating; points: MAE p90 bias | interval holds, mean width || no change, 6.4 points per halving")
     names = list(dict.fromkeys(one.workload for one in rows))
-    for title, factors in (("0.3-0.9 of the memory", SHRINK), ("x1.25", GROW[:1]), ("x1.5", GROW[1:])):
+    for title, factors in (("0.3-0.9 of the memory", (*SHRINK, 0.75)), ("x1.25", GROW[:1]), ("x1.5", GROW[1:])):
         print(f"-- {title}")
         means: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         for name in names:
             chosen = [one for one in rows if one.workload == name and one.factor in factors]
+            if not chosen:
+                continue
             answered = [one for one in chosen if one.value is not None]
-            label = f"{name + (' (calibrating)' if name in CALIBRATING else ''):24} {len(answered):5}/{len(chosen):5}"
+            calibrating = name.split()[0] in CALIBRATING
+            label = f"{name + (' *' if calibrating else ''):24} {len(answered):5}/{len(chosen):5}"
             if not answered:
                 print(f"{label} all refused")
                 continue
@@ -227,14 +230,14 @@ def table(rows: Sequence[Row]) -> None:
             still = 100 * float(np.mean([abs(one.observed - one.truth) for one in answered]))
             rule = [one.observed + POINTS_PER_HALVING / 100 * np.log2(one.factor) - one.truth for one in answered]
             mean = float(np.abs(errors).mean())
-            means[name in CALIBRATING].append((mean, held))
+            means[calibrating].append((mean, held))
             print(
                 f"{label} {mean:5.2f} {np.quantile(np.abs(errors), 0.9):5.2f} {errors.mean():+5.2f} | "
                 f"{held:4.0%} {width:5.1f} || {still:5.2f} {100 * float(np.abs(rule).mean()):5.2f}"
             )
-        for calibrating, found in means.items():
+        for kind, found in means.items():
             if found:
-                group = "calibrating" if calibrating else "held out"
+                group = "calibrating" if kind else "held out"
                 print(f"   mean of {group}: {np.mean(found, 0)[0]:.2f} points, {np.mean(found, 0)[1]:.0%} held")
     reasons: dict[tuple[str, str], int] = {}
     for one in rows:

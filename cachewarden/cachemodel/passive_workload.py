@@ -15,6 +15,7 @@ import numpy as np
 from cachewarden.cachemodel.evidence import Evidence, ResidentSample
 from cachewarden.cachemodel.passive_curve import PassiveCurve, contradiction, miss_logit_spread, passive_curve
 from cachewarden.cachemodel.passive_fit import ResidentFacts
+from cachewarden.cachemodel.passive_ttl import ExpiryFacts, ttl_mixture, ttl_problem
 from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.popularity_fit import IdleTable
 
@@ -26,6 +27,7 @@ IDLE_KEYS_MIN = 200
 _AGE_MIN_S = 10.0
 _TTL_SHARE_MAX = 0.05
 _MISS_RATIO_MIN = 0.002
+_TTL_REPLICATES = 8
 # Logits of the miss ratio between parts of the window, and between idle times and counters. Beyond these the error
 # grew past two points on the traces of `benchmarks/passive_accuracy.py`.
 _SPREAD_MAX = 0.35
@@ -58,9 +60,45 @@ def passive_workload(evidence: Evidence, seed: int) -> PassiveWorkload | str:
         return f"the idle times of {len(known)} residents are known, {IDLE_KEYS_MIN} are needed, sample more keys"
     if evidence.current.family != "lru" or evidence.refuses(evidence.current) is not False:
         return "idle times tell the workload only of a full cache under an LRU policy, capture accesses instead"
-    if evidence.ttl is None or evidence.ttl.key_share > _TTL_SHARE_MAX:
-        return "idle times of keys that expire do not tell the workload yet, capture accesses instead"
+    if evidence.ttl is None:
+        return "whether keys expire is not known, without which idle times do not tell the workload, look once more"
+    if evidence.ttl.key_share > _TTL_SHARE_MAX:
+        return _under_expiry(evidence, known, seed)
     return _under_eviction(evidence, known, seed)
+
+
+def _under_expiry(evidence: Evidence, known: ResidentSample, seed: int) -> PassiveWorkload | str:
+    """Return the workload of a cache whose keys all expire, and are evicted or not."""
+    share = 1.0 if evidence.ttl is None else evidence.ttl.key_share
+    if share < 1.0 - _TTL_SHARE_MAX:
+        return (
+            f"{share:.0%} of the keys expire and the others do not, idle times cannot tell them apart by rate; capture"
+        )
+    ttl_ms = evidence.current.ttl_ms
+    problem = ttl_problem(known, ttl_ms, evidence.hit_ratio)
+    if problem is not None or ttl_ms is None:
+        return problem or "with which TTL keys are written is not known"
+    evicted, expired = evidence.evicted_per_s, evidence.expired_per_s
+    if evicted is None or expired is None or evicted + expired <= 0:
+        return "how many keys expire and how many are evicted was not counted, look once more"
+    counters = ResidentFacts(
+        evidence.resident_keys, evidence.lookups_per_s, 1.0 - evidence.hit_ratio, evidence.current.maxmemory_samples
+    )
+    if counters.miss_ratio < _MISS_RATIO_MIN:
+        return f"only {counters.miss_ratio:.2%} of the lookups miss, which is too little to tell what expires"
+    table = IdleTable.of(known.idle_ms, known.size_bytes)
+    problem = _too_young(table) or _bursty(evidence)
+    if problem is not None:
+        return problem
+    rng = np.random.default_rng(seed)
+    facts = ExpiryFacts(counters, ttl_ms, evicted / (evicted + expired))
+    mixture = ttl_mixture(table, facts, evidence.mean_entry_bytes)
+    replicates = tuple(
+        ttl_mixture(table.resampled(rng), facts, evidence.mean_entry_bytes) for _ in range(_TTL_REPLICATES)
+    )
+    source = f"idle times of {len(known)} random residents that expire after {ttl_ms / 1000:.0f} s"
+    told = f"of the keys that leave, {1.0 - facts.evicted_share:.0%} expire and {facts.evicted_share:.0%} are evicted"
+    return PassiveWorkload(mixture, replicates, None, source, (told, *_notes(known, evidence)))
 
 
 def _under_eviction(evidence: Evidence, known: ResidentSample, seed: int) -> PassiveWorkload | str:
@@ -78,7 +116,7 @@ def _under_eviction(evidence: Evidence, known: ResidentSample, seed: int) -> Pas
     if facts.miss_ratio < _MISS_RATIO_MIN:
         return f"only {facts.miss_ratio:.2%} of the lookups miss, which is too little to tell what evicts"
     table = IdleTable.of(known.idle_ms, known.size_bytes)
-    problem = _too_young(table) or _unsteady(evidence, table, facts)
+    problem = _too_young(table) or _bursty(evidence) or _contradicted(table, facts)
     if problem is not None:
         return problem
     curve = passive_curve(table, facts, evidence.mean_entry_bytes, seed, evidence.window_parts)
@@ -97,7 +135,7 @@ def _too_young(table: IdleTable) -> str | None:
     )
 
 
-def _unsteady(evidence: Evidence, table: IdleTable, facts: ResidentFacts) -> str | None:
+def _bursty(evidence: Evidence) -> str | None:
     spread = miss_logit_spread(evidence.window_parts)
     if spread is not None and spread > _SPREAD_MAX:
         counts = np.array([part for part in evidence.window_parts if part[0] > 0], dtype=np.float64)
@@ -106,6 +144,10 @@ def _unsteady(evidence: Evidence, table: IdleTable, facts: ResidentFacts) -> str
             f"the workload comes in bursts: parts of the window missed between {ratios.min():.1%} and "
             f"{ratios.max():.1%} of the lookups, so one moment's idle times do not tell it; capture accesses, or wait"
         )
+    return None
+
+
+def _contradicted(table: IdleTable, facts: ResidentFacts) -> str | None:
     against = contradiction(table, facts)
     if abs(against) > _CONTRADICTION_MAX:
         more = "more" if against > 0 else "fewer"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -131,9 +131,20 @@ class Inquiry:
         return [self._answers[candidate] for candidate in candidates]
 
     def _answer(self, candidate: CacheConfiguration) -> Answer | Insufficient:
+        if (evidence := self._evidence).trace is None and _has_room(evidence, candidate):
+            certain = Estimate(evidence.hit_ratio, evidence.hit_ratio, evidence.hit_ratio)
+            return Answer(candidate, certain, evidence.hit_ratio, "nothing is evicted, so memory does not bind")
         if isinstance(self._fitted, str):
             return Insufficient(candidate, self._fitted)
         return _answer(self._evidence, self._fitted, self._base, candidate, self._seed)
+
+
+def _has_room(evidence: Evidence, candidate: CacheConfiguration) -> bool:
+    """Say whether the candidate only gives more room to a cache that has evicted nothing and stays below its limit."""
+    now = evidence.current
+    larger = candidate.maxmemory_bytes == 0 or 0 < now.maxmemory_bytes <= candidate.maxmemory_bytes
+    idle = evidence.evicted_per_s == 0.0 and not evidence.full
+    return idle and larger and replace(candidate, maxmemory_bytes=now.maxmemory_bytes) == now
 
 
 def workload(evidence: Evidence, seed: int) -> Workload | str:
@@ -255,7 +266,7 @@ def _answer(
     if isinstance(wanted, str):
         return Insufficient(candidate, wanted)
     observed = evidence.hit_ratio
-    notes = list(wanted.notes)
+    notes = [*fitted.notes, *wanted.notes]
     anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= _ANCHOR_LIMIT
     if anchored and isinstance(base, _Modelled):
         residual = (observed - base.value) * _residual_share(evidence, candidate)
