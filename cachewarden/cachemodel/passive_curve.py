@@ -19,12 +19,15 @@ import numpy as np
 from cachewarden.cachemodel import popularity_fit as fit
 from cachewarden.cachemodel.passive_fit import ResidentFacts, ages_rows, pins
 from cachewarden.cachemodel.popularity import PopularityMixture
-from cachewarden.cachemodel.popularity_fit import IdleTable
+from cachewarden.cachemodel.popularity_fit import Floats, IdleTable
 from cachewarden.estimate import Estimate
 
 __all__ = ["PassiveCurve", "contradiction", "miss_logit_spread", "passive_curve"]
 
 _REPLICATES = 12
+_ITERATIONS = 300
+# The miss ratio that idle times suggest is found by so many steps of its own fixed point.
+_STEPS = 60
 _Z90 = 1.645
 # How the logit of the hit ratio usually grows with the logarithm of the memory: mean and standard deviation over real
 # and synthetic workloads (`benchmarks/passive_accuracy.py`), a little steeper towards larger memories.
@@ -40,7 +43,7 @@ _UNSTEADY_ERROR = 1.6
 # Idle times do not show keys that were evicted, so the error of the slope grows with the logarithm of the growth.
 _GROWTH_ERROR = 0.6
 # Contradiction that a steady workload shows by chance.
-_CONTRADICTION_BY_CHANCE = 0.06
+_CONTRADICTION_BY_CHANCE = 0.2
 # Hit ratios are kept this far from 0 and 1, where logits end.
 _EDGE = 0.002
 
@@ -51,11 +54,12 @@ class PassiveCurve:
 
     `memory_bytes` and `hit_ratio` as they are now; `samples` the server's maxmemory-samples; `unsteadiness` in logits
     of the miss ratio; `error` standard deviation of the fitted slope without sampling, `sampled` share (0..1] of the
-    residents that were looked at.
+    residents that were looked at. `fitted`: (bytes, hit ratio) of the mixture and then of each replicate.
     """
 
     mixture: PopularityMixture
     replicates: tuple[PopularityMixture, ...]
+    fitted: tuple[tuple[Floats, Floats], ...]
     memory_bytes: float
     hit_ratio: float
     samples: int
@@ -71,8 +75,8 @@ class PassiveCurve:
         if capacity_bytes <= 0:
             raise ValueError(f"a capacity of `{capacity_bytes}` bytes holds nothing, ask for more than 0")
         distance = math.log(capacity_bytes / self.memory_bytes)
-        fitted = self._step(self.mixture, capacity_bytes)
-        drawn = np.array([self._step(one, capacity_bytes) for one in self.replicates])
+        fitted, *others = (self._step(one, capacity_bytes) for one in self.fitted)
+        drawn = np.array(others)
         chance = float(drawn.std(ddof=1)) * math.sqrt(max(0.0, 1.0 - self.sampled))
         unit = max(abs(distance), 0.01)
         doubt = math.hypot(chance / unit, self.error, _GROWTH_ERROR * max(distance, 0.0))
@@ -82,9 +86,8 @@ class PassiveCurve:
         step = max(step, 0.0) if distance > 0 else min(step, 0.0)
         margin = _Z90 * math.sqrt(trust) * doubt * abs(distance)
         if samples is not None and samples != self.samples:
-            other = self._logit(self.mixture, capacity_bytes, max(samples, 2)) - self._logit(
-                self.mixture, capacity_bytes, self.samples
-            )
+            then = self.mixture.sampled_lru_curve(max(samples, 2))
+            other = _at(then, capacity_bytes) - _at(self.fitted[0], capacity_bytes)
             step, margin = step + other, math.hypot(margin, 0.5 * other)
         level = _logit(self.hit_ratio)
         low, value, high = (_ratio(level + step + sign * margin) for sign in (-1.0, 0.0, 1.0))
@@ -96,13 +99,8 @@ class PassiveCurve:
         """Return how long an unused key would stay at a capacity for entries."""
         return float(self.mixture.characteristic_time_ms(capacity_bytes)[0])
 
-    def _step(self, mixture: PopularityMixture, capacity_bytes: float) -> float:
-        return self._logit(mixture, capacity_bytes, self.samples) - self._logit(
-            mixture, self.memory_bytes, self.samples
-        )
-
-    def _logit(self, mixture: PopularityMixture, capacity_bytes: float, samples: int) -> float:
-        return _logit(float(mixture.sampled_lru_hit_ratio(capacity_bytes, samples)[0]))
+    def _step(self, fitted: tuple[Floats, Floats], capacity_bytes: float) -> float:
+        return _at(fitted, capacity_bytes) - _at(fitted, self.memory_bytes)
 
 
 def passive_curve(
@@ -137,6 +135,7 @@ def passive_curve(
     return PassiveCurve(
         mixture,
         replicates,
+        tuple(one.sampled_lru_curve(facts.samples) for one in (mixture, *replicates)),
         mean_entry_bytes * facts.resident_keys,
         1.0 - facts.miss_ratio,
         facts.samples,
@@ -167,12 +166,23 @@ def contradiction(table: IdleTable, facts: ResidentFacts) -> float:
     age_s = max(table.quantile_s(1.0 - 1.0 / facts.samples), 0.5)
     rates = fit.log_rates(max(table.quantile_s(0.98), 1.0) * 100.0, 0.02)
     weight = 4.0 * table.sampled_keys
-    both = pins(rates, age_s, facts, weight)
-    young = fit.Rows(both.design[1:], both.counts[1:], both.design[1])
-    rows = [ages_rows(table, rates, age_s, facts), young]
-    weights = fit.fit_weights(rows, weight, None, 300)
-    missed = float((np.exp(-rates * age_s) * facts.risk_per_s / (rates + facts.risk_per_s)) @ weights)
+    both, seen = pins(rates, age_s, facts, weight), ages_rows(table, rates, age_s, facts)
+    # Only the young: how many are old depends on the misses that were counted.
+    clean = max(1, int(np.searchsorted(table.edges_s, age_s, side="right")) - 1)
+    rows = [
+        fit.Rows(seen.design[:clean], seen.counts[:clean], seen.design[:clean].sum(axis=0)),
+        fit.Rows(both.design[1:], both.counts[1:], both.design[1]),
+    ]
+    weights = fit.fit_weights(rows, weight, None, _ITERATIONS)
+    beyond, missed = np.exp(-rates * age_s) * weights, 0.5
+    for _ in range(_STEPS):
+        risk = facts.samples * facts.lookups_per_s * missed / facts.resident_keys
+        missed = float((beyond * risk / (rates + risk)).sum())
     return _logit(missed) - _logit(facts.miss_ratio)
+
+
+def _at(curve: tuple[Floats, Floats], capacity_bytes: float) -> float:
+    return _logit(float(np.interp(capacity_bytes, *curve)))
 
 
 def _logit(ratio: float) -> float:

@@ -35,16 +35,22 @@ _SIZE_PRIOR_KEYS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class ResidentFacts:
-    """What counters say: residents, lookups per second, misses per lookup (0..1), and maxmemory-samples."""
+    """What counters say: residents, lookups per second, misses per lookup (0..1), and maxmemory-samples.
+
+    `shared_risk_per_s`: of a part of a cache, the risk that the whole cache is at; None where it is its own.
+    """
 
     resident_keys: int
     lookups_per_s: float
     miss_ratio: float
     samples: int
+    shared_risk_per_s: float | None = None
 
     @property
     def risk_per_s(self) -> float:
         """Return how likely a resident beyond the age where eviction begins is evicted in a second."""
+        if self.shared_risk_per_s is not None:
+            return self.shared_risk_per_s
         return self.samples * self.lookups_per_s * self.miss_ratio / self.resident_keys
 
 

@@ -177,16 +177,21 @@ class PopularityMixture:
         hits: Floats = np.interp(_atleast(capacity_bytes), *_from_zero(residence.lru_curve(*self._classes())))
         return hits
 
-    def sampled_lru_hit_ratio(self, capacity_bytes: npt.ArrayLike, samples: int) -> Floats:
-        """Return the hit ratio of LRU as the server approximates it with `samples` keys per eviction (at least 2)."""
-        wanted = _atleast(capacity_bytes)
-        near_s = self.characteristic_time_ms(wanted) / 1000.0
-        ages_s = np.geomspace(max(near_s.min() / 4.0, 1e-3), min(near_s.max() * 2.0, 1e9), _AGES)
+    def sampled_lru_curve(self, samples: int) -> tuple[Floats, Floats]:
+        """Return (bytes, hit ratio) of LRU as the server approximates it with `samples` keys per eviction, from the
+        empty cache to one that keeps keys a hundred times as long as the evidence covers.
+        """
+        ages_s = np.geomspace(self.horizon_ms / 1e6, self.horizon_ms / 10.0, _AGES)
         rates, _, requests = self._classes()
-        curve = residence.sampled_lru_curve(
-            rates, self.lookups_per_s * self.weights, requests, self.entry_bytes, samples, ages_s
+        return _from_zero(
+            residence.sampled_lru_curve(
+                rates, self.lookups_per_s * self.weights, requests, self.entry_bytes, samples, ages_s
+            )
         )
-        hits: Floats = np.interp(wanted, *_from_zero(curve))
+
+    def sampled_lru_hit_ratio(self, capacity_bytes: npt.ArrayLike, samples: int) -> Floats:
+        """Return the hit ratio of LRU as the server approximates it, at each capacity."""
+        hits: Floats = np.interp(_atleast(capacity_bytes), *self.sampled_lru_curve(samples))
         return hits
 
     def random_hit_ratio(self, capacity_bytes: npt.ArrayLike) -> Floats:
