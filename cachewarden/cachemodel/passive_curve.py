@@ -33,7 +33,8 @@ _Z90 = 1.645
 # and synthetic workloads (`benchmarks/passive_accuracy.py`), a little steeper towards larger memories.
 _USUAL_SLOPE = 0.56
 _USUAL_BEND = 0.075
-_USUAL_SPREAD = 0.25
+_USUAL_SPREAD = 0.28
+_USUAL_SPREAD_OF_GROWTH = 0.40
 # Standard deviation of the fitted slope beside the sampling error, of a workload that was seen to be steady, and of one
 # of which only one window was seen.
 _STEADY_ERROR = 0.10
@@ -41,7 +42,7 @@ _UNSEEN_ERROR = 0.14
 # What each logit of unsteadiness adds to it.
 _UNSTEADY_ERROR = 1.6
 # Idle times do not show keys that were evicted, so the error of the slope grows with the logarithm of the growth.
-_GROWTH_ERROR = 0.6
+_GROWTH_ERROR = 0.9
 # Contradiction that a steady workload shows by chance.
 _CONTRADICTION_BY_CHANCE = 0.2
 # Hit ratios are kept this far from 0 and 1, where logits end.
@@ -80,7 +81,8 @@ class PassiveCurve:
         chance = float(drawn.std(ddof=1)) * math.sqrt(max(0.0, 1.0 - self.sampled))
         unit = max(abs(distance), 0.01)
         doubt = math.hypot(chance / unit, self.error, _GROWTH_ERROR * max(distance, 0.0))
-        trust = _USUAL_SPREAD**2 / (_USUAL_SPREAD**2 + doubt**2)
+        spread = _USUAL_SPREAD_OF_GROWTH if distance > 0 else _USUAL_SPREAD
+        trust = spread**2 / (spread**2 + doubt**2)
         step = trust * fitted + (1.0 - trust) * (_USUAL_SLOPE + _USUAL_BEND * distance) * distance
         # More memory never hurts LRU beyond what its sampling does.
         step = max(step, 0.0) if distance > 0 else min(step, 0.0)
