@@ -80,7 +80,7 @@ def refusal(given: Evidence) -> str:
 def test_another_ttl_is_told_where_keys_only_expire(ttl_ms: int) -> None:
     found = asked(probed(ROOMY), ttl_ms=ttl_ms)
     assert isinstance(found, Answer)
-    assert found.hit_ratio.value == pytest.approx(hit_ratio(ROOMY, ttl_ms), abs=0.015)
+    assert found.hit_ratio.value == pytest.approx(hit_ratio(ROOMY, ttl_ms), abs=0.02)
     assert found.hit_ratio.holds(hit_ratio(ROOMY, ttl_ms))
     assert any("100% expire" in note for note in found.notes)
 

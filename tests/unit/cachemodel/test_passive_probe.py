@@ -73,17 +73,17 @@ def refusal(given: Evidence, keys: int = 4000) -> str:
 
 
 @pytest.mark.parametrize("keys", [1800, 3000, 4200, 5400])
-def test_less_memory_is_told_within_a_point_and_a_half_and_inside_the_interval(keys: int) -> None:
+def test_less_memory_is_told_within_two_points_and_inside_the_interval(keys: int) -> None:
     found = asked(probed(), keys)
     assert isinstance(found, Answer)
-    assert found.hit_ratio.value == pytest.approx(hit_ratio(keys), abs=0.015)
+    assert found.hit_ratio.value == pytest.approx(hit_ratio(keys), abs=0.02)
     assert found.hit_ratio.holds(hit_ratio(keys))
 
 
-def test_half_as_much_memory_again_is_told_within_a_point_and_a_half() -> None:
+def test_half_as_much_memory_again_is_told_within_two_points_and_inside_the_interval() -> None:
     found = asked(probed(), 9000)
     assert isinstance(found, Answer)
-    assert found.hit_ratio.value == pytest.approx(hit_ratio(9000), abs=0.015)
+    assert found.hit_ratio.value == pytest.approx(hit_ratio(9000), abs=0.02)
     assert found.hit_ratio.holds(hit_ratio(9000))
 
 
