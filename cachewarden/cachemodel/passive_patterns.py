@@ -41,7 +41,8 @@ _SURPLUS_MAX = 1.25
 class PatternCurve:
     """A pattern as if it had a cache of its own: `curve` over its bytes, which are now `curve.memory_bytes`.
 
-    `hit_ratio_seen`: the curve's present hit ratio was captured; else it follows from idle times alone.
+    `hit_ratio_seen`: the curve's present hit ratio was captured; else it follows from idle times alone, which was six
+    points off for a pattern of a flat popularity.
     """
 
     pattern: str
