@@ -4,8 +4,8 @@ Run from the repository root: `python -m benchmarks.passive_accuracy [--workload
 `--servers` for real servers (`benchmarks.passive_servers`). Workloads are published traces in the folder that
 CACHEWARDEN_TRACES names, spread over time so that keys live for 45 or 600 s unused, and synthetic ones. Each is
 replayed at several sizes; the cache is probed four times, and the answers are compared with what the other sizes hit in
-the window before the probe. The constants of the passive models
-were chosen mainly on the workloads marked as calibrating, with the others in view. Prints errors in points, and how many outcomes fell inside the 90 % intervals.
+the window before the probe. The constants of the passive models were chosen mainly on the workloads marked as
+calibrating, with the others in view. Prints errors in points, and how many outcomes fell inside the 90 % intervals.
 """
 
 from __future__ import annotations
