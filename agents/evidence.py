@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from cachewarden.cachemodel.evidence import ResidentSample
 from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.cachemodel.whatif import CacheConfiguration, Evidence, MissShares, TtlStats
 from cachewarden.knobs import EVICTION_POLICIES
 from cachewarden.messages import TtlRule
-from cachewarden.observation import Snapshot
+from cachewarden.observation import KeyspaceSample, Snapshot
 
 __all__ = ["evidence_of"]
 
@@ -64,6 +65,19 @@ def evidence_of(snapshot: Snapshot, in_force: tuple[TtlRule, ...] = ()) -> Evide
         evicted_per_s=snapshot.evicted_per_s,
         expired_per_s=snapshot.expired_per_s,
         refused_per_s=snapshot.refused_per_s,
+        sampled=None if sample is None else _residents(sample, snapshot.cost.server_us),
+        window_parts=snapshot.window_parts,
+    )
+
+
+def _residents(sample: KeyspaceSample, cost_us: float) -> ResidentSample:
+    """Return the sampled residents; the cost is that of the whole look, since the server cannot tell its parts."""
+    return ResidentSample(
+        idle_ms=sample.idle_ms.astype(np.int64),
+        size_bytes=sample.size_bytes.astype(np.int64),
+        ttl_ms=sample.ttl_ms.astype(np.int64),
+        frequency=sample.frequency.astype(np.int32),
+        cost_us=cost_us if cost_us > 0 else None,
     )
 
 
@@ -79,7 +93,12 @@ def _common_ttl_ms(snapshot: Snapshot, in_force: tuple[TtlRule, ...]) -> int | N
     extended = {rule.pattern: rule.extended_ttl_ms for rule in in_force}
     lives = [(p.resident_share, extended.get(p.pattern, p.written_ttl_ms)) for p in snapshot.patterns]
     seen = [(share, ttl_ms) for share, ttl_ms in lives if ttl_ms]
-    return max(seen)[1] if seen else None
+    if seen:
+        return max(seen)[1]
+    # Without declared patterns the longest remaining TTL of the sample is all that is known: a little below what is
+    # written, by the chance of when the youngest sampled key was loaded.
+    longest = -1 if snapshot.sample is None else int(snapshot.sample.ttl_ms.max(initial=-1))
+    return longest if longest > 0 else None
 
 
 def _miss_shares(snapshot: Snapshot) -> MissShares | None:

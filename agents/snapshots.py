@@ -50,6 +50,8 @@ class _Look:
     observation: Observation
     age_ms: int
     """Age at the time of the newest look, by the clocks that `elapsed_between` believes."""
+    part: tuple[int, int] = (0, 0)
+    """Lookups and misses since the look before."""
 
 
 class LookRing:
@@ -77,7 +79,9 @@ class LookRing:
             self._looks = [look]
             return Window(problem=FIRST_LOOK)
         before = self._looks[-1].observation
-        problem = window_between(before, look.observation).problem or _changed_knobs(before, look.observation)
+        since = window_between(before, look.observation)
+        problem = since.problem or _changed_knobs(before, look.observation)
+        look.part = since.lookups, since.misses
         elapsed = elapsed_between(before, look.observation)
         if problem is not None or elapsed is None:
             self._looks = [look]
@@ -90,7 +94,8 @@ class LookRing:
             window = window_between(base.observation, look.observation)
             if window.problem is None:
                 # The sum over steps survives a clock that jumped in the middle; the difference of the ends does not.
-                window = replace(window, window_ms=base.age_ms, clock_note=elapsed.note)
+                parts = tuple(older.part for older in [*self._looks, look] if older.age_ms < base.age_ms)
+                window = replace(window, window_ms=base.age_ms, clock_note=elapsed.note, parts=parts)
         self._looks.append(look)
         self._forget()
         return window
@@ -158,6 +163,7 @@ def make_snapshot(
         misses=window.misses,
         hit_ratio=window.hit_ratio,
         lookups_per_s=window.per_s(window.lookups),
+        window_parts=window.parts,
         evicted_per_s=evicted_per_s,
         expired_per_s=window.per_s(window.expired),
         refused_per_s=window.per_s(window.refused),

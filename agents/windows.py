@@ -81,6 +81,8 @@ class Window:
     latency: LatencyQuantile | None = None
     problem: str | None = None
     clock_note: str | None = None
+    parts: tuple[tuple[int, int], ...] = ()
+    """(lookups, misses) of its parts from look to look, where there were looks in between."""
 
     @property
     def lookups(self) -> int:

@@ -9,6 +9,7 @@ INVARIANT: hits + misses = reads, misses = the sum of the misses by cause, and t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from cachewarden.cachemodel.trace import AccessTrace
 __all__ = [
     "EvictionConfig",
     "IndexedTrace",
+    "ReplayLook",
     "ReplayResult",
     "ReplaySchedule",
     "ResidentSet",
@@ -33,6 +35,7 @@ __all__ = [
     "index",
     "replay",
     "replay_indexed",
+    "replay_looks",
 ]
 
 # How idle old keys look to LRU after a switch from LFU, in ticks of a second: weeks. Measured: 6.97 million seconds.
@@ -164,6 +167,37 @@ def replay_indexed(
     return running.result()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayLook:
+    """What a look at the replayed cache at `time_ms` would show: counts since the start, and who is resident.
+
+    `residents` has idle times by the server's own clock, which counts whole ticks, and counters as they are stored: not
+    yet decayed for the time since the key was last touched.
+    """
+
+    time_ms: int
+    counts: ReplayResult
+    residents: ResidentSet
+
+
+def replay_looks(
+    indexed: IndexedTrace, config: EvictionConfig, times_ms: Sequence[int], seed: int = 1
+) -> list[ReplayLook]:
+    """Replay an indexed trace once and look at the cache at each of these rising times; see `replay` for the rest."""
+    trace = indexed.trace
+    if list(times_ms) != sorted(times_ms):
+        raise ValueError("times of looks run backwards, sort them")
+    start_ms = int(trace.time_ms[0]) if len(trace) else 0
+    running = _Replay(indexed, config, start_ms, int(np.iinfo(np.int64).min), seed, None)
+    looks, done = [], 0
+    for time_ms in times_ms:
+        until = int(np.searchsorted(trace.time_ms, time_ms, side="left"))
+        running.run(done, until)
+        done = until
+        looks.append(ReplayLook(int(time_ms), running.result(), running.residents(int(time_ms))))
+    return looks
+
+
 class _Replay:
     """One replay under way: the arrays of the kernel and the configuration that holds now."""
 
@@ -273,6 +307,23 @@ class _Replay:
         self,
     ) -> tuple[state.IntList, state.IntArray, state.IntList, state.IntArray, state.Seed, state.IntArray]:
         return self.table, self.expires, self.lists, self.register, self.rng, self.c
+
+    def residents(self, now_ms: int) -> ResidentSet:
+        """Return who is resident now."""
+        number = self.lists[state.RESIDENT, : int(self.register[state.REG.resident])]
+        hashes = np.zeros(self.indexed.distinct_keys, np.uint64)
+        hashes[self.indexed.key] = self.indexed.trace.key
+        if self.indexed.initial is not None:
+            hashes[self.indexed.initial_key] = self.indexed.initial.key
+        tick = (now_ms - self.origin_ms) // self.config.tick_ms
+        expires_ms = self.expires[number]
+        return ResidentSet(
+            key=hashes[number],
+            size_bytes=self.table[state.COL.size_bytes, number].astype(np.int64),
+            idle_ms=(tick - self.table[state.COL.touched, number].astype(np.int64)) * self.config.tick_ms,
+            remaining_ttl_ms=np.where(expires_ms > 0, np.maximum(expires_ms - now_ms, 1), 0),
+            frequency=self.table[state.COL.counter, number].astype(np.uint8),
+        )
 
     def result(self) -> ReplayResult:
         """Return the counts so far."""

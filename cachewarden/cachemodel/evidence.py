@@ -8,7 +8,7 @@ INVARIANT: an `Evidence` is consistent with itself: ratios lie in 0..1, memory a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from cachewarden.cachemodel.eviction import ResidentSet
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy
 
-__all__ = ["CacheConfiguration", "Evidence", "MissShares", "TtlStats"]
+__all__ = ["CacheConfiguration", "Evidence", "MissShares", "ResidentSample", "TtlStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,44 @@ class TtlStats:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ResidentSample:
+    """Random residents, one row each; -1 = unknown, in `ttl_ms` (remaining) = none. `frequency` is the LFU counter,
+    decayed up to the look. `cost_us` of server time that looking took, None = not measured. Raises ValueError if the
+    columns differ in length.
+    """
+
+    idle_ms: npt.NDArray[np.int64]
+    size_bytes: npt.NDArray[np.int64]
+    ttl_ms: npt.NDArray[np.int64]
+    frequency: npt.NDArray[np.int32]
+    cost_us: float | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.idle_ms) == len(self.size_bytes) == len(self.ttl_ms) == len(self.frequency):
+            raise ValueError("every column of a sample of residents needs one row per key")
+
+    def __len__(self) -> int:
+        return len(self.idle_ms)
+
+    @classmethod
+    def of_idle_times(cls, idle_ms: npt.ArrayLike) -> ResidentSample:
+        """Return a sample of which nothing but the idle times is known."""
+        idle = np.asarray(idle_ms, dtype=np.int64)
+        unknown = np.full(len(idle), -1, dtype=np.int64)
+        return cls(idle, unknown, unknown, unknown.astype(np.int32))
+
+    def rows(self, chosen: npt.NDArray[np.bool_]) -> ResidentSample:
+        """Return the chosen rows."""
+        return replace(
+            self,
+            idle_ms=self.idle_ms[chosen],
+            size_bytes=self.size_bytes[chosen],
+            ttl_ms=self.ttl_ms[chosen],
+            frequency=self.frequency[chosen],
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """One cache over one observation window.
 
@@ -88,8 +126,9 @@ class Evidence:
     maxmemory; `fixed_overhead_bytes` the part that is not entries. `mean_entry_bytes` memory per resident key. Samples:
     `idle_ms` of random residents; `trace` the access sample, kept at spatial rate `sampling_rate` of `all_accesses`
     (None = not counted) and ended at `capture_end_ms`; `residents` present when the capture began, kept by the same
-    filter. Rates per second of evicted and expired keys and refused writes, None = not measured. Raises ValueError when
-    inconsistent.
+    filter; `sampled` all that is known of random residents (None: their idle times at most). `window_parts` (lookups,
+    misses) of consecutive parts of the window. Rates per second of evicted and expired keys and refused writes, None =
+    not measured. Raises ValueError when inconsistent.
     """
 
     lookups_per_s: float
@@ -112,6 +151,8 @@ class Evidence:
     evicted_per_s: float | None = None
     expired_per_s: float | None = None
     refused_per_s: float | None = None
+    sampled: ResidentSample | None = None
+    window_parts: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.hit_ratio <= 1.0:
@@ -124,6 +165,13 @@ class Evidence:
             raise ValueError("lookups, memory and resident keys must not be negative")
         if not 0.0 < self.sampling_rate <= 1.0:
             raise ValueError(f"sampling rate `{self.sampling_rate}` is not within 0 to 1")
+
+    @property
+    def looked_at(self) -> ResidentSample | None:
+        """Return the sampled residents, of which there may be nothing but idle times."""
+        if self.sampled is None and self.idle_ms is not None:
+            return ResidentSample.of_idle_times(self.idle_ms)
+        return self.sampled
 
     @property
     def full(self) -> bool:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from cachewarden.cachemodel import popularity_fit as fit
 from cachewarden.cachemodel import residence
+from cachewarden.cachemodel.passive_fit import ResidentFacts, class_bytes, fit_residents
 from cachewarden.cachemodel.popularity_fit import Floats, IdleTable, ReuseTable
 from cachewarden.cachemodel.trace import AccessTrace
 
@@ -29,6 +30,8 @@ _ROUNDS = 8
 # Ages this many times the horizon are still told apart; slower keys than that are as good as never coming again.
 _SLOWEST_HORIZONS = 100.0
 _FASTEST_S = 0.02
+# Between two of these ages in a row hit ratios are drawn as a straight line.
+_AGES = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,25 +130,21 @@ class PopularityMixture:
         lookups_per_s: float,
         miss_ratio: float,
         *,
-        eviction_age_ms: float | None = None,
+        samples: int = 5,
         mean_entry_bytes: float = 1.0,
-        start: PopularityMixture | None = None,
     ) -> PopularityMixture:
         """Fit idle times of random residents of a full cache under an LRU eviction policy, without any capture.
 
-        Residents of age a number lookups_per_s * P(reuse > a). Two facts pin the tail: P(reuse > eviction age) is the
-        `miss_ratio`, and the residents younger than the eviction age are all `resident_keys`. Raises ValueError below
-        50 idle times.
+        `samples` the server's maxmemory-samples. See `passive_fit` for what is assumed. Raises ValueError below 50 idle
+        times, and for a cache without residents, lookups or misses.
         """
         table = idle_ms if isinstance(idle_ms, IdleTable) else IdleTable.of(idle_ms)
-        age_s = max(table.oldest_s, 1.0) if eviction_age_ms is None else eviction_age_ms / 1000.0
-        rates = fit.log_rates(age_s * _SLOWEST_HORIZONS, _FASTEST_S)
-        rows = [fit.idle_rows(table, rates, resident_keys, lookups_per_s)]
-        anchor = Anchor(resident_keys, miss_ratio)
-        pin = 4.0 * table.sampled_keys
-        first = None if start is None else start.weights
-        weights, horizon_s = _pinned(rows, rates, first, lookups_per_s, anchor, pin, age_s)
-        return cls(rates, weights, np.full(len(rates), mean_entry_bytes), lookups_per_s, horizon_s * 1000.0)
+        facts = ResidentFacts(resident_keys, lookups_per_s, miss_ratio, samples)
+        oldest_s = max(table.quantile_s(0.98), 1.0)
+        rates = fit.log_rates(oldest_s * _SLOWEST_HORIZONS, _FASTEST_S)
+        weights, age_s = fit_residents(table, rates, facts)
+        entry_bytes = class_bytes(table, rates, weights, age_s, facts, mean_entry_bytes)
+        return cls(rates, weights, entry_bytes, lookups_per_s, oldest_s * 1000.0)
 
     @property
     def cold(self) -> float:
@@ -161,7 +160,7 @@ class PopularityMixture:
     def working_set_keys(self, window_ms: npt.ArrayLike) -> Floats:
         """Return the expected number of distinct keys asked for in a window."""
         windows = np.atleast_1d(np.asarray(window_ms, np.float64)) / 1000.0
-        area = np.array([fit.survival_area(self.rates_per_s, window) for window in windows])
+        area = np.array([residence.survival_area(self.rates_per_s, window) for window in windows])
         keys: Floats = self.lookups_per_s * (area @ self.weights)
         return keys
 
@@ -204,6 +203,23 @@ class PopularityMixture:
     def lru_hit_ratio(self, capacity_bytes: npt.ArrayLike) -> Floats:
         """Return the hit ratio of LRU at each capacity for entries, without TTLs (Che's approximation)."""
         hits: Floats = np.interp(_atleast(capacity_bytes), *_from_zero(self.residence_curve()))
+        return hits
+
+    def sampled_lru_curve(self, samples: int) -> tuple[Floats, Floats]:
+        """Return (bytes, hit ratio) of LRU as the server approximates it with `samples` keys per eviction, from the
+        empty cache to one that keeps keys a hundred times as long as the evidence covers.
+        """
+        ages_s = np.geomspace(self.horizon_ms / 1e6, self.horizon_ms / 10.0, _AGES)
+        rates, _, requests = self._classes()
+        return _from_zero(
+            residence.sampled_lru_curve(
+                rates, self.lookups_per_s * self.weights, requests, self.entry_bytes, samples, ages_s
+            )
+        )
+
+    def sampled_lru_hit_ratio(self, capacity_bytes: npt.ArrayLike, samples: int) -> Floats:
+        """Return the hit ratio of LRU as the server approximates it, at each capacity."""
+        hits: Floats = np.interp(_atleast(capacity_bytes), *self.sampled_lru_curve(samples))
         return hits
 
     def random_hit_ratio(self, capacity_bytes: npt.ArrayLike) -> Floats:
@@ -271,7 +287,7 @@ def _from_zero(curve: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
 
 
 def _residents(rates: Floats, weights: Floats, lookups_per_s: float, age_s: float) -> float:
-    return float(lookups_per_s * (fit.survival_area(rates, age_s) @ weights))
+    return float(lookups_per_s * (residence.survival_area(rates, age_s) @ weights))
 
 
 def _pinned(

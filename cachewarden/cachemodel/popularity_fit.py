@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cachewarden.cachemodel.residence import Floats, survival_area
 from cachewarden.cachemodel.trace import AccessTrace, Op
 
 __all__ = [
@@ -30,16 +31,14 @@ __all__ = [
     "reuse_rows",
 ]
 
-Floats = npt.NDArray[np.float64]
-
 _GROUPS = 64
 _EVENT_BINS = 120
 _CENSOR_BINS = 60
 # A write this soon after a read of the same key is the load that the read's miss caused, not a request of its own.
 _LOAD_WINDOW_MS = 1000
 _IDLE_BINS = 40
-# Redis's sampled eviction makes the oldest ages soft, so the histogram stops where residents begin to be evicted early.
-_IDLE_QUANTILE = 0.85
+# With maxmemory-samples 5 the oldest fifth of the residents carries the trace of eviction (`passive_fit`).
+_IDLE_QUANTILE = 0.8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,35 +149,51 @@ def _touches(trace: AccessTrace) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IdleTable:
-    """Idle times of random residents as a histogram below the ages where eviction makes it soft.
+    """Idle times of random residents as a histogram.
 
-    `edges_s` of the bins, `counts` of sampled keys in them, `sampled_keys` in all, `oldest_s` the 98 % quantile.
+    `edges_s` of the bins, `counts` of sampled keys in them, `bytes_` the known entry bytes summed likewise with `sized`
+    counts, `sampled_keys` in all. The last bin ends above the oldest key.
     """
 
     edges_s: Floats
     counts: Floats
+    bytes_: Floats
+    sized: Floats
     sampled_keys: int
-    oldest_s: float
 
     @classmethod
-    def of(cls, idle_ms: npt.ArrayLike, resolution_ms: int = 1000) -> IdleTable:
-        """Count idle times read off a clock of `resolution_ms`; raises ValueError below 50 keys."""
-        idle_s = np.sort(np.asarray(idle_ms, dtype=np.float64)) / 1000.0
+    def of(
+        cls, idle_ms: npt.ArrayLike, size_bytes: npt.ArrayLike | None = None, resolution_ms: int = 1000
+    ) -> IdleTable:
+        """Count idle times read off a clock of `resolution_ms`, sizes -1 = unknown; raises ValueError below 50 keys."""
+        idle_s = np.asarray(idle_ms, dtype=np.float64) / 1000.0
         if len(idle_s) < 50:
             raise ValueError(f"{len(idle_s)} idle times are too few to fit, sample at least 50 keys")
         step = resolution_ms / 1000.0
         # Both clocks floor, so a reading of k ticks means k plus or minus half a tick.
-        ticks = np.unique(np.floor(np.quantile(idle_s, np.linspace(0.0, _IDLE_QUANTILE, _IDLE_BINS + 1)) / step))
+        ticks = np.unique(np.floor(np.quantile(idle_s, np.linspace(0.0, 1.0, _IDLE_BINS + 1)) / step))
         edges = np.concatenate([[0.0], (np.append(ticks, ticks[-1] + 1.0)[1:] - 0.5) * step])
+        size = np.full(len(idle_s), -1.0) if size_bytes is None else np.asarray(size_bytes, dtype=np.float64)
         counts, _ = np.histogram(idle_s, edges)
-        return cls(edges, counts.astype(np.float64), len(idle_s), float(np.quantile(idle_s, 0.98)))
+        total, _ = np.histogram(idle_s, edges, weights=np.maximum(size, 0.0))
+        sized, _ = np.histogram(idle_s, edges, weights=(size > 0).astype(np.float64))
+        return cls(edges, counts.astype(np.float64), total.astype(np.float64), sized.astype(np.float64), len(idle_s))
+
+    @property
+    def sized_keys(self) -> float:
+        """Return how many of the sampled keys have a known size."""
+        return float(self.sized.sum())
+
+    def quantile_s(self, share: float) -> float:
+        """Return the idle time below which this share (0..1) of the sampled keys lies."""
+        below = np.concatenate([[0.0], np.cumsum(self.counts)])
+        return float(np.interp(share * below[-1], below, self.edges_s))
 
     def resampled(self, rng: np.random.Generator) -> IdleTable:
-        """Return a bootstrap replicate of the sampled keys."""
-        beyond = self.sampled_keys - self.counts.sum()
-        shares = np.append(self.counts, beyond) / self.sampled_keys
-        drawn = rng.multinomial(self.sampled_keys, shares)[:-1].astype(np.float64)
-        return IdleTable(self.edges_s, drawn, self.sampled_keys, self.oldest_s)
+        """Return a bootstrap replicate of the sampled keys; each bin keeps the mean size of its keys."""
+        drawn = rng.multinomial(self.sampled_keys, self.counts / self.counts.sum()).astype(np.float64)
+        times = drawn / np.maximum(self.counts, 1.0)
+        return IdleTable(self.edges_s, drawn, self.bytes_ * times, self.sized * times, self.sampled_keys)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,13 +212,6 @@ def log_rates(slowest_s: float, fastest_s: float, classes: int = 48) -> Floats:
     return np.concatenate([[0.0], np.geomspace(1.0 / slowest_s, 1.0 / fastest_s, classes)])
 
 
-def survival_area(rates: Floats, age_s: float | Floats) -> Floats:
-    """Return the integral of exp(-rate * a) over a from 0 to `age_s`; `age_s` itself at rate 0."""
-    safe = np.where(rates > 0, rates, 1.0)
-    area: Floats = np.where(rates > 0, -np.expm1(-safe * age_s) / safe, age_s)
-    return area
-
-
 def reuse_rows(table: ReuseTable, rates: Floats) -> Rows:
     """Return the likelihood rows of a reuse table: bin probabilities for reuses, survival for censored accesses."""
     decay = np.exp(-np.outer(table.edges_s, rates))
@@ -213,13 +221,14 @@ def reuse_rows(table: ReuseTable, rates: Floats) -> Rows:
 
 
 def idle_rows(table: IdleTable, rates: Floats, resident_keys: int, lookups_per_s: float) -> Rows:
-    """Return the rows of an idle histogram: residents of age a number lookups_per_s * P(reuse > a) per second of
-    age.
+    """Return the rows of the ages that eviction leaves alone: residents of age a number lookups_per_s * P(reuse > a)
+    per second of age.
     """
     scale = table.sampled_keys / resident_keys * lookups_per_s
-    area = np.array([survival_area(rates, edge) for edge in table.edges_s])
+    clean = max(1, int(np.searchsorted(table.edges_s, table.quantile_s(_IDLE_QUANTILE), side="right")) - 1)
+    area = np.array([survival_area(rates, edge) for edge in table.edges_s[: clean + 1]])
     design = scale * (area[1:] - area[:-1])
-    return Rows(design, table.counts, design.sum(axis=0))
+    return Rows(design, table.counts[:clean], design.sum(axis=0))
 
 
 def pinned_rows(

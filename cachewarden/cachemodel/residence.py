@@ -2,7 +2,8 @@
 
 Closed forms per eviction family over a grid of residence times; nothing here knows where the rates come from. Sources:
 Che et al. 2002 and AET (Hu et al., ATC'16) for LRU, Fricker et al. 2012 for random, Jung et al. 2003 for TTL; LRU under
-a TTL is solved as the renewal equation of its hits per load.
+a TTL is solved as the renewal equation of its hits per load. LRU as the server approximates it is derived at
+`sampled_lru_curve`.
 
 INVARIANT: along rising residence time, bytes and hit ratio never fall.
 """
@@ -12,7 +13,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["hits_per_load", "lru_curve", "random_curve", "residence_grid_s", "ttl_curve", "ttl_limits_s"]
+__all__ = [
+    "Floats",
+    "hits_per_load",
+    "lru_curve",
+    "random_curve",
+    "residence_grid_s",
+    "sampled_lru_curve",
+    "survival_area",
+    "ttl_curve",
+    "ttl_limits_s",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,6 +32,8 @@ _GRID = np.geomspace(1e-3, 1e9, 1537)
 _COARSE = _GRID[::6]
 _STEPS_PER_TIME = 16
 _TIMES = 8
+# The reciprocal of the flow is nearly linear in the miss ratio, so few steps give all digits that matter.
+_NEWTON_STEPS = 5
 
 
 def residence_grid_s() -> Floats:
@@ -43,6 +56,55 @@ def lru_curve(rates: Floats, keys_bytes: Floats, requests: Floats) -> tuple[Floa
     missed = -np.expm1(-np.outer(_GRID, rates))
     held = np.where(rates > 0, missed / safe, _GRID[:, None])
     return held @ keys_bytes, missed @ requests
+
+
+def survival_area(rates: Floats, age_s: float | Floats) -> Floats:
+    """Return the integral of exp(-rate * a) over a from 0 to `age_s`; `age_s` itself at rate 0."""
+    safe = np.where(rates > 0, rates, 1.0)
+    area: Floats = np.where(rates > 0, -np.expm1(-safe * age_s) / safe, age_s)
+    return area
+
+
+def sampled_lru_curve(
+    rates: Floats,
+    keys_per_s: Floats,
+    requests: Floats,
+    entry_bytes: Floats,
+    samples: int,
+    ages_s: Floats,
+) -> tuple[Floats, Floats]:
+    """Return (bytes, hit ratio) of LRU as Redis approximates it, where eviction begins at each of these idle ages.
+
+    `keys_per_s` lookups per second of each class, `requests` their share, `entry_bytes` of an entry, `samples` the
+    server's maxmemory-samples, at least 1.
+
+    A server that draws `samples` keys per eviction and keeps the best of what it drew in a pool evicts, while the cache
+    is in balance, each drawn key that is among the oldest 1/samples of all (one eviction per `samples` draws leaves no
+    other threshold; `evict.c`). So no key is evicted before the age where 1 - 1/samples of the residents are younger,
+    and beyond it every resident is at the same risk per second: samples * evictions per second / residents. Exact LRU
+    is the limit of many samples, random eviction is that of one.
+    """
+    share = 1.0 / samples
+    left = np.exp(-np.outer(ages_s, rates))
+    young = np.where(rates > 0, (1.0 - left) / np.where(rates > 0, rates, 1.0), ages_s[:, None])
+    if samples > 1:
+        keys = (young @ keys_per_s) / (1.0 - share)
+    else:
+        # Random eviction has no age where it begins; its mean age takes the place.
+        left, young = np.ones_like(left), np.zeros_like(young)
+        keys = (ages_s[:, None] / (1.0 + np.outer(ages_s, rates))) @ keys_per_s
+    # The miss ratio m solves m = sum(left * requests * risk / (rate + risk)) with risk = pull * m.
+    pull = (samples * float(keys_per_s.sum()) / keys)[:, None]
+    weighted = left * requests
+    miss = np.full(len(ages_s), 0.5)
+    for _ in range(_NEWTON_STEPS):
+        below = rates + pull * miss[:, None]
+        flow = (weighted * pull / below).sum(axis=1)
+        slope = (weighted * pull**2 / below**2).sum(axis=1)
+        miss = np.clip(miss + flow * (flow - 1.0) / slope, 1e-12, 1.0)
+    old = left / (rates + pull * miss[:, None])
+    held = (young + old) @ (keys_per_s * entry_bytes)
+    return np.maximum.accumulate(held), np.maximum.accumulate(1.0 - miss)
 
 
 def random_curve(rates: Floats, keys_bytes: Floats, requests: Floats) -> tuple[Floats, Floats]:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cachewarden.cachemodel.diagnosis import Binding, Diagnosis, diagnose
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
+from cachewarden.cachemodel.passive_curve import PassiveCurve
+from cachewarden.cachemodel.passive_workload import IDLE_KEYS_MIN, passive_workload
 from cachewarden.cachemodel.policy_difference import PolicyDifference, policy_difference
 from cachewarden.cachemodel.popularity import Anchor, PopularityMixture
 from cachewarden.cachemodel.popularity_fit import IdleTable, ReuseTable
@@ -42,7 +44,6 @@ __all__ = [
 
 # What a capture or an idle sample must hold at least; below that the bootstrap itself is not to be trusted.
 _ACCESSES_MIN = 2000
-_IDLE_KEYS_MIN = 200
 _REPLICATES = 16
 # 5 % and 95 % of a normal distribution.
 _Z90 = 1.645
@@ -56,6 +57,8 @@ _DIFFERENCE_ERROR = 0.3
 _EXTRAPOLATION = 0.015
 # A current configuration that the model misses by more than this is not a base for differences.
 _ANCHOR_LIMIT = 0.08
+# Keys that would leave sooner than this are not told apart by idle times of whole seconds.
+_PASSIVE_AGE_MIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +93,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """The fitted mixture, its bootstrap replicates, and where it comes from."""
+    """The fitted mixture, its bootstrap replicates, and where it comes from; `passive` the curve over memory where it
+    comes from idle times of a full cache.
+    """
 
     mixture: PopularityMixture
     replicates: tuple[PopularityMixture, ...]
     source: str
+    passive: PassiveCurve | None = None
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(evidence: Evidence, candidates: Sequence[CacheConfiguration], seed: int) -> list[Answer | Insufficient]:
@@ -135,9 +142,20 @@ class Inquiry:
         return [self._answers[candidate] for candidate in candidates]
 
     def _answer(self, candidate: CacheConfiguration) -> Answer | Insufficient:
+        if (evidence := self._evidence).trace is None and _has_room(evidence, candidate):
+            certain = Estimate(evidence.hit_ratio, evidence.hit_ratio, evidence.hit_ratio)
+            return Answer(candidate, certain, evidence.hit_ratio, "nothing is evicted, so memory does not bind")
         if isinstance(self._fitted, str):
             return Insufficient(candidate, self._fitted)
         return _answer(self._evidence, self._fitted, self._base, candidate, self._seed)
+
+
+def _has_room(evidence: Evidence, candidate: CacheConfiguration) -> bool:
+    """Say whether the candidate only gives more room to a cache that has evicted nothing and stays below its limit."""
+    now = evidence.current
+    larger = candidate.maxmemory_bytes == 0 or 0 < now.maxmemory_bytes <= candidate.maxmemory_bytes
+    idle = evidence.evicted_per_s == 0.0 and not evidence.full
+    return idle and larger and replace(candidate, maxmemory_bytes=now.maxmemory_bytes) == now
 
 
 def workload(evidence: Evidence, seed: int) -> Workload | str:
@@ -148,13 +166,9 @@ def workload(evidence: Evidence, seed: int) -> Workload | str:
         return "the cache is empty, there is nothing to learn from"
     if evidence.trace is not None and len(evidence.trace) >= _ACCESSES_MIN and evidence.trace.duration_ms > 0:
         return _from_capture(evidence, seed)
-    if evidence.idle_ms is not None and len(evidence.idle_ms) >= _IDLE_KEYS_MIN:
-        if not evidence.full or evidence.refuses(evidence.current) is not False or evidence.current.family != "lru":
-            return "idle times tell the workload only of a full cache under an LRU policy, capture accesses instead"
-        if evidence.ttl is None or evidence.ttl.key_share > 0.05:
-            return "idle times of keys that expire do not tell the workload yet, capture accesses instead"
+    if evidence.looked_at is not None:
         return _from_idle(evidence, seed)
-    return f"neither {_ACCESSES_MIN} captured accesses nor {_IDLE_KEYS_MIN} idle times are known, take an access sample"
+    return f"neither {_ACCESSES_MIN} captured accesses nor {IDLE_KEYS_MIN} idle times are known, take an access sample"
 
 
 def _from_capture(evidence: Evidence, seed: int) -> Workload:
@@ -169,7 +183,7 @@ def _from_capture(evidence: Evidence, seed: int) -> Workload:
         # A full LRU cache shows what lies beyond the capture: how many keys it holds, and how often even that is not
         # enough.
         anchor = Anchor(evidence.resident_keys, 1.0 - evidence.hit_ratio)
-        if evidence.idle_ms is not None and len(evidence.idle_ms) >= _IDLE_KEYS_MIN:
+        if evidence.idle_ms is not None and len(evidence.idle_ms) >= IDLE_KEYS_MIN:
             idle = IdleTable.of(evidence.idle_ms)
 
     def fit(counted: ReuseTable, start: PopularityMixture | None) -> PopularityMixture:
@@ -188,25 +202,11 @@ def _from_capture(evidence: Evidence, seed: int) -> Workload:
     return Workload(mixture, replicates, f"reuse times of a capture of {table.duration_s:.0f} s")
 
 
-def _from_idle(evidence: Evidence, seed: int) -> Workload:
-    assert evidence.idle_ms is not None
-    rng = np.random.default_rng(seed)
-    table = IdleTable.of(evidence.idle_ms)
-
-    def fit(counted: IdleTable, start: PopularityMixture | None) -> PopularityMixture:
-        return PopularityMixture.from_idle_times(
-            counted,
-            evidence.resident_keys,
-            evidence.lookups_per_s,
-            1.0 - evidence.hit_ratio,
-            eviction_age_ms=evidence.eviction_age_ms,
-            mean_entry_bytes=evidence.mean_entry_bytes,
-            start=start,
-        )
-
-    mixture = fit(table, None)
-    replicates = tuple(fit(table.resampled(rng), mixture) for _ in range(_REPLICATES))
-    return Workload(mixture, replicates, f"idle times of {table.sampled_keys} random residents")
+def _from_idle(evidence: Evidence, seed: int) -> Workload | str:
+    found = passive_workload(evidence, seed)
+    if isinstance(found, str):
+        return found
+    return Workload(found.mixture, found.replicates, found.source, found.curve, found.notes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,11 +271,13 @@ def _fits(mixture: PopularityMixture, capacity: float, ttl_ms: int | None) -> bo
 def _answer(
     evidence: Evidence, fitted: Workload, base: _Modelled | str | None, candidate: CacheConfiguration, seed: int
 ) -> Answer | Insufficient:
+    if fitted.passive is not None and candidate.family == "lru" and candidate.ttl_ms is None:
+        return _passive_answer(evidence, fitted, fitted.passive, candidate)
     wanted = _modelled(evidence, fitted, candidate, seed)
     if isinstance(wanted, str):
         return Insufficient(candidate, wanted)
     observed = evidence.hit_ratio
-    notes = list(wanted.notes)
+    notes = [*fitted.notes, *wanted.notes]
     anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= _ANCHOR_LIMIT
     if anchored and isinstance(base, _Modelled):
         residual = (observed - base.value) * _residual_share(evidence, candidate)
@@ -306,6 +308,33 @@ def _answer(
         method,
         tuple(notes),
     )
+
+
+def _passive_answer(
+    evidence: Evidence, fitted: Workload, curve: PassiveCurve, candidate: CacheConfiguration
+) -> Answer | Insufficient:
+    if (refuses := evidence.refuses(candidate)) is not False:
+        why = "takes no key without a TTL" if refuses else "may take some keys only"
+        return Insufficient(candidate, f"`{candidate.eviction_policy}` {why}, idle times do not tell what that gives")
+    capacity = evidence.capacity_bytes(candidate)
+    if math.isinf(capacity):
+        return Insufficient(
+            candidate, "what a cache without limit hits lies beyond what its residents show, name a size"
+        )
+    if capacity <= 0:
+        return Insufficient(candidate, f"maxmemory of `{candidate.maxmemory_bytes}` leaves no room for entries")
+    age_s = curve.age_ms(capacity) / 1000.0
+    if age_s < _PASSIVE_AGE_MIN_S:
+        reason = f"keys would leave {age_s:.1f} s after their last use, which a clock of whole seconds cannot tell"
+        return Insufficient(candidate, f"{reason}, capture accesses instead")
+    # The cache may stand a little below its limit: what a candidate adds to the limit, it adds to what is held.
+    now = evidence.capacity_bytes(evidence.current)
+    found = curve.at(curve.memory_bytes * capacity / now, candidate.maxmemory_samples)
+    notes = [*fitted.notes]
+    if capacity > 2.0 * now:
+        notes.append("residents show nothing of keys that were evicted, so growth beyond double is mostly experience")
+    method = f"observed hit ratio plus the passive curve, from {fitted.source}"
+    return Answer(candidate, found, evidence.hit_ratio, method, tuple(notes))
 
 
 def _residual_share(evidence: Evidence, candidate: CacheConfiguration) -> float:

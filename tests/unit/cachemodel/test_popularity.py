@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachewarden.cachemodel.eviction import EvictionConfig, index, replay, replay_indexed
+from cachewarden.cachemodel.eviction import EvictionConfig, index, replay, replay_indexed, replay_looks
 from cachewarden.cachemodel.popularity import Anchor, PopularityMixture
 from cachewarden.cachemodel.popularity_fit import ReuseTable, kaplan_meier
 from cachewarden.cachemodel.residence import hits_per_load
@@ -84,20 +84,15 @@ def test_a_full_cache_anchors_the_ages_beyond_a_very_short_capture() -> None:
 
 
 def test_idle_times_of_a_thousand_residents_tell_smaller_and_larger_sizes() -> None:
-    # Given an LRU cache of 8,000 keys whose residents' idle times follow from the trace itself
-    rng = np.random.default_rng(5)
-    upto = TRACE.slice_time(0, 600_000)
-    last = dict(zip(upto.key.tolist(), upto.time_ms.tolist(), strict=True))
-    youngest = np.sort(np.array(list(last.values())))[-8000:]
-    # As the server counts: both ends are cut to whole seconds of a clock whose phase has nothing to do with the trace.
-    phase_ms = 370
-    idle_ms = ((600_000 + phase_ms) // 1000 - (rng.choice(youngest, 1000, replace=False) + phase_ms) // 1000) * 1000
+    # Given the idle times of the residents of an LRU cache of 8,000 keys, by the server's clock of whole seconds
+    (look,) = replay_looks(INDEXED, EvictionConfig(8000), [600_500])
+    idle_ms = np.random.default_rng(5).choice(look.residents.idle_ms, 1000, replace=False)
     # When the mixture is fitted to them and the miss ratio alone
     fitted = PopularityMixture.from_idle_times(idle_ms, 8000, LOOKUPS_PER_S, 1 - simulated(8000))
     # Then half and twice the size are told
-    assert fitted.lru_hit_ratio(8000)[0] == pytest.approx(simulated(8000), abs=0.01)
-    assert fitted.lru_hit_ratio(4000)[0] == pytest.approx(simulated(4000), abs=0.025)
-    assert fitted.lru_hit_ratio(16_000)[0] == pytest.approx(simulated(16_000), abs=0.03)
+    assert fitted.sampled_lru_hit_ratio(8000, 5)[0] == pytest.approx(simulated(8000), abs=0.01)
+    assert fitted.sampled_lru_hit_ratio(4000, 5)[0] == pytest.approx(simulated(4000), abs=0.025)
+    assert fitted.sampled_lru_hit_ratio(16_000, 5)[0] == pytest.approx(simulated(16_000), abs=0.04)
 
 
 def test_survival_follows_kaplan_and_meier_inside_the_capture(fitted: PopularityMixture) -> None:

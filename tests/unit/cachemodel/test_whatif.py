@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cachewarden.cachemodel.eviction import EvictionConfig, ResidentSet, index, replay, replay_indexed
+from cachewarden.cachemodel.eviction import EvictionConfig, ResidentSet, index, replay, replay_indexed, replay_looks
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
 from cachewarden.cachemodel.shards import SpatialFilter
 from cachewarden.cachemodel.whatif import Answer, Insufficient, diagnose, evaluate
@@ -171,15 +171,13 @@ def test_a_capture_primed_with_sampled_residents_tells_the_difference_between_po
 
 
 def test_idle_times_alone_answer_for_memory_but_not_for_lfu() -> None:
-    upto = TRACE.slice_time(0, 390_000)
-    last = dict(zip(upto.key.tolist(), upto.time_ms.tolist(), strict=True))
-    newest = np.sort(np.array(list(last.values())))[-6000:]
-    sampled = np.random.default_rng(3).choice(newest, 1000, replace=False)
-    idle_ms = (390_370 // 1000 - (sampled + 370) // 1000) * 1000
+    (look,) = replay_looks(INDEXED, EvictionConfig(NOW.maxmemory_bytes, unknown_entry_bytes=ENTRY_BYTES), [390_500])
+    idle_ms = np.random.default_rng(3).choice(look.residents.idle_ms, 1000, replace=False)
     passive = replace(evidence(), trace=None, idle_ms=idle_ms)
     found = answer(passive, setting(4000))
     assert "idle times" in found.method
     assert found.hit_ratio.value == pytest.approx(simulated(setting(4000)), abs=0.025)
+    assert found.hit_ratio.holds(simulated(setting(4000)))
     assert "access sample" in refusal(passive, setting(6000, "allkeys-lfu"))
 
 

@@ -149,7 +149,7 @@ def test_another_rate_holds_from_the_next_batch_on_and_other_patterns_at_once():
         (("EXPIRE", "k", 10), True, []),
         (("PUBLISH", "k", "v"), 1, []),
         (("EXISTS", "k", "l"), 1, []),
-        ((b"get", memoryview(b"k")), None, [(0, 0, 1)]),
+        pytest.param((b"get", memoryview(b"k")), None, [(0, 0, 1)], id="get of a memoryview"),
     ],
     ids=lambda value: str(value)[:40],
 )
