@@ -24,7 +24,7 @@ __all__ = ["add_whatif_command"]
 
 _POLICIES = ("allkeys-lru", "allkeys-lfu")
 _FORMATS = "twitter, oracle-general, columns, plain, cloudphysics, arc, ids32, ids64"
-_TABLE_COLUMNS = 140
+_TABLE_COLUMNS = 170
 
 _Several = list[str] | None
 _File = Annotated[Path | None, typer.Argument(help="Trace file, plain or packed (gz, xz, zst).")]

@@ -15,6 +15,7 @@ from rich.table import Table
 from cachewarden.cachemodel.replay_study import Outcome, ReplayCandidate, ReplayStudy
 from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFile, TraceFormat, read_trace
 from cachewarden.errors import CachewardenError, SettingsError
+from cachewarden.estimate import Estimate
 from cluster.whatif_chart import Chart, Curve, amount
 from cluster.whatif_options import Memory, Setting
 
@@ -22,6 +23,7 @@ __all__ = ["TraceAnswer", "TraceQuestion", "answer"]
 
 _DEFAULT_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _CURVE_POINTS = 20
+_CAUSES = ("cold", "expired", "evicted", "refused", "deleted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,36 +64,42 @@ class TraceAnswer:
         study, file = self.study, self.file
         everything = amount(study.footprint_bytes, in_keys=study.in_keys)
         sampled = f", {file.sampling_rate:g} of the keys" if file.sampling_rate < 1.0 else ""
-        error = f"; sampling error {100 * study.sampling_error:.1f} points" if study.sampling_error else ""
-        return f"{file.rows_read} rows ({file.trace_format.value}){sampled}; everything takes {everything}{error}"
+        return (
+            f"{file.rows_read} rows ({file.trace_format.value}){sampled}; everything takes {everything}; "
+            "intervals hold 90 %"
+        )
 
     def table(self) -> Table:
         """Return the outcomes as a table."""
         table = Table(title=self.question.path.name, caption=self.subtitle, title_justify="left")
-        for name in ("memory", "of all", "configuration"):
-            table.add_column(name, justify="left" if name == "configuration" else "right")
-        shown = ["hit ratio", *(["change"] if self.now else []), "cold", "expired", "evicted", "refused", "keys"]
-        for name in shown:
-            table.add_column(name, justify="right")
         others = [o for o in self.outcomes if self.now is None or o.candidate != self.now.candidate]
         rows = others if self.now is None else [self.now, *others]
-        for number, outcome in enumerate(rows):
+        # Causes that never happen would only make the table wider.
+        causes = [cause for cause in _CAUSES if any(getattr(outcome, cause) > 0 for outcome in rows)]
+        changes = [] if self.now is None else ["change", "interval"]
+        for name in ("memory", "of all", "configuration", "hit ratio", "interval", *changes, *causes, "keys"):
+            table.add_column(name, justify="left" if name == "configuration" else "right")
+        for outcome in rows:
             memory = outcome.candidate.capacity_bytes
-            change = []
-            if self.now is not None:
-                gain = 100 * (outcome.hit_ratio - self.now.hit_ratio)
-                change = ["now" if number == 0 else f"{gain:+.2f}"]
-            causes = (outcome.cold, outcome.expired, outcome.evicted, outcome.refused)
             table.add_row(
                 amount(memory, in_keys=self.study.in_keys),
                 f"{memory / self.study.footprint_bytes:.1%}",
                 outcome.candidate.name,
-                f"{outcome.hit_ratio:.2%}",
-                *change,
-                *(f"{cause:.2%}" for cause in causes),
+                f"{outcome.hit_ratio.value:.2%}",
+                f"{outcome.hit_ratio.low:.2%} … {outcome.hit_ratio.high:.2%}",
+                *self._change(outcome),
+                *(f"{getattr(outcome, cause):.2%}" for cause in causes),
                 str(outcome.resident_keys),
             )
         return table
+
+    def _change(self, outcome: Outcome) -> list[str]:
+        if self.now is None:
+            return []
+        if outcome is self.now:
+            return ["now", ""]
+        gain = self.study.difference(outcome.candidate, self.now.candidate)
+        return [f"{100 * gain.value:+.2f}", f"{100 * gain.low:+.2f} … {100 * gain.high:+.2f}"]
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain data; ratios are 0..1."""
@@ -103,7 +111,6 @@ class TraceAnswer:
             "limited": file.limited,
             "sampling_rate": file.sampling_rate,
             "sampled_keys": study.sampled_keys,
-            "sampling_error": study.sampling_error,
             "memory_unit": "keys" if study.in_keys else "bytes",
             "footprint": study.footprint_bytes,
             "entry_bytes": None if study.in_keys else study.entry_bytes,
@@ -111,10 +118,18 @@ class TraceAnswer:
             "warm_up": self.question.warm_up,
             "seed": self.question.seed,
             "notes": list(file.notes),
-            "operating_point": None if self.now is None else _plain(self.now),
-            "results": [_plain(outcome) for outcome in self.outcomes],
-            "curves": [[_plain(outcome) for outcome in curve] for curve in self.curves],
+            "operating_point": None if self.now is None else self._plain(self.now),
+            "results": [self._plain(outcome) for outcome in self.outcomes],
+            "curves": [[self._plain(outcome) for outcome in curve] for curve in self.curves],
         }
+
+    def _plain(self, outcome: Outcome) -> dict[str, Any]:
+        plain = asdict(outcome)
+        found: dict[str, Any] = {"configuration": outcome.candidate.name, **plain.pop("candidate")}
+        found |= _flat("hit_ratio", outcome.hit_ratio)
+        if self.now is not None:
+            found |= _flat("change", self.study.difference(outcome.candidate, self.now.candidate))
+        return found | {name: value for name, value in plain.items() if name != "hit_ratio"}
 
     def chart(self) -> Chart:
         """Return the picture's content."""
@@ -165,6 +180,5 @@ def _candidate(setting: Setting, samples: int) -> ReplayCandidate:
     return ReplayCandidate(0, setting.eviction_policy or "allkeys-lru", samples, log_factor, decay_min, setting.ttl_ms)
 
 
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    plain = asdict(outcome)
-    return {"configuration": outcome.candidate.name, **plain.pop("candidate"), **plain}
+def _flat(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from cachewarden.cachemodel.distinct_keys import DistinctKeys
 from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.cachemodel.shards import SpatialFilter
 from cachewarden.cachemodel.trace import AccessTrace, Op
@@ -33,6 +34,7 @@ class TraceFile:
     `rows_read` rows of the file, of which `trace` holds those that the spatial filter of `sampling_rate` (0..1] kept,
     less the fills that were folded into their reads. `limited`: the file goes on beyond `rows_read`. `notes` say what
     was done to the rows. `mark_ms` and `mark_reads`: how many reads, kept or not, there were up to a time.
+    `distinct_keys`: how many keys those rows have, kept or not; None = not counted.
     """
 
     trace: AccessTrace
@@ -43,6 +45,7 @@ class TraceFile:
     notes: tuple[str, ...]
     mark_ms: npt.NDArray[np.int64] = field(repr=False)
     mark_reads: npt.NDArray[np.int64] = field(repr=False)
+    distinct_keys: int | None = None
 
     @property
     def sizes_known(self) -> bool:
@@ -111,6 +114,7 @@ def read_trace(
         notes=tuple(notes),
         mark_ms=np.maximum.accumulate(np.array(collected.mark_ms, dtype=np.int64)),
         mark_reads=np.array(collected.mark_reads, dtype=np.int64),
+        distinct_keys=collected.distinct_keys(),
     )
 
 
@@ -123,6 +127,8 @@ class _Collected:
         self._rate_per_s = rate_per_s
         self._parts: list[tuple[npt.NDArray[Any], ...]] = []
         self._clipped = 0
+        # All of the keys are at hand without sampling, so nobody needs to be told how many there are.
+        self._keys = DistinctKeys() if spatial.rate < 1.0 else None
         self.rows_read = 0
         self.mark_ms: list[int] = []
         self.mark_reads: list[int] = []
@@ -141,9 +147,15 @@ class _Collected:
         self.mark_reads.append(self.mark_reads[-1] + int(np.sum(op == Op.READ)))
         self.rows_read += count
         keys = rows.key[:count]
+        if self._keys is not None:
+            self._keys.add(keys)
         kept = self._spatial.keeps_each(keys)
         sizes = np.minimum(sizes, _SIZE_MAX).astype(np.int32)
         self._parts.append((times[kept], keys[kept], op[kept], sizes[kept], ttls[kept]))
+
+    def distinct_keys(self) -> int | None:
+        """Return how many keys the rows have, None where all are kept and can be counted."""
+        return None if self._keys is None else self._keys.estimate()
 
     def _checked(self, column: npt.NDArray[np.int64] | None, count: int, meaning: str) -> npt.NDArray[np.int64]:
         if column is None:
