@@ -37,7 +37,9 @@ def measure(name: str, given: argparse.Namespace) -> None:
     entries = int(given.memory * footprint)
     each = max(entries // len(streams), LEAST_BYTES) + OVERHEAD_BYTES
     entries = (each - OVERHEAD_BYTES) * len(streams)
-    print(f"\n{name}: {given.minutes:g} minutes, {entries / 2**20:.1f} MiB for entries ({given.memory:.0%} of all keys)")
+    print(
+        f"\n{name}: {given.minutes:g} minutes, {entries / 2**20:.1f} MiB for entries ({given.memory:.0%} of all keys)"
+    )
     default = {s.name: hits_of(index(s.trace), EvictionConfig(each - OVERHEAD_BYTES), from_ms) for s in streams}
     reads = {s.name: int(np.sum(s.trace.time_ms >= from_ms)) for s in streams}
     # A floor somewhat below what the service has by default.

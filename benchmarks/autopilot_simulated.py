@@ -31,8 +31,9 @@ from cachewarden.settings import CacheOptimizerSettings
 __all__ = ["OVERHEAD_BYTES", "Change", "SimulatedCache", "run_autopilot"]
 
 OVERHEAD_BYTES = 1 << 20
-_CAPABILITIES = Capabilities(version="7.0.15", config_get=True, config_set=True, object_idletime=True,
-                             object_frequency=True, memory_usage=True, latency_histogram=True, monitor=True)  # fmt: skip
+_CAPABILITIES = Capabilities(
+    version="7.0.15", config_get=True, config_set=True, object_idletime=True, object_frequency=True, monitor=True
+)
 _OBSERVED_WINDOWS = 2
 _HOT_KEYS = 2_000
 _HOT_COUNTER = 7
@@ -325,9 +326,7 @@ class _Loop:
         if size > one.cache.maxmemory_bytes and others + size > (self._fleet.total_memory_bytes or 0):
             return
         before = {c.knob: c.before for c in proposal.knob_changes}
-        one.change = Change(
-            now_ms, proposal, (one.cache.maxmemory_bytes, before), one.cache.hits, one.cache.lookups
-        )
+        one.change = Change(now_ms, proposal, (one.cache.maxmemory_bytes, before), one.cache.hits, one.cache.lookups)
         one.last_change_ms = now_ms
         one.cache.configure(size, wanted, keep_hot=proposal.playbook == "keep_hot_set")
         self.changes.append(one.change)

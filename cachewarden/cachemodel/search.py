@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from cachewarden.estimate import Estimate
 
-__all__ = ["Conclusion", "Evaluation", "Finding", "Search", "SearchOutcome", "Trail", "run_search"]
+__all__ = ["Conclusion", "Evaluation", "Evaluator", "Finding", "Search", "SearchOutcome", "Trail", "run_search"]
 
 C = TypeVar("C", bound=Hashable)
 
@@ -60,6 +60,10 @@ class Finding(Generic[C]):
     reason: str = ""
 
 
+Evaluator = Callable[[Evaluation[C]], Finding[C]]
+"""A pure function of one rung: any process that has it gives the same finding."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trail(Generic[C]):
     """What became of one candidate: the share of the sample that it was last evaluated on (0 = never), what was found
@@ -75,7 +79,7 @@ class Trail(Generic[C]):
 @dataclass(frozen=True, slots=True)
 class SearchOutcome(Generic[C]):
     """`best` is the configuration to have, which is the one of now unless `conclusion` is CHANGE; `gain` what `best`
-    gives over it. `trail` in the order of the candidates; `accesses` replayed in all.
+    gives over it. `trail` in the order of the candidates; `accesses` asked to be replayed in all.
     """
 
     conclusion: Conclusion
@@ -137,7 +141,7 @@ class Search(Generic[C]):
         self._left = list(self._all)
         self._budget = budget_accesses
         self._least_share = least_share
-        self.exhaustive = 2 * len(self._all) * accesses <= budget_accesses
+        self.exhaustive = (len(self._all) + 1) * accesses <= budget_accesses
         """Whether every candidate is evaluated on the whole sample."""
         self._asked: dict[int, Evaluation[C]] = {}
         self._replayed = 0
@@ -151,13 +155,15 @@ class Search(Generic[C]):
             return ()
         share = self._next_share()
         self._asked = {one.number: Evaluation(one.number, one.candidate, self._now, share) for one in self._left}
+        # The configuration of now is replayed once a rung, for all.
+        self._replayed += round((len(self._left) + 1) * self._accesses * share)
         return tuple(self._asked.values())
 
     def _next_share(self) -> float:
         """Return the share of the sample for the next rung: all of it if the budget allows, else so much that every
         halving still to come costs about the same.
         """
-        whole = 2 * len(self._left) * self._accesses
+        whole = (len(self._left) + 1) * self._accesses
         left = self._budget - self._replayed
         if whole <= left:
             return 1.0
@@ -174,8 +180,6 @@ class Search(Generic[C]):
             del self._asked[number]
             standing = known[number]
             standing.share = finding.evaluation.share
-            # The candidate and the configuration of now are replayed both.
-            self._replayed += round(2 * self._accesses * standing.share)
             if finding.gain is None:
                 standing.gain, standing.fate = None, finding.reason or "could not be evaluated, without a reason"
                 self._left.remove(standing)
@@ -242,7 +246,7 @@ class Search(Generic[C]):
         last = ranked[0].share
         self._left = sorted(ranked[:kept], key=lambda one: one.number)
         affordable = self._next_share()
-        cost = 2 * kept * self._accesses * affordable
+        cost = (kept + 1) * self._accesses * affordable
         if affordable < _GROWTH_MIN * last or cost > 1.001 * (self._budget - self._replayed):
             self._left = sorted(ranked, key=lambda one: one.number)
             self._ended = "the budget allows no larger share of the sample"
@@ -284,9 +288,13 @@ class Search(Generic[C]):
         return f"predicted to give less: {_points(one.gain)}"
 
 
-def run_search(search: Search[C], evaluate: Callable[[Evaluation[C]], Finding[C]]) -> SearchOutcome[C]:
-    """Evaluate one after the other in this process until the search ends."""
+def run_search(search: Search[C], evaluator_at: Callable[[float, C], Evaluator[C]]) -> SearchOutcome[C]:
+    """Evaluate one after the other in this process until the search ends.
+
+    `evaluator_at(share, baseline)` returns what evaluates on that share of the sample; it is asked once a rung.
+    """
     while batch := search.next_batch():
+        evaluate = evaluator_at(batch[0].share, batch[0].baseline)
         search.told([evaluate(evaluation) for evaluation in batch])
     return search.outcome()
 
