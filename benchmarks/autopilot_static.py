@@ -17,7 +17,7 @@ from cachewarden.cachemodel.eviction import EvictionConfig, IndexedTrace, index,
 
 __all__ = ["StaticChoice", "best_static", "hits_of"]
 
-_LFU = tuple((log, decay) for log in (1, 10) for decay in (1, 3, 10, 30))
+_LFU = tuple((log, decay) for log in (1, 10) for decay in (1, 5, 30))
 CONFIGURATIONS = (
     EvictionConfig(1),
     EvictionConfig(1, "allkeys-random"),
@@ -46,7 +46,7 @@ def best_static(
     least_bytes: int,
     measure_from_ms: int,
     floors: Sequence[float],
-    points: int = 14,
+    points: int = 10,
 ) -> list[StaticChoice]:
     """Return the best split and configurations; `total_bytes` for entries alone.
 

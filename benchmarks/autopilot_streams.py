@@ -49,34 +49,34 @@ class Stream:
 MIXES: dict[str, tuple[Piece, ...]] = {
     "tune-a": (
         Piece("web07"),
-        Piece("scarab", 0.0, 0.5),
-        Piece("orm", 0.0, 0.15),
-        Piece("oltp", 0.0, 0.5),
+        Piece("scarab", 0.0, 0.5, 0.25),
+        Piece("orm", 0.0, 0.1, 0.3),
+        Piece("oltp", 0.0, 0.5, 0.4),
         Piece("zipf"),
     ),
     "tune-b": (
         Piece("web07", 0.0, 0.5),
-        Piece("scarab", 0.0, 0.5, 0.3),
+        Piece("scarab", 0.0, 0.5, 0.15),
         Piece("cloudphysics", 0.0, 1.0, 0.7),
         Piece("shift"),
         Piece("scans"),
     ),
     "held-a": (
         Piece("web07", 0.0, 1.0, 0.6),
-        Piece("scarab", 0.5, 1.0),
-        Piece("orm", 0.6, 0.75),
-        Piece("oltp", 0.5, 1.0),
+        Piece("scarab", 0.5, 1.0, 0.25),
+        Piece("orm", 0.6, 0.7, 0.3),
+        Piece("oltp", 0.5, 1.0, 0.4),
         Piece("cloudphysics"),
     ),
     "held-b": (
         Piece("web07", 0.4, 1.0),
-        Piece("scarab", 0.5, 1.0, 0.4),
+        Piece("scarab", 0.4, 0.9, 0.4),
         Piece("orm", 0.8, 0.9, 0.5),
-        Piece("oltp", 0.5, 1.0, 0.5),
+        Piece("oltp", 0.4, 0.9, 0.5),
         Piece("zipf"),
     ),
     "held-c": (
-        Piece("orm", 0.4, 0.5),
+        Piece("orm", 0.4, 0.5, 0.4),
         Piece("scarab", 0.3, 0.8, 0.2),
         Piece("oltp", 0.2, 0.7, 0.3),
         Piece("shift"),
@@ -98,17 +98,17 @@ def _zipf(rng: np.random.Generator, requests: int, keys: int, skew: float) -> Ke
 
 
 def _still(rng: np.random.Generator) -> Keys:
-    return _zipf(rng, 400_000, 60_000, 0.9)
+    return _zipf(rng, 200_000, 30_000, 0.9)
 
 
 def _shift(rng: np.random.Generator) -> Keys:
     """A hot set that moves on by a tenth of its ranks, ten times."""
-    return np.concatenate([_zipf(rng, 30_000, 30_000, 1.0) + np.uint64(3_000 * i) for i in range(10)])
+    return np.concatenate([_zipf(rng, 20_000, 20_000, 1.0) + np.uint64(2_000 * i) for i in range(10)])
 
 
 def _scans(rng: np.random.Generator) -> Keys:
     """Zipf, and a tenth of the requests walk round 40,000 keys that are asked for nowhere else."""
-    drawn = _zipf(rng, 300_000, 20_000, 1.0)
+    drawn = _zipf(rng, 150_000, 20_000, 1.0)
     walks = rng.random(len(drawn)) < 0.1
     drawn[walks] = np.uint64(1 << 40) + np.arange(int(walks.sum()), dtype=np.uint64) % np.uint64(40_000)
     return drawn
@@ -116,7 +116,7 @@ def _scans(rng: np.random.Generator) -> Keys:
 
 def _flat(rng: np.random.Generator) -> Keys:
     """All keys alike: no eviction policy is better than another."""
-    return rng.integers(0, 20_000, 200_000).astype(np.uint64)
+    return rng.integers(0, 20_000, 150_000).astype(np.uint64)
 
 
 _DRAWN: dict[str, Callable[[np.random.Generator], Keys]] = {

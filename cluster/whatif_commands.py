@@ -15,9 +15,10 @@ from rich.console import Console
 
 from cachewarden.errors import SettingsError
 from cachewarden.settings import load_settings
-from cluster.whatif_options import Memory, Setting, memories, settings_of
+from cluster.whatif_options import Memory, SearchOptions, Setting, memories, settings_of
 
 if TYPE_CHECKING:
+    from cluster.whatif_search import SearchAnswer
     from cluster.whatif_trace import TraceQuestion
 
 __all__ = ["add_whatif_command"]
@@ -50,6 +51,12 @@ _Samples = Annotated[int, typer.Option(min=1, max=64, help="maxmemory-samples.")
 _Seed = Annotated[int, typer.Option(help="Seed of the sampled eviction.")]
 _At = Annotated[str | None, typer.Option(help="Memory now: compare with it, under the first configuration.")]
 _Plot = Annotated[Path | None, typer.Option(help="Draw miss ratio curves into a `.html` or `.png` file.")]
+_Search = Annotated[
+    bool, typer.Option("--search", help="Find the best configuration around the one of now: `--at`, first `--policy`.")
+]
+_Budget = Annotated[float, typer.Option(min=0.001, help="Million accesses that a search may replay.")]
+_Gain = Annotated[float, typer.Option(min=0.0, max=100.0, help="Points of hit ratio that a change must surely give.")]
+_Ray = Annotated[str | None, typer.Option(help="Search on Ray: `local`, or the address of a Ray cluster.")]
 _Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
@@ -78,6 +85,10 @@ def whatif(
     seed: _Seed = 1,
     at: _At = None,
     plot: _Plot = None,
+    search: _Search = False,
+    budget: _Budget = 2_000.0,
+    minimum_gain: _Gain = 0.5,
+    ray: _Ray = None,
     as_json: _Json = False,
 ) -> None:
     """Say what other memory sizes, eviction policies, LFU parameters and TTLs would give; nothing is changed.
@@ -86,12 +97,20 @@ def whatif(
     """
     if (file is None) == (url is None):
         raise SettingsError("give either a trace file, or `--url` and `--service` of a running deployment")
+    if ray is not None and (not search or file is None):
+        raise SettingsError("`--ray` spreads the search of a trace file, give FILE and `--search` too")
+    if search and plot is not None:
+        raise SettingsError("a search draws no curves, leave out `--plot` or `--search`")
     wanted = memories(memory or [])
+    options = SearchOptions(round(1e6 * budget), minimum_gain / 100.0, ray) if search else None
     if file is None:
         if plot is not None or at is not None:
             raise SettingsError("`--plot` and `--at` need a trace file")
-        answer = _live(url or "", service, token_file, wanted, settings_of(policy or [], lfu or [], ttl or []))
-        _show(answer, as_json=as_json)
+        settings = settings_of(policy or [], lfu or [], ttl or [])
+        if options is not None:
+            _show_search(_live_search(url or "", service, token_file, wanted, settings, options), as_json=as_json)
+            return
+        _show(_live(url or "", service, token_file, wanted, settings), as_json=as_json)
         return
     from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFormat
     from cluster.whatif_trace import TraceQuestion
@@ -110,10 +129,15 @@ def whatif(
         seed=seed,
         maxmemory_samples=samples,
         memories=wanted,
-        settings=settings_of(policy or _POLICIES, lfu or [], ttl or []),
+        settings=settings_of(policy or (_POLICIES if lfu or not search else _POLICIES[:1]), lfu or [], ttl or []),
         at=_one(at),
         with_curves=plot is not None,
     )
+    if options is not None:
+        from cluster.whatif_search import search_trace
+
+        _show_search(search_trace(question, options), as_json=as_json)
+        return
     _replay(question, plot, as_json=as_json)
 
 
@@ -166,6 +190,37 @@ def _live(
             return await whatif_live.ask(client, service, wanted, settings)
 
     return asyncio.run(run())
+
+
+def _live_search(
+    url: str,
+    service: str | None,
+    token_file: Path | None,
+    wanted: list[Memory],
+    settings: list[Setting],
+    options: SearchOptions,
+) -> SearchAnswer:
+    from cluster import whatif_live
+    from cluster.whatif_search import search_service
+
+    if service is None:
+        raise SettingsError("`--url` needs `--service`, the name of one service")
+    token = whatif_live.read_token(token_file or load_settings().state_dir / "admin-token")
+
+    async def run() -> SearchAnswer:
+        async with whatif_live.client_of(url, token) as client:
+            return await search_service(client, service, wanted, settings, options)
+
+    return asyncio.run(run())
+
+
+def _show_search(answer: SearchAnswer, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(answer.as_json(), indent=2))
+        return
+    console = _console()
+    console.print(answer.table())
+    console.print(answer.verdict, markup=False)
 
 
 def _show(answer: dict[str, Any], *, as_json: bool) -> None:

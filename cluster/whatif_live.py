@@ -17,7 +17,7 @@ from cachewarden.errors import OperatingError, SettingsError
 from cluster.whatif_chart import amount
 from cluster.whatif_options import Memory, Setting
 
-__all__ = ["ask", "candidates_of", "client_of", "read_token", "table_of"]
+__all__ = ["ask", "call", "candidates_of", "client_of", "read_token", "table_of"]
 
 _DEFAULT_SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)
 _TIMEOUT_S = 60.0
@@ -53,13 +53,13 @@ async def ask(
         sizes = [Memory(share=share) for share in _DEFAULT_SHARES]
     now_bytes = 0
     if any(memory.share is not None for memory in sizes):
-        seen = await _call(client, "GET", f"/api/v1/cache/services/{service}")
+        seen = await call(client, "GET", f"/api/v1/cache/services/{service}")
         now_bytes = seen["service"]["maxmemory_bytes"] or 0
         if not now_bytes:
             raise SettingsError(f"`{service}` has no maxmemory that shares could be of, give amounts such as `64mb`")
     amounts = [memory.of(now_bytes) for memory in sizes]
     body = {"service_name": service, "candidates": candidates_of(amounts, settings)}
-    return await _call(client, "POST", "/api/v1/cache/whatif", body)
+    return await call(client, "POST", "/api/v1/cache/whatif", body)
 
 
 def candidates_of(amounts: Sequence[int], settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -79,7 +79,8 @@ def candidates_of(amounts: Sequence[int], settings: Sequence[Setting]) -> list[d
     return found
 
 
-async def _call(client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> dict[str, Any]:
+async def call(client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    """Return the API's answer to one request; raises OperatingError with its message where there is none."""
     try:
         response = await client.request(method, path, json=body)
         answer = response.json()

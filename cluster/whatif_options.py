@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cachewarden.errors import SettingsError
 from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy, parse_bytes
 
-__all__ = ["Memory", "Setting", "memories", "settings_of"]
+__all__ = ["Memory", "SearchOptions", "Setting", "memories", "settings_of"]
 
 _CONFIGURATIONS_MAX = 200
 
@@ -36,6 +36,17 @@ class Setting:
     eviction_policy: EvictionPolicy | None
     lfu: tuple[int, int] | None
     ttl_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """`budget_accesses` to be replayed in all, `minimum_gain` 0..1. `ray`: None = in this process, `local` = tasks on
+    a Ray of our own, else the address of a Ray cluster.
+    """
+
+    budget_accesses: int
+    minimum_gain: float
+    ray: str | None
 
 
 def _parts(texts: Iterable[str]) -> list[str]:

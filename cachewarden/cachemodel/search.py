@@ -27,6 +27,8 @@ C = TypeVar("C", bound=Hashable)
 
 _KEPT_SHARE = 2
 """One in so many goes on to the next rung."""
+_INDIFFERENCE = 0.001
+"""Hit ratio by which candidates must differ to be told apart at all: less than the dice of a server's eviction make."""
 _GROWTH_MIN = 1.25
 """A rung on hardly more of the sample than the one before would tell nothing new."""
 
@@ -119,13 +121,14 @@ class Search(Generic[C]):
         minimum_gain: float = 0.005,
         least_share: float = 0.0,
         handicap: Callable[[C], float] | None = None,
+        name: Callable[[C], str] = str,
     ) -> None:
         """The first candidate is the configuration of now; later ones come in the order of preference.
 
         `accesses` in the whole sample, of which `budget_accesses` may be replayed in all. `minimum_gain` 0..1: what
         a change must surely give. `least_share` (0..1]: below it a share of the sample says too little. `handicap`
-        0..1: by how much a candidate must beat others to be taken. Raises ValueError for values out of range, no
-        candidates, or one that comes twice.
+        0..1: by how much a candidate must beat others to be taken. `name` says a candidate in words. Raises ValueError
+        for values out of range, no candidates, or one that comes twice.
         """
         if not candidates or len(set(candidates)) != len(candidates):
             raise ValueError("candidates must be given, each once, the configuration of now first")
@@ -136,6 +139,7 @@ class Search(Generic[C]):
         self._now = candidates[0]
         self._accesses = accesses
         self._minimum_gain = minimum_gain
+        self._name = name
         others = enumerate(candidates[1:], 1)
         self._all = [_Standing(i, c, 0.0 if handicap is None else handicap(c)) for i, c in others]
         self._left = list(self._all)
@@ -204,7 +208,7 @@ class Search(Generic[C]):
         """Return what follows from all that was told; raises ValueError while findings are owed."""
         if self._asked or not self._ended:
             raise ValueError("the search goes on, ask for the next batch or stop it")
-        best = max(self._left, key=lambda one: (one.worth, -one.number), default=None)
+        best = self._preferred()
         conclusion, reason = self._conclude(best)
         taken = best if conclusion is Conclusion.CHANGE else None
         trail = tuple(Trail(s.candidate, s.share, s.gain, self._fate(s, taken)) for s in self._all)
@@ -218,6 +222,12 @@ class Search(Generic[C]):
             accesses=self._replayed,
         )
 
+    def _preferred(self) -> _Standing[C] | None:
+        """Return the best of who is left; of those that cannot be told from it, the first that was given."""
+        most = max((one.worth for one in self._left), default=0.0)
+        equals = [one for one in self._left if one.worth >= most - _INDIFFERENCE]
+        return min(equals, key=lambda one: one.number, default=None)
+
     def _drop(self) -> None:
         """Drop whoever the intervals exclude and, if there is another rung, the worse half of the rest."""
         if not self._left:
@@ -228,7 +238,7 @@ class Search(Generic[C]):
         for one in list(self._left):
             assert one.gain is not None
             if one is not best and one.gain.high < best.gain.low and one.worth < best.worth:
-                one.fate = f"surely below {best.candidate}: {_points(one.gain)}"
+                one.fate = f"surely below {self._name(best.candidate)}: {_points(one.gain)}"
                 self._left.remove(one)
         if all(one.gain is not None and one.gain.high < self._minimum_gain for one in self._left):
             self._ended = "nothing that was tried can gain enough"
@@ -262,7 +272,7 @@ class Search(Generic[C]):
                 return Conclusion.NO_CHANGE, self._ended
             return Conclusion.NOT_ENOUGH_EVIDENCE, fates or self._ended
         gain, least = best.gain, self._minimum_gain
-        said = f"{best.candidate} gives {_points(gain)}"
+        said = f"{self._name(best.candidate)} gives {_points(gain)}"
         if gain.low > least and best.worth > least:
             return Conclusion.CHANGE, f"{said}, surely more than {100 * least:.2f}: {self._ended}"
         if gain.high < least:

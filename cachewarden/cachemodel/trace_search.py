@@ -6,7 +6,7 @@ trace, configuration of now and options give the same outcome, wherever the eval
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cachewarden.cachemodel.candidates import SearchSpace, candidates_around
@@ -41,17 +41,20 @@ class TraceSearch:
         now: ReplayCandidate,
         space: SearchSpace,
         *,
-        sizes_bytes: Sequence[int] = (),
+        at: Callable[[int], int] | None = None,
+        sizes: Sequence[Callable[[int], int]] = (),
         entry_bytes: int | None = None,
         warm_up: float = 0.0,
         seed: int = 1,
         budget_accesses: int,
         minimum_gain: float = 0.005,
     ) -> None:
-        """`sizes_bytes` further sizes to try; other arguments as in `ReplayStudy` and `Search`, which raise ValueError
-        for what is out of range.
+        """`at` gives the memory now and `sizes` further ones to try, each from what all keys take; without `at` that of
+        `now`. Other arguments as in `ReplayStudy` and `Search`, which raise ValueError for what is out of range.
         """
         self.study = ReplayStudy(file, entry_bytes=entry_bytes, warm_up=warm_up, seed=seed)
+        whole = self.study.footprint_bytes
+        now = now if at is None else replace(now, capacity_bytes=at(whole))
         self._file = file
         self._warm_up = warm_up
         self._seed = seed
@@ -60,7 +63,7 @@ class TraceSearch:
         """What the configuration of now gives."""
         self.eviction_age_ms = self._eviction_age_ms()
         """About how long a key stays unused before it is evicted; None where nothing is evicted."""
-        sized = [now, *(replace(now, capacity_bytes=size) for size in sizes_bytes)]
+        sized = [now, *(replace(now, capacity_bytes=size(whole)) for size in sizes)]
         found = [c for one in sized for c in candidates_around(one, space, self.eviction_age_ms)]
         self.search = Search(
             tuple(dict.fromkeys(found)),
@@ -68,6 +71,7 @@ class TraceSearch:
             budget_accesses=budget_accesses,
             minimum_gain=minimum_gain,
             least_share=min(1.0, KEYS_LEAST / self.study.sampled_keys),
+            name=lambda candidate: candidate.name,
         )
 
     def evaluator_at(self, share: float, baseline: ReplayCandidate) -> Evaluator[ReplayCandidate]:
