@@ -35,6 +35,10 @@ MEMORY_STEP_BYTES = 256 * 1024
 _WORTH_MOVING = 0.04
 """Share of a service's memory below which a move is not worth its disturbance."""
 
+_ROUND_STEP_SHARE = 0.4
+"""Share of its memory by which a service may shrink or grow in one round: beyond it curves are extrapolated, and the
+next round sees what this one did."""
+
 
 class Planner:
     """Answers PlanFleet with FleetPlanned; holds no state between two questions."""
@@ -122,7 +126,7 @@ def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fle
         return _Division({}, {}, max(free, 0))
     curves = [_curve(a, fleet.service(n)) for n, a in sorted(movable.items())]
     share = max(sum(held[n] for n in movable) + free, 0)
-    allocation = allocate(curves, share, MEMORY_STEP_BYTES)
+    allocation = allocate(curves, share, MEMORY_STEP_BYTES, _ROUND_STEP_SHARE)
     if isinstance(allocation, Infeasible):
         return _Division({}, dict.fromkeys(movable, allocation.reason), max(free, 0))
     return _Division(

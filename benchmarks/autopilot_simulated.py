@@ -354,7 +354,9 @@ class _Loop:
         prediction = change.proposal.prediction
         change.realised = ratio - prediction.hit_ratio_before.value
         one.change, one.last_change_ms = None, now_ms
-        if ratio < prediction.hit_ratio_after.low - self._settings.rollback_margin:
+        dropped = prediction.hit_ratio_before.value - ratio
+        expected = prediction.hit_ratio_before.value - prediction.hit_ratio_after.low
+        if dropped > max(expected + self._settings.rollback_margin, self._settings.guardrail_hit_ratio_drop):
             change.taken_back = True
             size, knobs = change.before
             knobs = {k: v for k, v in knobs.items() if k != "maxmemory"}

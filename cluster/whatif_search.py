@@ -161,7 +161,7 @@ def search_trace(question: TraceQuestion, options: SearchOptions) -> SearchAnswe
 
 
 def space_of(settings: Sequence[Setting], default: Sequence[EvictionPolicy]) -> SearchSpace:
-    """Return what to try: what was named where anything was, else `default`, and LFU decays by the eviction age."""
+    """Return what to try: what was named where anything was, else `default`, and LFU decays by the turnover."""
     named = list(dict.fromkeys(s.eviction_policy for s in settings if s.eviction_policy is not None))
     pairs = [s.lfu for s in settings if s.lfu is not None]
     ttls = list(dict.fromkeys(s.ttl_ms for s in settings))
@@ -208,15 +208,14 @@ async def search_service(
     """
     seen = (await whatif_live.call(client, "GET", f"/api/v1/cache/services/{service}"))["service"]
     now = _configuration(seen)
-    age_s = seen.get("eviction_age_s")
+    evicted_per_s = seen.get("eviction_rate") or 0.0
+    turnover_ms = 1000.0 * (seen.get("resident_keys") or 0) / evicted_per_s if evicted_per_s > 0 else None
     space = replace(space_of(settings, _LIVE_POLICIES), maxmemory_samples=())
     sizes = [now.maxmemory_bytes, *(memory.of(now.maxmemory_bytes) for memory in memories)]
     found = [
         candidate
         for size in sizes
-        for candidate in candidates_around(
-            replace(now, maxmemory_bytes=size), space, None if age_s is None else 1000.0 * age_s
-        )
+        for candidate in candidates_around(replace(now, maxmemory_bytes=size), space, turnover_ms)
     ]
     search = Search(
         tuple(dict.fromkeys(found)),

@@ -61,10 +61,10 @@ class TraceSearch:
         self._studies: dict[float, ReplayStudy] = {1.0: self.study}
         self.now: Outcome = self.study.outcome(now)
         """What the configuration of now gives."""
-        self.eviction_age_ms = self._eviction_age_ms()
-        """About how long a key stays unused before it is evicted; None where nothing is evicted."""
+        self.turnover_ms = self._turnover_ms()
+        """Time in which the whole content is exchanged; None where nothing is evicted."""
         sized = [now, *(replace(now, capacity_bytes=size(whole)) for size in sizes)]
-        found = [c for one in sized for c in candidates_around(one, space, self.eviction_age_ms)]
+        found = [c for one in sized for c in candidates_around(one, space, self.turnover_ms)]
         self.search = Search(
             tuple(dict.fromkeys(found)),
             accesses=len(file.trace),
@@ -87,8 +87,8 @@ class TraceSearch:
         study.outcome(baseline)
         return StudyEvaluator(study)
 
-    def _eviction_age_ms(self) -> float | None:
-        """Return how long residents last at the pace at which misses push them out (Little's law)."""
+    def _turnover_ms(self) -> float | None:
+        """Return how long it takes until misses have pushed out as many keys as are resident."""
         outcome = self.now
         evicts = outcome.evicted > 0.0
         seconds = self._file.trace.duration_ms * (1.0 - self._warm_up) / 1000.0

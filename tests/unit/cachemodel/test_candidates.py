@@ -12,10 +12,12 @@ NOW = CacheConfiguration(10_000_000)
 
 
 @pytest.mark.parametrize(
-    ("age_min", "decays"), [(None, (1,)), (0.5, (1,)), (10, (1,)), (60, (2, 3, 6)), (1_440, (48, 72, 144))]
+    ("turnover_min", "decays"), [(None, (1,)), (0.5, (1,)), (10, (10, 5, 20)), (1_440, (1_440, 720, 2_880))]
 )
-def test_lfu_forgets_ten_to_thirty_times_while_a_key_lives(age_min: float | None, decays: tuple[int, ...]) -> None:
-    assert decay_times_min(None if age_min is None else age_min * 60_000) == decays
+def test_lfu_forgets_about_as_fast_as_the_content_is_exchanged(
+    turnover_min: float | None, decays: tuple[int, ...]
+) -> None:
+    assert decay_times_min(None if turnover_min is None else turnover_min * 60_000) == decays
 
 
 def test_the_configuration_of_now_comes_first_and_nothing_comes_twice() -> None:
