@@ -101,7 +101,7 @@ def _summary(default: dict[str, int], best: dict[str, int], found: dict[str, int
 
 
 def _changes(changes: list[Change]) -> None:
-    done = [c for c in changes if c.realised is not None and c.realised > -1.0]
+    done = [c for c in changes if c.realised is not None]
     held = sum(c.proposal.prediction.gain.holds(c.realised or 0.0) for c in done)
     back = sum(c.taken_back for c in changes)
     print(f"  {len(changes)} changes, {back} taken back; {held} of {len(done)} outcomes within their intervals")

@@ -3,7 +3,7 @@
 A cache is the replay of its stream, which can be looked at and reconfigured while it runs. The collector gets what a
 server would show (INFO, random residents, captures that hold fills too), the planner gets the collector's snapshots,
 and what it proposes is applied as the agents would: givers first, within the budget, one change of a service at a time,
-observed for two windows, taken back if it falls short, then a cool-down. Constitution and consensus are left out.
+kept or taken back by the actuator's rules, then a cool-down. Constitution and consensus are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from agents.collector import Collector
+from agents.guardrails import Ruling, judge, promise_of
 from agents.planner import plan_fleet
+from agents.windows import Window
 from benchmarks.autopilot_streams import ENTRY_BYTES, Stream
 from cachewarden.cachemodel import eviction_state as state
 from cachewarden.cachemodel.eviction import EvictionConfig, RunningReplay, ScheduledChange, index
@@ -34,7 +36,7 @@ OVERHEAD_BYTES = 1 << 20
 _CAPABILITIES = Capabilities(
     version="7.0.15", config_get=True, config_set=True, object_idletime=True, object_frequency=True, monitor=True
 )
-_OBSERVED_WINDOWS = 2
+_REST_MS = 600_000
 _HOT_KEYS = 2_000
 _HOT_COUNTER = 7
 """Where a counter stands after the playbook's touches, at the default log factor."""
@@ -201,10 +203,16 @@ class Change:
     at_ms: int
     proposal: Proposal
     before: tuple[int, dict[str, str]]
-    hits: int
-    lookups: int
+    window_from: tuple[int, int, int]
+    """Time, hits and lookups at which the present window began."""
+    windows: list[Window] = field(default_factory=list)
     realised: float | None = None
+    """Hit ratio of the last window less that before the change."""
     taken_back: bool = False
+
+    @property
+    def signature(self) -> str:
+        return ";".join(f"{c.knob}={c.after}" for c in self.proposal.knob_changes)
 
 
 @dataclass(slots=True)
@@ -213,6 +221,8 @@ class _Service:
     change: Change | None = None
     last_change_ms: int | None = None
     captures: list[tuple[int, float, str]] = field(default_factory=list)
+    resting: dict[str, int] = field(default_factory=dict)
+    """Changes that were taken back, and until when they are not tried again."""
 
 
 def run_autopilot(
@@ -326,10 +336,14 @@ class _Loop:
         if size > one.cache.maxmemory_bytes and others + size > (self._fleet.total_memory_bytes or 0):
             return
         before = {c.knob: c.before for c in proposal.knob_changes}
-        one.change = Change(now_ms, proposal, (one.cache.maxmemory_bytes, before), one.cache.hits, one.cache.lookups)
+        since = (now_ms, one.cache.hits, one.cache.lookups)
+        change = Change(now_ms, proposal, (one.cache.maxmemory_bytes, before), since)
+        if one.resting.get(change.signature, 0) > now_ms:
+            return
+        one.change = change
         one.last_change_ms = now_ms
         one.cache.configure(size, wanted, keep_hot=proposal.playbook == "keep_hot_set")
-        self.changes.append(one.change)
+        self.changes.append(change)
         if self._log:
             gain = proposal.prediction.gain
             what = ", ".join(f"{c.knob} {c.before}→{c.after}" for c in proposal.knob_changes)
@@ -337,30 +351,29 @@ class _Loop:
                   f"({100 * gain.low:+.2f} to {100 * gain.high:+.2f})")  # fmt: skip
 
     def _judge(self, name: str, now_ms: int) -> None:
-        """Keep or take back a change whose observation has ended."""
+        """Let the actuator's own rules say whether a change is kept, taken back or watched longer."""
         one = self._services[name]
         change = one.change
-        window_ms = self._settings.observation_window_ms
-        if change is None or now_ms < change.at_ms + window_ms:
+        if change is None:
             return
-        if change.realised is None and now_ms < change.at_ms + _OBSERVED_WINDOWS * window_ms:
-            # The first window is the time to settle.
-            change.hits, change.lookups, change.realised = one.cache.hits, one.cache.lookups, -1.0
+        begun_ms, hits, lookups = change.window_from
+        if now_ms - begun_ms < self._settings.observation_window_ms:
             return
-        if now_ms < change.at_ms + _OBSERVED_WINDOWS * window_ms:
+        change.window_from = (now_ms, one.cache.hits, one.cache.lookups)
+        hits, lookups = one.cache.hits - hits, one.cache.lookups - lookups
+        change.windows.append(Window(window_ms=now_ms - begun_ms, hits=hits, misses=lookups - hits))
+        before = change.proposal.prediction.hit_ratio_before.value
+        promise = promise_of(change.proposal, before, None, self._settings)
+        judgement = judge(change.windows, promise, self._settings, now_ms - change.at_ms)
+        if judgement.ruling is Ruling.CONTINUE:
             return
-        lookups = max(one.cache.lookups - change.lookups, 1)
-        ratio = (one.cache.hits - change.hits) / lookups
-        prediction = change.proposal.prediction
-        change.realised = ratio - prediction.hit_ratio_before.value
+        change.realised = None if change.windows[-1].hit_ratio is None else change.windows[-1].hit_ratio - before
         one.change, one.last_change_ms = None, now_ms
-        dropped = prediction.hit_ratio_before.value - ratio
-        expected = prediction.hit_ratio_before.value - prediction.hit_ratio_after.low
-        if dropped > max(expected + self._settings.rollback_margin, self._settings.guardrail_hit_ratio_drop):
+        if judgement.ruling is Ruling.ROLL_BACK:
             change.taken_back = True
             size, knobs = change.before
-            knobs = {k: v for k, v in knobs.items() if k != "maxmemory"}
-            one.cache.configure(size, knobs, keep_hot=False)
+            one.cache.configure(size, {k: v for k, v in knobs.items() if k != "maxmemory"}, keep_hot=False)
+            one.resting[change.signature] = now_ms + _REST_MS
         if self._log:
-            verb = "taken back" if change.taken_back else "kept"
-            print(f"  {now_ms / 60_000:5.1f} min {name}: {verb}, realised {100 * change.realised:+.2f}")
+            realised = "nothing seen" if change.realised is None else f"realised {100 * change.realised:+.2f}"
+            print(f"  {now_ms / 60_000:5.1f} min {name}: {judgement.ruling.value}, {realised}", flush=True)
