@@ -35,6 +35,8 @@ MEMORY_STEP_BYTES = 256 * 1024
 _WORTH_MOVING = 0.04
 """Share of a service's memory below which a move is not worth its disturbance."""
 
+_FLEET_GAIN_SHARE = 0.4
+"""Share of the minimum gain that a new split must give over all lookups of the services that may change."""
 _ROUND_STEP_SHARE = 0.4
 """Share of its memory by which a service may shrink or grow in one round: beyond it curves are extrapolated, and the
 next round sees what this one did."""
@@ -82,7 +84,7 @@ def plan_fleet(question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettin
             idle[service.name] = result
         else:
             appraisals[service.name] = result
-    division = _divide(appraisals, question, fleet)
+    division = _divide(appraisals, question, fleet, settings.minimum_gain)
     proposals: list[Proposal] = []
     for name in sorted(appraisals):
         forced = name in question.force
@@ -112,7 +114,7 @@ def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimi
     return None
 
 
-def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fleet) -> _Division:
+def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fleet, minimum_gain: float) -> _Division:
     """Divide the memory of the services that may change; the others keep what they have.
 
     What a service that was not seen holds, or one in the middle of a change may need back, is nobody's to give.
@@ -129,6 +131,11 @@ def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fle
     allocation = allocate(curves, share, MEMORY_STEP_BYTES, _ROUND_STEP_SHARE)
     if isinstance(allocation, Infeasible):
         return _Division({}, dict.fromkeys(movable, allocation.reason), max(free, 0))
+    lookups_per_s = sum(curve.worth for curve in curves)
+    gives = any(s.bytes < s.current_bytes for s in allocation.shares)
+    if free >= 0 and gives and allocation.gain_hits_per_s < _FLEET_GAIN_SHARE * minimum_gain * lookups_per_s:
+        # Less than the curves can tell: moving memory for it would be undone in the next round.
+        return _Division({}, {}, max(free, 0))
     return _Division(
         {s.service: s.bytes for s in allocation.shares}, {s.service: s.reason for s in allocation.shares}, max(free, 0)
     )
