@@ -64,7 +64,15 @@ def measure(name: str, given: argparse.Namespace) -> None:
     settings = load_settings(**{k: int(v) for k, _, v in (text.partition("=") for text in given.set)})
     started = perf_counter()
     found, changes, caches, idle = run_autopilot(
-        streams, fleet, settings, each, duration_ms, from_ms, given.seed, log=given.log
+        streams,
+        fleet,
+        settings,
+        each,
+        duration_ms,
+        from_ms,
+        given.seed,
+        log=given.log,
+        feed_ms=int(given.feed * 60_000),
     )
     print(f"  autopilot played in {perf_counter() - started:.0f} s")
     print(f"  {'service':18} reads/s default  best static (MiB, policy)            autopilot (MiB, policy at the end)")
@@ -118,6 +126,7 @@ def main() -> None:
     parser.add_argument("--floor-below", type=float, default=0.05, help="floor of a service, below its default ratio")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], help="a setting, as `capture_ms=60000`")
+    parser.add_argument("--feed", type=float, default=0.0, help="minutes of a client feed, instead of captures")
     parser.add_argument("--log", action="store_true", help="print every change")
     given = parser.parse_args()
     for name in given.mixes:

@@ -26,7 +26,7 @@ from cachewarden.cachemodel.trace import AccessTrace, Op
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Observe, Observed, Received, Send
 from cachewarden.messages import Proposal
-from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
+from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost, Snapshot
 from cachewarden.protocol import FleetObserved, History, ObserveFleet, PlanFleet
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -37,6 +37,7 @@ _CAPABILITIES = Capabilities(
     version="7.0.15", config_get=True, config_set=True, object_idletime=True, object_frequency=True, monitor=True
 )
 _REST_MS = 600_000
+_FED_ROWS = 150_000
 _HOT_KEYS = 2_000
 _HOT_COUNTER = 7
 """Where a counter stands after the playbook's touches, at the default log factor."""
@@ -107,6 +108,15 @@ class SimulatedCache:
         )
         none = np.full(len(trace), -1, np.int32)
         return AccessSample(trace=trace, pattern=none, patterns=(), spatial_rate=rate, lines_seen=len(fills))
+
+    def fed(self, history_ms: int) -> AccessSample:
+        """Return what a client feed has told lately: all accesses to a spatial sample of the keys, without gaps."""
+        first = int(np.searchsorted(self.trace.time_ms, self.now_ms - history_ms))
+        trace = self.trace.rows(slice(first, self._row))
+        rate = min(1.0, _FED_ROWS / max(len(trace), 1))
+        trace = trace.thin(rate) if rate < 1.0 else trace
+        none = np.full(len(trace), -1, np.int32)
+        return AccessSample(trace=trace, pattern=none, patterns=(), spatial_rate=rate, lines_seen=len(trace))
 
     def configure(self, maxmemory_bytes: int, knobs: Mapping[str, str], *, keep_hot: bool) -> None:
         """CONFIG SET; `keep_hot` touches the hottest keys after a switch to LFU, as the playbook does."""
@@ -234,12 +244,15 @@ def run_autopilot(
     measure_from_ms: int,
     seed: int,
     log: bool = False,
+    feed_ms: int = 0,
 ) -> tuple[dict[str, tuple[int, int]], list[Change], dict[str, SimulatedCache], dict[str, str]]:
-    """Run the whole time. Returns hits and lookups per service after `measure_from_ms`, the changes, the caches as
-    they ended, and the last reason for doing nothing.
+    """Run the whole time; with `feed_ms` captures are replaced by the accesses of that long.
+
+    Returns hits and lookups per service after `measure_from_ms`, the changes, the caches as they ended, and the last
+    reason for doing nothing.
     """
     services = {s.name: _Service(SimulatedCache(s, maxmemory_bytes, seed)) for s in streams}
-    loop = _Loop(services, fleet, settings, log=log)
+    loop = _Loop(services, fleet, settings, log=log, feed_ms=feed_ms)
     counted: dict[str, tuple[int, int]] = {}
     for now_ms in range(settings.cycle_interval_ms, duration_ms + 1, settings.cycle_interval_ms):
         for one in services.values():
@@ -255,13 +268,14 @@ class _Loop:
     """The cycle of the agents, as far as it is played here."""
 
     def __init__(
-        self, services: dict[str, _Service], fleet: Fleet, settings: CacheOptimizerSettings, *, log: bool
+        self, services: dict[str, _Service], fleet: Fleet, settings: CacheOptimizerSettings, *, log: bool, feed_ms: int
     ) -> None:
         self._services = services
         self._fleet = fleet
         self._settings = settings
         self._collector = Collector(fleet, settings)
         self._log = log
+        self._feed_ms = feed_ms
         self._number = 0
         self.changes: list[Change] = []
         self.idle: dict[str, str] = {}
@@ -279,7 +293,7 @@ class _Loop:
         planned = plan_fleet(
             PlanFleet(
                 cycle=self._number,
-                snapshots=observed.snapshots,
+                snapshots=self._fed(observed),
                 history={name: self._history(one) for name, one in self._services.items()},
                 memory_bytes=held,
                 budget_bytes=self._fleet.total_memory_bytes,
@@ -291,6 +305,11 @@ class _Loop:
         self.idle.update(planned.idle_reasons)
         for proposal in planned.proposals:
             self._apply(proposal, now_ms)
+
+    def _fed(self, observed: FleetObserved) -> tuple[Snapshot, ...]:
+        if not self._feed_ms:
+            return observed.snapshots
+        return tuple(replace(s, access=self._services[s.service].cache.fed(self._feed_ms)) for s in observed.snapshots)
 
     def _collect(self, event: Any, now_ms: int) -> FleetObserved | None:
         """Let the collector take an event and perform what it asks for."""

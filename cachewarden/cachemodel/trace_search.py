@@ -20,6 +20,9 @@ KEYS_LEAST = 500
 """Sampled keys below which a rung says too little: the error of a hit ratio is then 2.5 points and that of a difference
 about one."""
 
+_KEYS_MIN = 200
+"""Sampled keys below which not even the intervals are to be trusted."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StudyEvaluator:
@@ -28,7 +31,10 @@ class StudyEvaluator:
     study: ReplayStudy
 
     def __call__(self, evaluation: Evaluation[ReplayCandidate]) -> Finding[ReplayCandidate]:
-        """Return the paired difference to the baseline."""
+        """Return the paired difference to the baseline, or that too few keys were sampled for any."""
+        keys = self.study.sampled_keys
+        if self.study.rate < 1.0 and keys < _KEYS_MIN:
+            return Finding(evaluation, None, f"the sample holds only {keys} keys, at least {_KEYS_MIN} are needed")
         return Finding(evaluation, self.study.difference(evaluation.candidate, evaluation.baseline))
 
 

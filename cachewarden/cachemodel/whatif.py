@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cachewarden.cachemodel.capture_replay import CaptureReplay
 from cachewarden.cachemodel.diagnosis import Binding, Diagnosis, diagnose
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
 from cachewarden.cachemodel.policy_difference import PolicyDifference, policy_difference
@@ -111,6 +112,7 @@ class Inquiry:
         self._seed = seed
         self._fitted = workload(evidence, seed)
         self._answers: dict[CacheConfiguration, Answer | Insufficient] = {}
+        self._capture = CaptureReplay(evidence, seed)
         self._base: _Modelled | str | None = None
         frozen = evidence.full and evidence.refuses(evidence.current) is True
         if isinstance(self._fitted, Workload) and not frozen:
@@ -124,9 +126,22 @@ class Inquiry:
         return [self._answers[candidate] for candidate in candidates]
 
     def _answer(self, candidate: CacheConfiguration) -> Answer | Insufficient:
+        replayed = self._capture.difference(candidate)
+        if replayed is not None:
+            # A capture that warms its own caches needs no model.
+            now = self._evidence.hit_ratio
+            return Answer(candidate, _shifted(now, replayed), now, self._capture.method)
         if isinstance(self._fitted, str):
             return Insufficient(candidate, self._fitted)
         return _answer(self._evidence, self._fitted, self._base, candidate, self._seed)
+
+
+def _shifted(level: float, difference: Estimate) -> Estimate:
+    """Return a level plus a difference, within 0..1."""
+    value, low, high = (
+        min(max(level + part, 0.0), 1.0) for part in (difference.value, difference.low, difference.high)
+    )
+    return Estimate(value, low, high)
 
 
 def workload(evidence: Evidence, seed: int) -> Workload | str:
