@@ -32,7 +32,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
     """Run the three fleets on one mix and print."""
     duration_ms = int(given.minutes * 60_000)
     from_ms = int(given.warm_up * duration_ms)
-    streams = streams_of(name, given.traces, duration_ms, given.seed)
+    streams = streams_of(name, given.traces, duration_ms, given.seed, given.scale)
     footprint = sum(s.distinct_keys * ENTRY_BYTES for s in streams)
     entries = int(given.memory * footprint)
     each = max(entries // len(streams), LEAST_BYTES) + OVERHEAD_BYTES
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, default=Path("traces"), help="directory of the published traces")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--memory", type=float, default=0.15, help="of what all keys take")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of every stream's keys, for a quick look")
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the time that is not counted")
     parser.add_argument("--floor-below", type=float, default=0.05, help="floor of a service, below its default ratio")
     parser.add_argument("--seed", type=int, default=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.autopilot_streams import Stream
+from benchmarks.autopilot_streams import ENTRY_BYTES, Stream
 from cachewarden.cachemodel.eviction import EvictionConfig, IndexedTrace, index, replay_indexed
 
 __all__ = ["StaticChoice", "best_static", "hits_of"]
@@ -58,7 +58,7 @@ def best_static(
     curves, configs, grids = [], [], []
     indexed = [index(stream.trace) for stream in streams]
     for stream, one in zip(streams, indexed, strict=True):
-        top = min(total_bytes, stream.distinct_keys * 1_000 * 1.02)
+        top = min(total_bytes, stream.distinct_keys * ENTRY_BYTES * 1.02)
         grid = np.unique(np.geomspace(least_bytes, max(top, 2 * least_bytes), points).astype(np.int64))
         table = np.array(
             [

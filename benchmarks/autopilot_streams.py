@@ -20,7 +20,7 @@ from cachewarden.cachemodel.trace_files import load
 
 __all__ = ["MIXES", "Stream", "streams_of"]
 
-ENTRY_BYTES = 1_000
+ENTRY_BYTES = 4_000
 Keys = npt.NDArray[np.uint64]
 
 
@@ -133,8 +133,11 @@ def _keys(piece: Piece, traces: Path, seed: int) -> Keys:
     return load(traces / _FILES[piece.source], 1_000.0).key
 
 
-def streams_of(name: str, traces: Path, duration_ms: int, seed: int) -> list[Stream]:
-    """Return the streams of a mix, or of a comma-separated list of trace files, all of one duration."""
+def streams_of(name: str, traces: Path, duration_ms: int, seed: int, scale: float = 1.0) -> list[Stream]:
+    """Return the streams of a mix, or of a comma-separated list of trace files, all of one duration.
+
+    `scale` (0..1] keeps that share of every stream's keys, for a quick look.
+    """
     if name in MIXES:
         pieces = MIXES[name]
         keys = [_piece(_keys(piece, traces, seed), piece) for piece in pieces]
@@ -143,6 +146,8 @@ def streams_of(name: str, traces: Path, duration_ms: int, seed: int) -> list[Str
         paths = [Path(part) for part in name.split(",")]
         keys = [load(path, 1_000.0).key for path in paths]
         names = ["".join(c if c.isalnum() else "-" for c in path.name.split(".")[0].lower()) for path in paths]
+    if scale < 1.0:
+        keys = [_piece(k, Piece("", keys=scale)) for k in keys]
     return [
         Stream(
             f"s{i}-{label}",
@@ -155,5 +160,7 @@ def streams_of(name: str, traces: Path, duration_ms: int, seed: int) -> list[Str
 def _piece(keys: Keys, piece: Piece) -> Keys:
     part = keys[int(piece.start * len(keys)) : int(piece.end * len(keys))]
     # Other bits than those that spatial sampling looks at.
-    chosen = (part >> np.uint64(40)) % np.uint64(1_000) < np.uint64(round(1_000 * piece.keys))
+    chosen = ((part ^ (part >> np.uint64(20))) >> np.uint64(30 if not piece.source else 40)) % np.uint64(
+        1_000
+    ) < np.uint64(round(1_000 * piece.keys))
     return part[chosen]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -110,13 +111,21 @@ class Inquiry:
     def __init__(self, evidence: Evidence, seed: int) -> None:
         self._evidence = evidence
         self._seed = seed
-        self._fitted = workload(evidence, seed)
         self._answers: dict[CacheConfiguration, Answer | Insufficient] = {}
         self._capture = CaptureReplay(evidence, seed)
-        self._base: _Modelled | str | None = None
+
+    @cached_property
+    def _fitted(self) -> Workload | str:
+        """The workload, fitted when the first question needs it."""
+        return workload(self._evidence, self._seed)
+
+    @cached_property
+    def _base(self) -> _Modelled | str | None:
+        evidence = self._evidence
         frozen = evidence.full and evidence.refuses(evidence.current) is True
-        if isinstance(self._fitted, Workload) and not frozen:
-            self._base = _modelled(evidence, self._fitted, evidence.current, seed)
+        if isinstance(self._fitted, str) or frozen:
+            return None
+        return _modelled(evidence, self._fitted, evidence.current, self._seed)
 
     def ask(self, candidates: Sequence[CacheConfiguration]) -> list[Answer | Insufficient]:
         """Answer for each candidate, in order."""
