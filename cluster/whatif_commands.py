@@ -107,10 +107,7 @@ def whatif(
         if plot is not None or at is not None:
             raise SettingsError("`--plot` and `--at` need a trace file")
         settings = settings_of(policy or [], lfu or [], ttl or [])
-        if options is not None:
-            _show_search(_live_search(url or "", service, token_file, wanted, settings, options), as_json=as_json)
-            return
-        _show(_live(url or "", service, token_file, wanted, settings), as_json=as_json)
+        _ask_service(url or "", service, token_file, wanted, settings, options, as_json=as_json)
         return
     from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFormat
     from cluster.whatif_trace import TraceQuestion
@@ -133,12 +130,7 @@ def whatif(
         at=_one(at),
         with_curves=plot is not None,
     )
-    if options is not None:
-        from cluster.whatif_search import search_trace
-
-        _show_search(search_trace(question, options), as_json=as_json)
-        return
-    _replay(question, plot, as_json=as_json)
+    _replay(question, options, plot, as_json=as_json)
 
 
 def _one(text: str | None) -> Memory | None:
@@ -156,7 +148,12 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_TABLE_COLUMNS)
 
 
-def _replay(question: TraceQuestion, plot: Path | None, *, as_json: bool) -> None:
+def _replay(question: TraceQuestion, options: SearchOptions | None, plot: Path | None, *, as_json: bool) -> None:
+    if options is not None:
+        from cluster.whatif_search import search_trace
+
+        _show_search(search_trace(question, options), as_json=as_json)
+        return
     from cluster.whatif_chart import check_target, draw
     from cluster.whatif_trace import answer
 
@@ -176,30 +173,16 @@ def _replay(question: TraceQuestion, plot: Path | None, *, as_json: bool) -> Non
         console.print(f"curves drawn into {plot}", markup=False)
 
 
-def _live(
-    url: str, service: str | None, token_file: Path | None, wanted: list[Memory], settings: list[Setting]
-) -> dict[str, Any]:
-    from cluster import whatif_live
-
-    if service is None:
-        raise SettingsError("`--url` needs `--service`, the name of one service")
-    token = whatif_live.read_token(token_file or load_settings().state_dir / "admin-token")
-
-    async def run() -> dict[str, Any]:
-        async with whatif_live.client_of(url, token) as client:
-            return await whatif_live.ask(client, service, wanted, settings)
-
-    return asyncio.run(run())
-
-
-def _live_search(
+def _ask_service(
     url: str,
     service: str | None,
     token_file: Path | None,
     wanted: list[Memory],
     settings: list[Setting],
-    options: SearchOptions,
-) -> SearchAnswer:
+    options: SearchOptions | None,
+    *,
+    as_json: bool,
+) -> None:
     from cluster import whatif_live
     from cluster.whatif_search import search_service
 
@@ -207,11 +190,18 @@ def _live_search(
         raise SettingsError("`--url` needs `--service`, the name of one service")
     token = whatif_live.read_token(token_file or load_settings().state_dir / "admin-token")
 
-    async def run() -> SearchAnswer:
+    async def answer() -> dict[str, Any]:
         async with whatif_live.client_of(url, token) as client:
-            return await search_service(client, service, wanted, settings, options)
+            return await whatif_live.ask(client, service, wanted, settings)
 
-    return asyncio.run(run())
+    async def search(chosen: SearchOptions) -> SearchAnswer:
+        async with whatif_live.client_of(url, token) as client:
+            return await search_service(client, service, wanted, settings, chosen)
+
+    if options is None:
+        _show(asyncio.run(answer()), as_json=as_json)
+    else:
+        _show_search(asyncio.run(search(options)), as_json=as_json)
 
 
 def _show_search(answer: SearchAnswer, *, as_json: bool) -> None:
