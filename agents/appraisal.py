@@ -30,12 +30,12 @@ from cachewarden.settings import CacheOptimizerSettings
 __all__ = ["Appraisal", "appraise"]
 
 _SEED = 1
-_SWITCH_GAIN = 0.003
-"""Keep the eviction policy unless another surely gives more than this (`cachemodel`: policies are told apart to 0.2
-points)."""
-_LFU_HANDICAP = 0.005
-"""LFU must beat LRU by more than this (`docs/adr/0006`): a capture of a minute does not show whether the hot set will
-move."""
+_SWITCH_GAIN = 0.001
+"""Keep the eviction policy unless the whole interval of another's gain lies above this; what a change must promise at
+least is asked of the whole proposal."""
+_LFU_HANDICAP = 0.003
+"""LFU must beat LRU by more than this (`docs/adr/0006`): a capture of minutes does not show whether the hot set will
+move tomorrow."""
 _SPACE = SearchSpace(eviction_policies=("allkeys-lru", "allkeys-lfu"), lfu_log_factors=(1,))
 _SEARCH_ACCESSES = 10_000_000
 """To be replayed for the choice of one eviction policy: about a second. A capture of 400,000 accesses is far below it,
