@@ -28,7 +28,7 @@ from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetPlanned, History, PlanFleet
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["Planner", "plan_fleet"]
+__all__ = ["Planner", "curve_of", "plan_fleet"]
 
 MEMORY_STEP_BYTES = 256 * 1024
 """Sizes are multiples of this: finer steps than the models can tell apart would only churn."""
@@ -126,7 +126,7 @@ def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fle
     free = budget - sum(held.values())
     if not movable or (len(movable) == 1 and free <= 0):
         return _Division({}, {}, max(free, 0))
-    curves = [_curve(a, fleet.service(n)) for n, a in sorted(movable.items())]
+    curves = [curve_of(a, fleet.service(n)) for n, a in sorted(movable.items())]
     share = max(sum(held[n] for n in movable) + free, 0)
     allocation = allocate(curves, share, MEMORY_STEP_BYTES, _ROUND_STEP_SHARE)
     if isinstance(allocation, Infeasible):
@@ -141,7 +141,8 @@ def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fle
     )
 
 
-def _curve(appraisal: Appraisal, service: Service) -> Curve:
+def curve_of(appraisal: Appraisal, service: Service) -> Curve:
+    """Return what arbitration is told of a service: its curve, worth, minimum and floor."""
     return Curve(
         service=service.name,
         bytes=np.asarray(appraisal.curve_bytes, dtype=np.int64),
