@@ -20,7 +20,9 @@ from agents.choice import Choice
 from agents.evidence import evidence_of
 from agents.prefix_evidence import prefixes_of
 from agents.ttl_review import TTL_GAIN_SHARE
+from cachewarden.cachemodel.candidates import SearchSpace, candidates_around
 from cachewarden.cachemodel.prefix_curves import SharedCache
+from cachewarden.cachemodel.search import Evaluation, Evaluator, Finding, Search, SearchOutcome, run_search
 from cachewarden.cachemodel.ttl_model import (
     TtlGain,
     gains_by_prefix,
@@ -37,20 +39,21 @@ from cachewarden.settings import CacheOptimizerSettings
 __all__ = ["Appraisal", "appraise"]
 
 _SEED = 1
-_SWITCH_GAIN = 0.003
-"""Keep the eviction policy unless another is predicted to give more than this (`cachemodel`: policies are told apart
-to 0.2 points)."""
-_LFU_GAIN = 0.01
-"""LFU must beat LRU by more than this: it adapts slowly when the hot set moves, which a capture of a minute does not
-show."""
+_SWITCH_GAIN = 0.001
+"""Keep the eviction policy unless the whole interval of another's gain lies above this; what a change must promise at
+least is asked of the whole proposal."""
+_LFU_HANDICAP = 0.003
+"""LFU must beat LRU by more than this (`docs/adr/0006`): a capture of minutes does not show whether the hot set will
+move tomorrow."""
+_SPACE = SearchSpace(eviction_policies=("allkeys-lru", "allkeys-lfu"), lfu_log_factors=(1,))
+_SEARCH_ACCESSES = 10_000_000
+"""To be replayed for the choice of one eviction policy: about a second. A capture of 400,000 accesses is far below it,
+so all candidates are evaluated on all of it."""
 _CAUTION = 0.25
 """Share of the lower half of the interval that is taken off the hit ratio of sizes below the present one."""
 _CURVE_POINTS = 12
 _CURVE_TIMES = 4.0
 """How far beyond its present size a cache is imagined."""
-_LFU_DECAY_PER_AGE = 20.0
-"""LFU's counters should halve about so many times less often than keys are evicted (`docs/adr/0006`); in minutes, at
-least 1."""
 
 
 def appraise(
@@ -102,25 +105,47 @@ class Appraisal:
     @cached_property
     def chosen(self) -> CacheConfiguration | str:
         """The best eviction policy and TTL at the present size, or why nothing can be said."""
-        current = self.evidence.current
-        candidates = [current, *self._policies()]
-        answers = self._inquiry.ask(candidates)
-        sound = [a for a in answers if isinstance(a, Answer)]
-        if not sound:
-            return "; ".join(sorted({a.reason for a in answers if isinstance(a, Insufficient)}))
-        stay = answers[0].hit_ratio.value if isinstance(answers[0], Answer) else self.evidence.hit_ratio
-        best = max(sound, key=lambda a: (a.hit_ratio.value, a.candidate == current, a.candidate.eviction_policy))
-        plain = next((a for a in sound if a.candidate.eviction_policy == "allkeys-lru"), None)
-        if (
-            plain is not None
-            and best.candidate.family == "lfu"
-            and best.hit_ratio.value - plain.hit_ratio.value <= _LFU_GAIN
-        ):
-            best = plain
-        switch = best.hit_ratio.value - stay > _SWITCH_GAIN and best.hit_ratio.value > self.evidence.hit_ratio
-        policy = best.candidate if switch else current
+        answer = self._inquiry.ask([self.evidence.current])[0]
+        found = self._policy_search
+        if isinstance(answer, Insufficient) and all(trail.gain is None for trail in found.trail):
+            return "; ".join(sorted({answer.reason, *(trail.fate for trail in found.trail)}))
+        policy = found.best
         ttl_ms = self._ttl_ms(policy)
         return replace(policy, ttl_ms=ttl_ms if ttl_ms is not None else policy.ttl_ms)
+
+    @cached_property
+    def _policy_search(self) -> SearchOutcome[CacheConfiguration]:
+        """The search over eviction policies at the present size; none are tried where memory does not bind, since none
+        would act."""
+        current = self.evidence.current
+        candidates = candidates_around(current, _SPACE, self._turnover_ms) if self.evidence.full else (current,)
+        accesses = 1 if self.evidence.trace is None else max(1, len(self.evidence.trace))
+        search = Search(
+            candidates,
+            accesses=accesses,
+            budget_accesses=_SEARCH_ACCESSES,
+            minimum_gain=_SWITCH_GAIN,
+            handicap=lambda candidate: _LFU_HANDICAP if candidate.family == "lfu" else 0.0,
+            name=lambda candidate: self._words(candidate, ()),
+        )
+        return run_search(search, self._evaluator_at)
+
+    def _evaluator_at(self, share: float, _baseline: CacheConfiguration) -> Evaluator[CacheConfiguration]:
+        inquiry = self._inquiry if share >= 1.0 else Inquiry(self.evidence.thinned(share), _SEED)
+
+        def evaluate(evaluation: Evaluation[CacheConfiguration]) -> Finding[CacheConfiguration]:
+            answer = inquiry.ask([evaluation.candidate])[0]
+            if isinstance(answer, Insufficient):
+                return Finding(evaluation, None, answer.reason)
+            return Finding(evaluation, answer.change.widened(self.interval_factor, -1.0, 1.0))
+
+        return evaluate
+
+    @property
+    def _turnover_ms(self) -> float | None:
+        """Time in which evictions exchange the whole content; None where nothing is evicted."""
+        evicted_per_s = self.snapshot.evicted_per_s
+        return 1000.0 * self.snapshot.resident_keys / evicted_per_s if evicted_per_s > 0 else None
 
     @cached_property
     def curve_bytes(self) -> tuple[int, ...]:
@@ -253,18 +278,6 @@ class Appraisal:
         if not isinstance(ours, Answer) or not isinstance(theirs, Answer) or theirs.hit_ratio.value >= 1.0:
             return 0.0
         return (ours.hit_ratio.value - theirs.hit_ratio.value) / (1.0 - theirs.hit_ratio.value)
-
-    def _policies(self) -> list[CacheConfiguration]:
-        """Return the eviction policies worth asking about; none where memory does not bind, since none would act."""
-        current = self.evidence.current
-        if not self.evidence.full:
-            return []
-        age_min = (self.snapshot.eviction_age_ms or 0) / 60_000
-        decay = max(1, round(age_min / _LFU_DECAY_PER_AGE))
-        lru = replace(current, eviction_policy="allkeys-lru")
-        lfu = replace(current, eviction_policy="allkeys-lfu", lfu_decay_time_min=decay)
-        found = [lru, replace(lfu, lfu_log_factor=10), replace(lfu, lfu_log_factor=1)]
-        return [c for c in found if c != current]
 
     def _ttl_ms(self, policy: CacheConfiguration) -> int | None:
         """Return the shortest TTL with nearly all of the gain that the owner's staleness permits, None to leave TTLs

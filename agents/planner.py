@@ -28,12 +28,18 @@ from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetPlanned, History, PlanFleet
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["Planner", "plan_fleet"]
+__all__ = ["Planner", "curve_of", "plan_fleet"]
 
 MEMORY_STEP_BYTES = 256 * 1024
 """Sizes are multiples of this: finer steps than the models can tell apart would only churn."""
 _WORTH_MOVING = 0.04
 """Share of a service's memory below which a move is not worth its disturbance."""
+
+_FLEET_GAIN_SHARE = 0.4
+"""Share of the minimum gain that a new split must give over all lookups of the services that may change."""
+_ROUND_STEP_SHARE = 0.4
+"""Share of its memory by which a service may shrink or grow in one round: beyond it curves are extrapolated, and the
+next round sees what this one did."""
 
 
 class Planner:
@@ -78,7 +84,7 @@ def plan_fleet(question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettin
             idle[service.name] = result
         else:
             appraisals[service.name] = result
-    division = _divide(appraisals, question, fleet)
+    division = _divide(appraisals, question, fleet, settings.minimum_gain)
     proposals: list[Proposal] = []
     for name in sorted(appraisals):
         forced = name in question.force
@@ -108,7 +114,7 @@ def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimi
     return None
 
 
-def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fleet) -> _Division:
+def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fleet, minimum_gain: float) -> _Division:
     """Divide the memory of the services that may change; the others keep what they have.
 
     What a service that was not seen holds, or one in the middle of a change may need back, is nobody's to give.
@@ -120,17 +126,23 @@ def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fle
     free = budget - sum(held.values())
     if not movable or (len(movable) == 1 and free <= 0):
         return _Division({}, {}, max(free, 0))
-    curves = [_curve(a, fleet.service(n)) for n, a in sorted(movable.items())]
+    curves = [curve_of(a, fleet.service(n)) for n, a in sorted(movable.items())]
     share = max(sum(held[n] for n in movable) + free, 0)
-    allocation = allocate(curves, share, MEMORY_STEP_BYTES)
+    allocation = allocate(curves, share, MEMORY_STEP_BYTES, _ROUND_STEP_SHARE)
     if isinstance(allocation, Infeasible):
         return _Division({}, dict.fromkeys(movable, allocation.reason), max(free, 0))
+    lookups_per_s = sum(curve.worth for curve in curves)
+    gives = any(s.bytes < s.current_bytes for s in allocation.shares)
+    if free >= 0 and gives and allocation.gain_hits_per_s < _FLEET_GAIN_SHARE * minimum_gain * lookups_per_s:
+        # Less than the curves can tell: moving memory for it would be undone in the next round.
+        return _Division({}, {}, max(free, 0))
     return _Division(
         {s.service: s.bytes for s in allocation.shares}, {s.service: s.reason for s in allocation.shares}, max(free, 0)
     )
 
 
-def _curve(appraisal: Appraisal, service: Service) -> Curve:
+def curve_of(appraisal: Appraisal, service: Service) -> Curve:
+    """Return what arbitration is told of a service: its curve, worth, minimum and floor."""
     return Curve(
         service=service.name,
         bytes=np.asarray(appraisal.curve_bytes, dtype=np.int64),

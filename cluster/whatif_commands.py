@@ -15,9 +15,10 @@ from rich.console import Console
 
 from cachewarden.errors import SettingsError
 from cachewarden.settings import load_settings
-from cluster.whatif_options import LiveQuestion, Memory, memories, settings_of, share_of
+from cluster.whatif_options import LiveQuestion, Memory, SearchOptions, memories, settings_of, share_of
 
 if TYPE_CHECKING:
+    from cluster.whatif_search import SearchAnswer
     from cluster.whatif_trace import TraceQuestion
 
 __all__ = ["add_whatif_command"]
@@ -54,6 +55,12 @@ _TtlReport = Annotated[
     bool, typer.Option("--ttl-report", help="With --url: say what TTLs do to the service, by prefix.")
 ]
 _Plot = Annotated[Path | None, typer.Option(help="Draw miss ratio curves into a `.html` or `.png` file.")]
+_Search = Annotated[
+    bool, typer.Option("--search", help="Find the best configuration around the one of now: `--at`, first `--policy`.")
+]
+_Budget = Annotated[float, typer.Option(min=0.001, help="Million accesses that a search may replay.")]
+_Gain = Annotated[float, typer.Option(min=0.0, max=100.0, help="Points of hit ratio that a change must surely give.")]
+_Ray = Annotated[str | None, typer.Option(help="Search on Ray: `local`, or the address of a Ray cluster.")]
 _Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
@@ -84,6 +91,10 @@ def whatif(
     target: _Target = None,
     ttl_report: _TtlReport = False,
     plot: _Plot = None,
+    search: _Search = False,
+    budget: _Budget = 2_000.0,
+    minimum_gain: _Gain = 0.5,
+    ray: _Ray = None,
     as_json: _Json = False,
 ) -> None:
     """Say what other memory sizes, eviction policies, LFU parameters and TTLs would give; nothing is changed.
@@ -93,7 +104,12 @@ def whatif(
     """
     if (file is None) == (url is None):
         raise SettingsError("give either a trace file, or `--url` and `--service` of a running deployment")
+    if ray is not None and (not search or file is None):
+        raise SettingsError("`--ray` spreads the search of a trace file, give FILE and `--search` too")
+    if search and (plot is not None or target is not None or ttl_report):
+        raise SettingsError("a search asks for one thing, leave out `--plot`, `--target` and `--ttl-report`")
     wanted = memories(memory or [])
+    options = SearchOptions(round(1e6 * budget), minimum_gain / 100.0, ray) if search else None
     if file is None:
         if at is not None:
             raise SettingsError("`--at` needs a trace file")
@@ -106,7 +122,7 @@ def whatif(
             target=None if target is None else share_of(target),
             ttl_report=ttl_report,
         )
-        _live(asked, plot, as_json=as_json)
+        _live(asked, options, plot, as_json=as_json)
         return
     if ttl_report:
         raise SettingsError("`--ttl-report` needs `--url` and `--service`")
@@ -127,12 +143,12 @@ def whatif(
         seed=seed,
         maxmemory_samples=samples,
         memories=wanted,
-        settings=settings_of(policy or _POLICIES, lfu or [], ttl or []),
+        settings=settings_of(policy or (_POLICIES if lfu or not search else _POLICIES[:1]), lfu or [], ttl or []),
         at=_one(at),
         target=None if target is None else share_of(target),
         with_curves=plot is not None,
     )
-    _replay(question, plot, as_json=as_json)
+    _replay(question, options, plot, as_json=as_json)
 
 
 def _one(text: str | None) -> Memory | None:
@@ -150,7 +166,12 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_TABLE_COLUMNS)
 
 
-def _replay(question: TraceQuestion, plot: Path | None, *, as_json: bool) -> None:
+def _replay(question: TraceQuestion, options: SearchOptions | None, plot: Path | None, *, as_json: bool) -> None:
+    if options is not None:
+        from cluster.whatif_search import search_trace
+
+        _show_search(search_trace(question, options), as_json=as_json)
+        return
     from cluster.whatif_chart import check_target, draw
     from cluster.whatif_trace import answer
 
@@ -172,7 +193,7 @@ def _replay(question: TraceQuestion, plot: Path | None, *, as_json: bool) -> Non
         console.print(f"curves drawn into {plot}", markup=False)
 
 
-def _live(asked: LiveQuestion, plot: Path | None, *, as_json: bool) -> None:
+def _live(asked: LiveQuestion, options: SearchOptions | None, plot: Path | None, *, as_json: bool) -> None:
     from cluster import whatif_live
     from cluster.whatif_chart import check_target, draw
 
@@ -183,6 +204,11 @@ def _live(asked: LiveQuestion, plot: Path | None, *, as_json: bool) -> None:
     if asked.service is None:
         raise SettingsError("`--url` needs `--service`, the name of one service")
     token = whatif_live.read_token(asked.token_file or load_settings().state_dir / "admin-token")
+    if options is not None:
+        from cluster.whatif_search import search_live
+
+        _show_search(asyncio.run(search_live(asked, options, token)), as_json=as_json)
+        return
     answer = asyncio.run(whatif_live.answer_of(asked, token))
     if plot is not None:
         draw(whatif_live.chart_of(answer), plot)
@@ -194,3 +220,12 @@ def _live(asked: LiveQuestion, plot: Path | None, *, as_json: bool) -> None:
         console.print(part)
     if plot is not None:
         console.print(f"curve drawn into {plot}", markup=False)
+
+
+def _show_search(answer: SearchAnswer, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(answer.as_json(), indent=2))
+        return
+    console = _console()
+    console.print(answer.table())
+    console.print(answer.verdict, markup=False)

@@ -14,7 +14,7 @@ from typing import Literal
 from cachewarden.errors import SettingsError
 from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy, parse_bytes
 
-__all__ = ["LiveQuestion", "Memory", "Setting", "memories", "settings_of", "share_of"]
+__all__ = ["LiveQuestion", "Memory", "SearchOptions", "Setting", "memories", "settings_of", "share_of"]
 
 _CONFIGURATIONS_MAX = 200
 
@@ -59,6 +59,17 @@ class LiveQuestion:
         if self.ttl_report + candidates > 1 or (self.target is not None and (self.ttl_report or candidates)):
             raise SettingsError("ask one thing at a time: configurations, `--target` with the curve, or `--ttl-report`")
         return "ttl" if self.ttl_report else "candidates" if candidates else "curve"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """`budget_accesses` to be replayed in all, `minimum_gain` 0..1. `ray`: None = in this process, `local` = tasks on
+    a Ray of our own, else the address of a Ray cluster.
+    """
+
+    budget_accesses: int
+    minimum_gain: float
+    ray: str | None
 
 
 def _parts(texts: Iterable[str]) -> list[str]:

@@ -1,8 +1,9 @@
 """Who gets how much memory: the split of a budget over services that gains the most weighted hits.
 
 Curves are replaced by their concave hulls (Talus, Beckmann and Sanchez, HPCA'15), on which taking the steepest segment
-first is optimal. A real server cannot stand on a hull between its corners, so the result is judged on the curves
-themselves and dropped if it is not better than the current split. It never takes a service below its minimum, or below
+first is optimal. A real server cannot stand on a hull between its corners, so two splits are made, one of which stops
+before cliffs that the memory left does not reach over, and judged on the curves themselves together with the current
+split. It never takes a service below its minimum, or below
 its floor if it holds it, and never takes memory from one that is already below its floor.
 
 INVARIANT: bytes given out plus bytes left over equal the budget; the modelled weighted hits are never fewer than now.
@@ -145,17 +146,19 @@ def allocate(
             f"minimums and floors need {needed} bytes but the budget is {total_bytes}, raise it or lower a minimum",
             needed,
         )
-    left = _hand_out(positions, total_bytes - needed, step_bytes)
-    left = _give_back(positions, left)
-    current_fits = all(position.lowest <= position.curve.current_bytes for position in positions)
-    current_fits = current_fits and sum(position.curve.current_bytes for position in positions) <= total_bytes
-    now = sum(p.curve.worth * p.curve.at(p.curve.current_bytes) for p in positions)
-    then = sum(p.curve.worth * p.curve.at(p.given) for p in positions)
-    if current_fits and then <= now * (1 + 1e-12):
-        for position in positions:
-            position.given = position.curve.current_bytes
-        left = total_bytes - sum(position.given for position in positions)
-        then = now
+    current = [position.curve.current_bytes for position in positions]
+    # The current split comes first, so that it stands where no other is better.
+    splits = [current] if _fits(positions, current, total_bytes) else []
+    splits += [_split(positions, total_bytes - needed, step_bytes, over_cliffs=over) for over in (True, False)]
+    now = _worth(positions, current)
+    best, then = splits[0], _worth(positions, splits[0])
+    for split in splits[1:]:
+        worth = _worth(positions, split)
+        if worth > then * (1 + 1e-12):
+            best, then = split, worth
+    for position, given in zip(positions, best, strict=True):
+        position.given = given
+    left = total_bytes - sum(best)
     shares = tuple(_share(position) for position in positions)
     return Allocation(
         shares=shares,
@@ -165,6 +168,25 @@ def allocate(
         fairness=jain_index([share.hit_ratio for share in shares]),
         changed=any(share.bytes != share.current_bytes for share in shares),
     )
+
+
+def _fits(positions: Sequence[_Position], split: Sequence[int], total_bytes: int) -> bool:
+    """Say whether a split keeps to the budget and to every lower bound."""
+    return sum(split) <= total_bytes and all(p.lowest <= given for p, given in zip(positions, split, strict=True))
+
+
+def _worth(positions: Sequence[_Position], split: Sequence[int]) -> float:
+    """Return the weighted hits per second of a split, on the curves themselves."""
+    return sum(p.curve.worth * p.curve.at(given) for p, given in zip(positions, split, strict=True))
+
+
+def _split(positions: list[_Position], left: int, step_bytes: int, *, over_cliffs: bool) -> list[int]:
+    """Return what each service gets when `left` bytes above the lower bounds are handed out."""
+    for position in positions:
+        position.given = position.lowest
+    left = _hand_out(positions, left, step_bytes, over_cliffs=over_cliffs)
+    _give_back(positions, left)
+    return [position.given for position in positions]
 
 
 def _position(curve: Curve, total_bytes: int, max_step_share: float | None) -> _Position:
@@ -214,8 +236,12 @@ def _hull(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> list[int]:
     return corners
 
 
-def _hand_out(positions: list[_Position], left: int, step_bytes: int) -> int:
-    """Give memory along the steepest hull segments in whole steps; return what is left."""
+def _hand_out(positions: list[_Position], left: int, step_bytes: int, *, over_cliffs: bool) -> int:
+    """Give memory along the steepest hull segments in whole steps; return what is left.
+
+    A segment that the memory left does not reach over is begun only where the curve itself is as good as its hull
+    there, or with `over_cliffs`.
+    """
     segments: list[tuple[float, int, int]] = []
     for order, position in enumerate(positions):
         rise, run = np.diff(position.hull_hits), np.diff(position.hull_bytes)
@@ -229,6 +255,8 @@ def _hand_out(positions: list[_Position], left: int, step_bytes: int) -> int:
         wanted = min(steps * step_bytes, position.highest - position.given)
         if wanted > left:
             wanted = left // step_bytes * step_bytes
+            if not over_cliffs and _below_hull(position, position.given + wanted):
+                continue
         if wanted <= 0:
             continue
         position.given += wanted
@@ -236,6 +264,11 @@ def _hand_out(positions: list[_Position], left: int, step_bytes: int) -> int:
         if left == 0:
             break
     return left
+
+
+def _below_hull(position: _Position, memory_bytes: int) -> bool:
+    hull = float(np.interp(memory_bytes, position.hull_bytes, position.hull_hits))
+    return position.curve.worth * position.curve.at(memory_bytes) < hull * (1 - 1e-9)
 
 
 def _give_back(positions: list[_Position], left: int) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "ReplayResult",
     "ReplaySchedule",
     "ResidentSet",
+    "RunningReplay",
     "ScheduledChange",
     "belady",
     "exact_lru",
@@ -156,7 +157,7 @@ def replay_indexed(
     unix_ms = None if schedule is None else schedule.unix_ms_at_zero
     start_ms = int(trace.time_ms[0]) if len(trace) else 0
     measure_from_ms = np.iinfo(np.int64).min if measure_from_ms is None else measure_from_ms
-    running = _Replay(indexed, config, start_ms, measure_from_ms, seed, unix_ms)
+    running = RunningReplay(indexed, config, start_ms, measure_from_ms, seed, unix_ms)
     done = 0
     for change in changes:
         until = int(np.searchsorted(trace.time_ms, change.time_ms, side="left"))
@@ -188,7 +189,7 @@ def replay_looks(
     if list(times_ms) != sorted(times_ms):
         raise ValueError("times of looks run backwards, sort them")
     start_ms = int(trace.time_ms[0]) if len(trace) else 0
-    running = _Replay(indexed, config, start_ms, int(np.iinfo(np.int64).min), seed, None)
+    running = RunningReplay(indexed, config, start_ms, int(np.iinfo(np.int64).min), seed, None)
     looks, done = [], 0
     for time_ms in times_ms:
         until = int(np.searchsorted(trace.time_ms, time_ms, side="left"))
@@ -198,7 +199,7 @@ def replay_looks(
     return looks
 
 
-class _Replay:
+class RunningReplay:
     """One replay under way: the arrays of the kernel and the configuration that holds now."""
 
     def __init__(

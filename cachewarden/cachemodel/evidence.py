@@ -178,6 +178,13 @@ class Evidence:
         """Say whether memory binds: used memory within 3 % of maxmemory (eviction keeps it just below)."""
         return self.maxmemory_bytes > 0 and self.used_memory_bytes >= 0.97 * self.maxmemory_bytes
 
+    def thinned(self, share: float) -> Evidence:
+        """Return the same evidence with a spatial share (0..1] of the access sample."""
+        if self.trace is None or share >= 1.0:
+            return self
+        rate = self.sampling_rate * share
+        return replace(self, trace=self.trace.thin(rate), sampling_rate=rate)
+
     def capacity_bytes(self, configuration: CacheConfiguration) -> float:
         """Return the memory left for entries under a configuration, infinity without a limit."""
         if configuration.maxmemory_bytes == 0:

@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
+from cachewarden.cachemodel.capture_replay import CaptureReplay
 from cachewarden.cachemodel.diagnosis import Binding, Diagnosis, diagnose
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
 from cachewarden.cachemodel.passive_curve import PassiveCurve
@@ -117,12 +119,21 @@ class Inquiry:
     def __init__(self, evidence: Evidence, seed: int) -> None:
         self._evidence = evidence
         self._seed = seed
-        self._fitted = workload(evidence, seed)
         self._answers: dict[CacheConfiguration, Answer | Insufficient] = {}
-        self._base: _Modelled | str | None = None
+        self._capture = CaptureReplay(evidence, seed)
+
+    @cached_property
+    def _fitted(self) -> Workload | str:
+        """The workload, fitted when the first question needs it."""
+        return workload(self._evidence, self._seed)
+
+    @cached_property
+    def _base(self) -> _Modelled | str | None:
+        evidence = self._evidence
         frozen = evidence.full and evidence.refuses(evidence.current) is True
-        if isinstance(self._fitted, Workload) and not frozen:
-            self._base = _modelled(evidence, self._fitted, evidence.current, seed)
+        if isinstance(self._fitted, str) or frozen:
+            return None
+        return _modelled(evidence, self._fitted, evidence.current, self._seed)
 
     @property
     def evidence(self) -> Evidence:
@@ -145,6 +156,11 @@ class Inquiry:
         if (evidence := self._evidence).trace is None and _has_room(evidence, candidate):
             certain = Estimate(evidence.hit_ratio, evidence.hit_ratio, evidence.hit_ratio)
             return Answer(candidate, certain, evidence.hit_ratio, "nothing is evicted, so memory does not bind")
+        replayed = self._capture.difference(candidate)
+        if replayed is not None:
+            # A capture that warms its own caches needs no model.
+            now = evidence.hit_ratio
+            return Answer(candidate, _shifted(now, replayed), now, self._capture.method)
         if isinstance(self._fitted, str):
             return Insufficient(candidate, self._fitted)
         return _answer(self._evidence, self._fitted, self._base, candidate, self._seed)
@@ -156,6 +172,14 @@ def _has_room(evidence: Evidence, candidate: CacheConfiguration) -> bool:
     larger = candidate.maxmemory_bytes == 0 or 0 < now.maxmemory_bytes <= candidate.maxmemory_bytes
     idle = evidence.evicted_per_s == 0.0 and not evidence.full
     return idle and larger and replace(candidate, maxmemory_bytes=now.maxmemory_bytes) == now
+
+
+def _shifted(level: float, difference: Estimate) -> Estimate:
+    """Return a level plus a difference, within 0..1."""
+    value, low, high = (
+        min(max(level + part, 0.0), 1.0) for part in (difference.value, difference.low, difference.high)
+    )
+    return Estimate(value, low, high)
 
 
 def workload(evidence: Evidence, seed: int) -> Workload | str:

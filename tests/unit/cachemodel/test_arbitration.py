@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -165,8 +167,47 @@ def test_the_budget_is_kept_floors_hold_and_nothing_gets_worse(
             assert share.bytes >= c.current_bytes
         else:
             assert share.hit_ratio >= c.floor_hit_ratio - 1e-6
+        if max_step_share is not None and c.current_bytes >= c.minimum_bytes:
+            reach = int(c.current_bytes * max_step_share)
+            assert abs(share.bytes - c.current_bytes) <= reach or share.bytes == c.minimum_bytes
     if all(c.current_bytes >= c.minimum_bytes for c in curves):
         assert found.gain_hits_per_s >= -1e-6
+    # The order in which services are named means nothing.
+    assert allocate(curves[::-1], total, step, max_step_share) == found
+
+
+def best_by_trial(curves: tuple[Curve, ...], total: int) -> float:
+    """The most weighted hits that any split in whole MiB gives, found by trying all of them."""
+    best = 0.0
+    for sizes in product(range(total + 1), repeat=len(curves)):
+        if sum(sizes) <= total:
+            best = max(best, sum(c.worth * c.at(s * MIB) for c, s in zip(curves, sizes, strict=True)))
+    return best
+
+
+@given(
+    st.lists(st.lists(st.floats(0.0, 0.25), min_size=5, max_size=5), min_size=3, max_size=3),
+    st.lists(st.floats(1.0, 1e3), min_size=3, max_size=3),
+    st.integers(0, 8),
+)
+@settings(max_examples=40, deadline=None)
+def test_on_concave_curves_no_split_is_better(rises: list[list[float]], lookups: list[float], total: int) -> None:
+    concave = [list(np.minimum(np.cumsum([0.0, *sorted(r, reverse=True)]), 1.0)) for r in rises]
+    curves = tuple(
+        curve(name, shape, lookups_per_s=rate, current=0)
+        for name, shape, rate in zip("abc", concave, lookups, strict=True)
+    )
+    found = allocate(curves, total * MIB, MIB)
+    assert isinstance(found, Allocation)
+    assert found.hits_per_s >= best_by_trial(curves, total) * (1 - 1e-9) - 1e-9
+
+
+def test_memory_that_cannot_reach_over_a_cliff_goes_to_those_who_use_it() -> None:
+    # Given a scan that hits nothing until it fits whole, and somebody who gains a little all the way
+    cliff = curve("scan", [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], current=0)
+    steady = curve("steady", [0.0, 0.15, 0.3, 0.4, 0.45], current=0)
+    assert split(cliff, steady, total=4) == {"scan": 0, "steady": 4}
+    assert split(cliff, steady, total=6) == {"scan": 6, "steady": 0}
 
 
 def test_a_thousand_services_are_split_with_nothing_lost() -> None:

@@ -207,3 +207,57 @@ def test_a_refusal_of_the_api_is_told_in_its_words(site: Site, tmp_path: Path):
 def test_an_address_that_is_none_is_refused():
     with pytest.raises(SettingsError, match="no address of the API"):
         whatif_live.client_of("ftp://x", "t")
+
+
+# --- Search
+
+
+def test_a_search_names_the_best_configuration_with_its_interval_and_the_trail(trace: Path):
+    found = json.loads(run(trace, "--rate", 10, "--at", "5%", "--search", "--json"))
+    assert found["conclusion"] in {"change", "no change"}
+    assert found["now"]["configuration"] == "allkeys-lru"
+    assert found["exhaustive"] is True
+    assert all(one["fate"] for one in found["trail"])
+    names = {one["configuration"] for one in found["trail"]}
+    assert {"allkeys-random", "allkeys-lru, 10 samples"} <= names
+    text = run(trace, "--rate", 10, "--at", "5%", "--search")
+    assert found["best"]["configuration"] in text
+    assert "every candidate on the whole sample" in text
+
+
+def test_what_is_named_is_what_a_search_tries(trace: Path):
+    options = ("--rate", 10, "--at", "5%", "--search", "--json")
+    found = json.loads(run(trace, *options, "--policy", "allkeys-lru,allkeys-lfu", "--lfu", "1:5,1:20"))
+    assert {
+        (one["lfu_log_factor"], one["lfu_decay_time_min"]) for one in found["trail"] if "lfu" in one["configuration"]
+    } == {
+        (1, 5),
+        (1, 20),
+    }
+    assert not any("random" in one["configuration"] for one in found["trail"])
+
+
+def test_a_small_budget_is_spent_on_halving_and_kept(trace: Path):
+    found = json.loads(run(trace, "--rate", 10, "--at", "5%", "--search", "--budget", 0.06, "--json"))
+    assert found["exhaustive"] is False
+    assert found["accesses"] < 9 * 20_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--search",), "needs the memory now"),
+        (("--ray", "local"), "`--search` too"),
+        (("--search", "--at", "5%", "--plot", "x.html"), "draws no curves"),
+    ],
+)
+def test_a_search_that_cannot_be_meant_is_told_with_the_way_out(trace: Path, arguments: tuple, told: str):
+    assert told in run(trace, "--rate", 10, *arguments, fails=SettingsError)
+
+
+def test_a_running_service_is_searched_from_its_newest_look(site: Site, tmp_path: Path):
+    found = json.loads(run(*live(tmp_path, "--search", "--json")))
+    assert found["of"] == "constitutional_ai"
+    assert found["now"]["hit_ratio"] == pytest.approx(0.8)
+    assert found["conclusion"] in {"change", "no change", "not enough evidence"}
+    assert any("allkeys-lfu" in one["configuration"] for one in found["trail"])

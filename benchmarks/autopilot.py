@@ -1,0 +1,138 @@
+"""How much of what could be gained does the autopilot gain? A fleet of five services that share a fixed memory.
+
+Three fleets serve the same requests: the default (equal split, allkeys-lru), the best static configuration (eviction
+policy, LFU parameters and split found by exhaustive replay of the whole future), and the autopilot, which starts as the
+default and knows only what its collector sees. Printed are hit ratios over the time after the warm-up, and the share of
+the gap between the first two that the third one closes.
+
+Run: `python -m benchmarks.autopilot held-a --traces DIR`; a mix is a name of `autopilot_streams.MIXES` or a list of
+trace files separated by commas.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks.autopilot_simulated import OVERHEAD_BYTES, Change, run_autopilot
+from benchmarks.autopilot_static import best_static, hits_of
+from benchmarks.autopilot_streams import ENTRY_BYTES, MIXES, streams_of
+from cachewarden.cachemodel.eviction import EvictionConfig, index
+from cachewarden.fleet import Fleet, Service
+from cachewarden.messages import Mode
+from cachewarden.settings import load_settings
+
+LEAST_BYTES = 2 << 20
+
+
+def measure(name: str, given: argparse.Namespace) -> None:
+    """Run the three fleets on one mix and print."""
+    duration_ms = int(given.minutes * 60_000)
+    from_ms = int(given.warm_up * duration_ms)
+    streams = streams_of(name, given.traces, duration_ms, given.seed, given.scale)
+    footprint = sum(s.distinct_keys * ENTRY_BYTES for s in streams)
+    entries = int(given.memory * footprint)
+    each = max(entries // len(streams), LEAST_BYTES) + OVERHEAD_BYTES
+    entries = (each - OVERHEAD_BYTES) * len(streams)
+    print(
+        f"\n{name}: {given.minutes:g} minutes, {entries / 2**20:.1f} MiB for entries ({given.memory:.0%} of all keys)"
+    )
+    default = {s.name: hits_of(index(s.trace), EvictionConfig(each - OVERHEAD_BYTES), from_ms) for s in streams}
+    reads = {s.name: int(np.sum(s.trace.time_ms >= from_ms)) for s in streams}
+    # A floor somewhat below what the service has by default.
+    floors = {s.name: max(0.0, default[s.name] / reads[s.name] - given.floor_below) for s in streams}
+    started = perf_counter()
+    best = best_static(streams, entries, LEAST_BYTES - OVERHEAD_BYTES, from_ms, [floors[s.name] for s in streams])
+    print(f"  best static configuration found in {perf_counter() - started:.0f} s")
+    fleet = Fleet(
+        total_memory_bytes=each * len(streams),
+        services=tuple(
+            Service(
+                name=s.name,
+                url="redis://127.0.0.1:1",
+                mode=Mode.AUTO,
+                capture=True,
+                minimum_memory_bytes=LEAST_BYTES,
+                hit_ratio_floor=floors[s.name],
+            )
+            for s in streams
+        ),
+    )
+    settings = load_settings(**{k: int(v) for k, _, v in (text.partition("=") for text in given.set)})
+    started = perf_counter()
+    found, changes, caches, idle = run_autopilot(
+        streams,
+        fleet,
+        settings,
+        each,
+        duration_ms,
+        from_ms,
+        given.seed,
+        log=given.log,
+        feed_ms=int(given.feed * 60_000),
+    )
+    print(f"  autopilot played in {perf_counter() - started:.0f} s")
+    print(f"  {'service':18} reads/s default  best static (MiB, policy)            autopilot (MiB, policy at the end)")
+    for stream, choice in zip(streams, best, strict=True):
+        n = reads[stream.name]
+        cache, (hits, lookups) = caches[stream.name], found[stream.name]
+        print(
+            f"  {stream.name:18} {1000 * n / (duration_ms - from_ms):7.0f} {default[stream.name] / n:7.2%} "
+            f"{choice.hits / n:7.2%} {_words(choice.config):28} {hits / lookups:7.2%} {_words(cache.config):28} "
+            f"floor {floors[stream.name]:.1%}{' BROKEN' if hits / lookups < floors[stream.name] - 0.001 else ''}"
+        )
+    _summary(default, {c.name: c.hits for c in best}, {n: h for n, (h, _) in found.items()}, reads)
+    lru_split = sum(c.lru_hits for c in best)
+    print(f"  of which by the split alone, under LRU: {lru_split / sum(reads.values()):.2%}")
+    _changes(changes)
+    for service, reason in sorted(idle.items()):
+        print(f"  last word on {service}: {reason[:200]}")
+
+
+def _words(config: EvictionConfig) -> str:
+    lfu = f" {config.lfu_log_factor}:{config.lfu_decay_time_min}" if config.eviction_policy.endswith("lfu") else ""
+    return f"({(config.capacity_bytes or 0) / 2**20:.1f}, {config.eviction_policy}{lfu})"
+
+
+def _summary(default: dict[str, int], best: dict[str, int], found: dict[str, int], reads: dict[str, int]) -> None:
+    total = sum(reads.values())
+    low, high, ours = sum(default.values()), sum(best.values()), sum(found.values())
+    gap = high - low
+    closed = "nothing to gain" if gap <= 0 else f"{(ours - low) / gap:.1%} of the gap closed"
+    print(
+        f"  all: default {low / total:.2%}, best static {high / total:.2%}, autopilot {ours / total:.2%}: "
+        f"gap {100 * gap / total:.2f} points, {closed}"
+    )
+
+
+def _changes(changes: list[Change]) -> None:
+    done = [c for c in changes if c.realised is not None]
+    held = sum(c.proposal.prediction.gain.holds(c.realised or 0.0) for c in done)
+    back = sum(c.taken_back for c in changes)
+    print(f"  {len(changes)} changes, {back} taken back; {held} of {len(done)} outcomes within their intervals")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("mixes", nargs="*", default=["held-a"], help=f"of {', '.join(MIXES)}, or trace files")
+    parser.add_argument("--traces", type=Path, default=Path("traces"), help="directory of the published traces")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--memory", type=float, default=0.15, help="of what all keys take")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of every stream's keys, for a quick look")
+    parser.add_argument("--warm-up", type=float, default=0.2, help="share of the time that is not counted")
+    parser.add_argument("--floor-below", type=float, default=0.05, help="floor of a service, below its default ratio")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], help="a setting, as `capture_ms=60000`")
+    parser.add_argument("--feed", type=float, default=0.0, help="minutes of a client feed, instead of captures")
+    parser.add_argument("--log", action="store_true", help="print every change")
+    given = parser.parse_args()
+    for name in given.mixes:
+        measure(name, given)
+
+
+if __name__ == "__main__":
+    main()

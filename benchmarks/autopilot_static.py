@@ -1,0 +1,105 @@
+"""The best static configuration of a fleet, found by replaying every stream under every configuration at every size.
+
+It knows the future, which no autopilot does: each service gets the eviction policy, the LFU parameters and the memory
+that were best for what was going to happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.autopilot_streams import ENTRY_BYTES, Stream
+from cachewarden.cachemodel.eviction import EvictionConfig, IndexedTrace, index, replay_indexed
+
+__all__ = ["StaticChoice", "best_static", "hits_of"]
+
+_LFU = tuple((log, decay) for log in (1, 10) for decay in (1, 5, 30))
+CONFIGURATIONS = (
+    EvictionConfig(1),
+    EvictionConfig(1, "allkeys-random"),
+    *(EvictionConfig(1, "allkeys-lfu", lfu_log_factor=log, lfu_decay_time_min=decay) for log, decay in _LFU),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StaticChoice:
+    """What one service gets, and the hits that it has with it after `measure_from_ms`."""
+
+    name: str
+    config: EvictionConfig
+    hits: int
+    lru_hits: int
+    """With the same memory under LRU."""
+
+
+def hits_of(indexed: IndexedTrace, config: EvictionConfig, measure_from_ms: int) -> int:
+    return replay_indexed(indexed, config, measure_from_ms).hits
+
+
+def best_static(
+    streams: Sequence[Stream],
+    total_bytes: int,
+    least_bytes: int,
+    measure_from_ms: int,
+    floors: Sequence[float],
+    points: int = 10,
+) -> list[StaticChoice]:
+    """Return the best split and configurations; `total_bytes` for entries alone.
+
+    Sizes are a geometric grid per service, hits between them interpolated; the split is exact on a grid of `total /
+    240` (dynamic programming).
+    """
+    steps = 240
+    step = total_bytes / steps
+    curves, configs, grids = [], [], []
+    indexed = [index(stream.trace) for stream in streams]
+    for stream, one in zip(streams, indexed, strict=True):
+        top = min(total_bytes, stream.distinct_keys * ENTRY_BYTES * 1.02)
+        grid = np.unique(np.geomspace(least_bytes, max(top, 2 * least_bytes), points).astype(np.int64))
+        table = np.array(
+            [
+                [hits_of(one, _sized(config, size), measure_from_ms) for size in grid.tolist()]
+                for config in CONFIGURATIONS
+            ]
+        )
+        grids.append(grid)
+        configs.append(table)
+        curves.append(np.interp(np.arange(steps + 1) * step, grid, np.maximum.accumulate(table.max(axis=0))))
+    reads = [int(np.sum(s.trace.time_ms >= measure_from_ms)) for s in streams]
+    least = int(np.ceil(least_bytes / step))
+    split = _split(curves, steps, least, [f * r for f, r in zip(floors, reads, strict=True)])
+    found = []
+    for stream, one, table, grid, taken in zip(streams, indexed, configs, grids, split, strict=True):
+        size = int(taken * step)
+        at = [np.interp(size, grid, row) for row in table]
+        tried = [_sized(CONFIGURATIONS[i], size) for i in np.argsort(at)[::-1][:3]]
+        hits = [hits_of(one, config, measure_from_ms) for config in tried]
+        best = int(np.argmax(hits))
+        lru = hits_of(one, EvictionConfig(size), measure_from_ms)
+        found.append(StaticChoice(stream.name, tried[best], max(hits[best], lru), lru))
+    return found
+
+
+def _sized(config: EvictionConfig, size: int) -> EvictionConfig:
+    return replace(config, capacity_bytes=size)
+
+
+def _split(curves: Sequence[npt.NDArray[np.float64]], steps: int, least: int, floors: Sequence[float]) -> list[int]:
+    """Return the steps that each service gets, with the most hits in all and no floor broken."""
+    best = np.zeros(steps + 1)
+    taken = []
+    for curve, floor in zip(curves, floors, strict=True):
+        own = np.where((np.arange(steps + 1) >= least) & (curve >= floor), curve, -np.inf)
+        sums = np.array([[best[have - mine] + own[mine] if mine <= have else -np.inf for mine in range(steps + 1)]
+                         for have in range(steps + 1)])  # fmt: skip
+        taken.append(sums.argmax(axis=1))
+        best = sums.max(axis=1)
+    left, split = steps, []
+    for choice in reversed(taken):
+        split.append(int(choice[left]))
+        left -= split[-1]
+    return split[::-1]
