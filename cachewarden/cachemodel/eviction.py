@@ -317,13 +317,16 @@ class RunningReplay:
         if self.indexed.initial is not None:
             hashes[self.indexed.initial_key] = self.indexed.initial.key
         tick = (now_ms - self.origin_ms) // self.config.tick_ms
+        access = self.table[state.COL.access, number].astype(np.int64)
+        lfu = self.config.family == state.LFU
+        touched, counter = np.divmod(access, state.LFU_COUNTERS) if lfu else (access, None)
         expires_ms = self.expires[number]
         return ResidentSet(
             key=hashes[number],
             size_bytes=self.table[state.COL.size_bytes, number].astype(np.int64),
-            idle_ms=(tick - self.table[state.COL.touched, number].astype(np.int64)) * self.config.tick_ms,
+            idle_ms=(tick - touched) * self.config.tick_ms,
             remaining_ttl_ms=np.where(expires_ms > 0, np.maximum(expires_ms - now_ms, 1), 0),
-            frequency=self.table[state.COL.counter, number].astype(np.uint8),
+            frequency=None if counter is None else counter.astype(np.uint8),
         )
 
     def result(self) -> ReplayResult:

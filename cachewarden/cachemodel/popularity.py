@@ -170,7 +170,7 @@ class PopularityMixture:
     def working_set_bytes(self, window_ms: npt.ArrayLike) -> Floats:
         """Return the expected memory of the distinct keys asked for in a window, as entries."""
         windows = np.atleast_1d(np.asarray(window_ms, np.float64)) / 1000.0
-        area = np.array([fit.survival_area(self.rates_per_s, window) for window in windows])
+        area = np.array([residence.survival_area(self.rates_per_s, window) for window in windows])
         held: Floats = self.lookups_per_s * (area @ (self.weights * self.entry_bytes))
         return held
 
