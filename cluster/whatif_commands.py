@@ -102,30 +102,14 @@ def whatif(
     With FILE the trace is replayed; with --url and --service a running deployment answers from its newest look: its
     curve by memory and prefix where nothing is asked about, else what was asked.
     """
-    if (file is None) == (url is None):
-        raise SettingsError("give either a trace file, or `--url` and `--service` of a running deployment")
-    if ray is not None and (not search or file is None):
-        raise SettingsError("`--ray` spreads the search of a trace file, give FILE and `--search` too")
-    if search and (plot is not None or target is not None or ttl_report):
-        raise SettingsError("a search asks for one thing, leave out `--plot`, `--target` and `--ttl-report`")
-    wanted = memories(memory or [])
+    _refuse_what_cannot_be_meant(file, url, at, ray, search=search, ttl_report=ttl_report, more=plot or target)
+    wanted, goal = memories(memory or []), None if target is None else share_of(target)
     options = SearchOptions(round(1e6 * budget), minimum_gain / 100.0, ray) if search else None
     if file is None:
-        if at is not None:
-            raise SettingsError("`--at` needs a trace file")
-        asked = LiveQuestion(
-            url=url or "",
-            service=service,
-            token_file=token_file,
-            memories=wanted,
-            settings=settings_of(policy or [], lfu or [], ttl or []),
-            target=None if target is None else share_of(target),
-            ttl_report=ttl_report,
-        )
+        settings = settings_of(policy or [], lfu or [], ttl or [])
+        asked = LiveQuestion(url or "", service, token_file, wanted, settings, goal, ttl_report)
         _live(asked, options, plot, as_json=as_json)
         return
-    if ttl_report:
-        raise SettingsError("`--ttl-report` needs `--url` and `--service`")
     from cachewarden.cachemodel.trace_files import ColumnSpec, TraceFormat
     from cluster.whatif_trace import TraceQuestion
 
@@ -145,10 +129,32 @@ def whatif(
         memories=wanted,
         settings=settings_of(policy or (_POLICIES if lfu or not search else _POLICIES[:1]), lfu or [], ttl or []),
         at=_one(at),
-        target=None if target is None else share_of(target),
+        target=goal,
         with_curves=plot is not None,
     )
     _replay(question, options, plot, as_json=as_json)
+
+
+def _refuse_what_cannot_be_meant(
+    file: Path | None,
+    url: str | None,
+    at: str | None,
+    ray: str | None,
+    *,
+    search: bool,
+    ttl_report: bool,
+    drawn: object,
+) -> None:
+    if (file is None) == (url is None):
+        raise SettingsError("give either a trace file, or `--url` and `--service` of a running deployment")
+    if ray is not None and (not search or file is None):
+        raise SettingsError("`--ray` spreads the search of a trace file, give FILE and `--search` too")
+    if search and (more or ttl_report):
+        raise SettingsError("a search asks for one thing, leave out `--plot`, `--target` and `--ttl-report`")
+    if file is None and at is not None:
+        raise SettingsError("`--at` needs a trace file")
+    if file is not None and ttl_report:
+        raise SettingsError("`--ttl-report` needs `--url` and `--service`")
 
 
 def _one(text: str | None) -> Memory | None:

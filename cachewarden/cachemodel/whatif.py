@@ -55,6 +55,9 @@ _FLOOR = 0.01
 # with what the model misses of the current hit ratio (a sign of a workload that does not hold still), nine of ten
 # changes that were predicted from two minutes fell inside their intervals (`benchmarks/capture_accuracy.py`).
 _DIFFERENCE_ERROR = 0.3
+# The same for residents that expire: one look at them knows less than a capture (`benchmarks/passive_accuracy.py`).
+_PASSIVE_FLOOR = 0.015
+_PASSIVE_DIFFERENCE_ERROR = 0.5
 # Hit ratio per doubling of the residence time beyond what the evidence covers.
 _EXTRAPOLATION = 0.015
 # A current configuration that the model misses by more than this is not a base for differences.
@@ -96,7 +99,7 @@ class Answer:
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
     """The fitted mixture, its bootstrap replicates, and where it comes from; `passive` the curve over memory where it
-    comes from idle times of a full cache.
+    comes from idle times of a full cache; `captured` whether it comes from accesses and not from residents.
     """
 
     mixture: PopularityMixture
@@ -104,6 +107,7 @@ class Workload:
     source: str
     passive: PassiveCurve | None = None
     notes: tuple[str, ...] = ()
+    captured: bool = True
 
 
 def evaluate(evidence: Evidence, candidates: Sequence[CacheConfiguration], seed: int) -> list[Answer | Insufficient]:
@@ -230,7 +234,7 @@ def _from_idle(evidence: Evidence, seed: int) -> Workload | str:
     found = passive_workload(evidence, seed)
     if isinstance(found, str):
         return found
-    return Workload(found.mixture, found.replicates, found.source, found.curve, found.notes)
+    return Workload(found.mixture, found.replicates, found.source, found.curve, found.notes, captured=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -302,17 +306,18 @@ def _answer(
         return Insufficient(candidate, wanted)
     observed = evidence.hit_ratio
     notes = [*fitted.notes, *wanted.notes]
+    floor, doubt = (_FLOOR, _DIFFERENCE_ERROR) if fitted.captured else (_PASSIVE_FLOOR, _PASSIVE_DIFFERENCE_ERROR)
     anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= _ANCHOR_LIMIT
     if anchored and isinstance(base, _Modelled):
         residual = (observed - base.value) * _residual_share(evidence, candidate)
         value = wanted.value + residual
         spread = np.std([ours - theirs for ours, theirs in zip(wanted.replicates, base.replicates, strict=True)])
         missed = abs(observed - base.value)
-        margin_parts = [_Z90 * float(spread), _FLOOR, _DIFFERENCE_ERROR * abs(value - observed), missed]
+        margin_parts = [_Z90 * float(spread), floor, doubt * abs(value - observed), missed]
         method = f"observed hit ratio plus modelled difference, from {fitted.source}"
     else:
         value = wanted.value
-        margin_parts = [_Z90 * float(np.std(wanted.replicates)), 2.0 * _FLOOR]
+        margin_parts = [_Z90 * float(np.std(wanted.replicates)), 2.0 * floor]
         method = f"modelled hit ratio as such, from {fitted.source}"
         if isinstance(base, _Modelled):
             margin_parts.append(abs(observed - base.value))

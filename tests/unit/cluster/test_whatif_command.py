@@ -248,7 +248,8 @@ def test_a_small_budget_is_spent_on_halving_and_kept(trace: Path):
     [
         (("--search",), "needs the memory now"),
         (("--ray", "local"), "`--search` too"),
-        (("--search", "--at", "5%", "--plot", "x.html"), "draws no curves"),
+        (("--search", "--at", "5%", "--plot", "x.html"), "leave out `--plot`"),
+        (("--search", "--at", "5%", "--target", "95%"), "asks for one thing"),
     ],
 )
 def test_a_search_that_cannot_be_meant_is_told_with_the_way_out(trace: Path, arguments: tuple, told: str):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from serve_world import NOW_MS, MemoryBackend, Site, state
 
-from cachewarden.observation import Capabilities, Snapshot
+from cachewarden.observation import Capabilities
 from serve.whatif import DeskFull
 from tests.unit.serve.memory_looks import measured
 
@@ -84,9 +84,9 @@ async def test_strangers_and_unknown_services_are_refused(site: Site):
 
 
 async def test_a_full_desk_asks_to_come_again(site: Site, monkeypatch: pytest.MonkeyPatch):
-    async def full(snapshot: Snapshot) -> None:
+    async def full(*_: object) -> None:
         raise DeskFull
 
-    monkeypatch.setattr(site.app.state.context.whatif, "memory", full)
+    monkeypatch.setattr(site.app.state.context.whatif, "ask", full)
     answer = await ask(site)
     assert (answer["status"], answer["retry"]) == (429, "2")
