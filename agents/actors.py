@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import ray
 
@@ -13,6 +13,12 @@ from cachewarden.host import AgentHost
 from cachewarden.shell import AgentShell
 
 __all__ = ["actor_options", "create"]
+
+
+WATCHED: Final = frozenset({"coordinator"})
+"""Agents whose news others wait for, each waiter in a thread of the actor."""
+WATCHERS_MAX: Final = 64
+"""Replicas that may watch at once; more than that wait for each other."""
 
 
 def actor_options(name: str, namespace: str, *, detached: bool) -> dict[str, Any]:
@@ -29,6 +35,7 @@ def actor_options(name: str, namespace: str, *, detached: bool) -> dict[str, Any
         "max_restarts": -1,
         "max_task_retries": 0,
         "max_concurrency": 4,
+        "concurrency_groups": {"watch": WATCHERS_MAX} if name in WATCHED else {},
         "lifetime": "detached" if detached else None,
         "get_if_exists": True,
     }

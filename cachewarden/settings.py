@@ -84,6 +84,9 @@ class CacheOptimizerSettings(BaseSettings):
     )
 
     ttl_keys_per_s: int = Field(2_000, ge=1, le=100_000, description="budget of the TTL governor on one cache")
+    state_age_max_ms: int = Field(
+        3_000, ge=1_500, le=60_000, description="without word from the coordinator, after which nothing is decided"
+    )
     http_host: str = "127.0.0.1"
     http_port: int = Field(8000, ge=1, le=65_535)
 

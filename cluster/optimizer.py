@@ -28,7 +28,7 @@ from cluster.local import LocalRuntime
 from cluster.wiring import make_plan
 from serve.context import Context, known_state
 from serve.courses import Apply, Asked
-from serve.decision import Grounds
+from serve.docket import Grounds
 from serve.errors import clip
 from serve.optimize_routes import optimize_request
 from serve.telemetry import Telemetry

@@ -22,7 +22,7 @@ from cachewarden.models import CacheOptimizationRequest
 from serve import control_routes, optimize_routes, read_routes, warm_routes, whatif_routes
 from serve.backend import Backend
 from serve.context import Context
-from serve.decision import Grounds
+from serve.docket import Grounds
 from serve.envelope import Envelope
 from serve.errors import ApiError, api_error_of, clip, error_response, validation_problems
 from serve.gate import Gate, GovernedRoute, needs

@@ -7,7 +7,6 @@ nothing more.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 from typing import Annotated, Final
@@ -17,8 +16,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from cachewarden.messages import Execution, ExecutionState
 from cachewarden.models import CacheOptimizationRequest, CacheOptimizationResponse
-from cachewarden.protocol import FleetState, RunCycle
-from serve.context import ERRORS, Context, context_of, json_answer
+from cachewarden.protocol import RunCycle
+from serve.context import ERRORS, Context, context_of, json_answer, require_contact
 from serve.decision import Apply, Asked, DecisionOutcome, decide, with_execution
 from serve.gate import GovernedRoute, caller_of, needs
 
@@ -26,19 +25,38 @@ __all__ = ["optimize_request", "router"]
 
 router = APIRouter(route_class=GovernedRoute, tags=["optimisation"])
 
-_POLL_FIRST_S: Final = 0.01
-_POLL_MOST_S: Final = 0.2
+DECISION_STEPS: Final = ("plan_ms", "constitution_ms", "settlement_ms", "answer_ms")
+"""The steps of the pure decision; `docs/API.md` says what each is."""
 
 
-def _decide(context: Context, asked: Asked, state: FleetState | None) -> DecisionOutcome:
-    started_s = time.perf_counter()
-    others = context.rounds.others(state, context.grounds)
-    outcome = decide(asked, state, context.grounds, context.backend.now_ms(), others)
-    now_s = time.perf_counter()
+class Stopwatch:
+    """Times of the steps of one request, in milliseconds, in the order in which they ended."""
+
+    __slots__ = ("began_s", "laps_ms", "last_s")
+
+    def __init__(self) -> None:
+        self.began_s = self.last_s = time.perf_counter()
+        self.laps_ms: dict[str, float] = {}
+
+    def lap(self, step: str) -> None:
+        """End a step; one that happens twice is added up."""
+        now_s = time.perf_counter()
+        self.laps_ms[step] = self.laps_ms.get(step, 0.0) + (now_s - self.last_s) * 1000
+        self.last_s = now_s
+
+
+async def _decide(context: Context, asked: Asked, watch: Stopwatch) -> DecisionOutcome:
+    """Decide on the newest state; raises StateTooOld where there is none that may be decided on."""
+    state = await context.backend.state()
+    if state is not None:
+        require_contact(context)
+    watch.lap("state_ms")
+    before_s = watch.last_s
+    outcome = decide(asked, state, context.grounds, context.backend.now_ms(), context.docket_of(state), watch.lap)
     context.telemetry.decided(
         outcome.response.state,
-        now_s - started_s,
-        now_s,
+        watch.last_s - before_s,
+        watch.last_s,
         judged=outcome.verdict is not None,
         complete=outcome.verdict_complete,
     )
@@ -47,28 +65,26 @@ def _decide(context: Context, asked: Asked, state: FleetState | None) -> Decisio
 
 async def _confirmation(context: Context, proposal_id: str) -> Execution | None:
     """Return the newest report, waiting until the cache has confirmed the change or it has ended, at most `wait_s`."""
-    deadline_s, pause_s = time.perf_counter() + context.wait_s, _POLL_FIRST_S
+    deadline_s = time.perf_counter() + context.wait_s
     while True:
         execution = await context.backend.execution(proposal_id)
         settled = execution is not None and (execution.state is ExecutionState.OBSERVING or execution.state.final)
-        if settled or time.perf_counter() + pause_s > deadline_s:
+        left_s = deadline_s - time.perf_counter()
+        if settled or left_s <= 0:
             return execution
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, _POLL_MOST_S)
+        await context.backend.changed(left_s)
 
 
-async def _next_cycle(context: Context, service: str, after_ms: int) -> FleetState | None:
-    """Return the state once the service has been decided on after `after_ms`; None if that did not come within
-    `wait_s`."""
-    deadline_s, pause_s = time.perf_counter() + context.wait_s, _POLL_FIRST_S
-    while time.perf_counter() < deadline_s:
+async def _next_cycle(context: Context, service: str, after_ms: int) -> bool:
+    """Return whether the service was decided on after `after_ms`, waiting for it at most `wait_s`."""
+    deadline_s = time.perf_counter() + context.wait_s
+    while (left_s := deadline_s - time.perf_counter()) > 0:
         state = await context.backend.state()
         standing = None if state is None else state.standing.get(service)
         if standing is not None and standing.decided_at_ms > after_ms:
-            return state
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, _POLL_MOST_S)
-    return None
+            return True
+        await context.backend.changed(left_s)
+    return False
 
 
 async def _carry_out(context: Context, outcome: DecisionOutcome, apply: Apply) -> CacheOptimizationResponse:
@@ -89,21 +105,28 @@ async def _carry_out(context: Context, outcome: DecisionOutcome, apply: Apply) -
     return with_execution(outcome, execution, snapshot)
 
 
-async def optimize_request(context: Context, asked: Asked) -> CacheOptimizationResponse:
+async def optimize_request(context: Context, asked: Asked, watch: Stopwatch | None = None) -> CacheOptimizationResponse:
     """Decide, record, hand over and wait: all of the route but HTTP, so that the embedding facade answers the same.
 
     Raises what `decide` raises, and JournalUnavailable where the decision cannot be recorded.
     """
-    started_s = time.perf_counter()
-    outcome = _decide(context, asked, await context.backend.state())
-    decided_s = time.perf_counter()
+    watch = Stopwatch() if watch is None else watch
+    outcome = await _decide(context, asked, watch)
+    decision_ms = sum(watch.laps_ms.get(step, 0.0) for step in DECISION_STEPS)
     await context.backend.record([outcome.record])
+    watch.lap("journal_ms")
     if outcome.wants_cycle:
         outcome = await _after_forced_cycle(context, asked, outcome)
-    response = await _carry_out(context, outcome, asked.apply)
+        watch.lap("cycle_ms")
+    response = outcome.response
+    if outcome.execute is not None:
+        response = await _carry_out(context, outcome, asked.apply)
+        watch.lap("actuation_ms")
+    context.telemetry.steps(watch.laps_ms)
     measured = {
-        "decision_ms": (decided_s - started_s) * 1000,
-        "optimization_duration_ms": (time.perf_counter() - started_s) * 1000,
+        **watch.laps_ms,
+        "decision_ms": decision_ms,
+        "optimization_duration_ms": (watch.last_s - watch.began_s) * 1000,
     }
     return response.model_copy(update={"performance_metrics": measured})
 
@@ -138,11 +161,10 @@ async def _after_forced_cycle(context: Context, asked: Asked, outcome: DecisionO
     service = asked.request.service_name
     asked_ms = outcome.record.at_ms
     await context.backend.run_cycle(RunCycle(force=(service,)))
-    state = await _next_cycle(context, service, asked_ms) if asked.apply == "auto" else None
-    if state is None:
+    if asked.apply != "auto" or not await _next_cycle(context, service, asked_ms):
         note = "a cycle without cool-down and minimum gain was started, ask again for what it found"
         told = outcome.response.model_copy(update={"recommendations": [*outcome.response.recommendations, note]})
         return replace(outcome, response=told)
-    again = _decide(context, replace(asked, decision_id=str(uuid4())), state)
+    again = await _decide(context, replace(asked, decision_id=str(uuid4())), Stopwatch())
     await context.backend.record([again.record])
     return again

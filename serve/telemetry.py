@@ -8,7 +8,7 @@ not mix.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -152,6 +152,14 @@ class Telemetry:
             registry=registry,
             buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
         )
+        self._step_s = Histogram(
+            "cachewarden_decision_step_seconds",
+            "steps of an optimisation request",
+            ["step"],
+            registry=registry,
+            buckets=(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0),
+        )
+        self._steps: dict[str, Histogram] = {}
         self._warmed = Counter(
             "cachewarden_warmed_keys_total", "keys asked to be warmed", ["outcome"], registry=registry
         )
@@ -194,6 +202,14 @@ class Telemetry:
             self._optimizations_s.popleft()
         self.decisions += judged
         self.decisions_compliant += judged and complete
+
+    def steps(self, laps_ms: Mapping[str, float]) -> None:
+        """Count the time of each step of one answered optimisation request."""
+        for step, took_ms in laps_ms.items():
+            histogram = self._steps.get(step)
+            if histogram is None:
+                histogram = self._steps[step] = self._step_s.labels(step.removesuffix("_ms"))
+            histogram.observe(took_ms / 1000)
 
     def requests_per_s(self, now_s: float) -> float:
         """Return optimisation requests per second over the last minute, or since the first if that is shorter (at least
