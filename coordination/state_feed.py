@@ -32,7 +32,9 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], *, by_content: bool
 def delta_of(old: FleetState, new: FleetState) -> FleetDelta:
     """Return what leads from `old` to `new`; both are of one life of the coordinator."""
     by_content = {"missing", "first_hit_ratio", "history"}
-    parts: dict[str, Any] = {name: _changed(getattr(old, name), getattr(new, name), by_content=name in by_content) for name in _MAPS}
+    parts: dict[str, Any] = {
+        name: _changed(getattr(old, name), getattr(new, name), by_content=name in by_content) for name in _MAPS
+    }
     gone = {
         name: lost for name in _MAPS if (lost := tuple(k for k in getattr(old, name) if k not in getattr(new, name)))
     }
