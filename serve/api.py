@@ -20,6 +20,7 @@ from cachewarden.errors import OperatingError, RequestError
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.models import CacheOptimizationRequest
 from serve import control_routes, optimize_routes, read_routes, warm_routes, whatif_routes
+from serve.admission import Admission
 from serve.backend import Backend
 from serve.context import Context
 from serve.docket import Grounds
@@ -92,6 +93,8 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     `wait_s` bounds how long an optimisation request waits for the cache's confirmation or a forced cycle.
     """
     telemetry = Telemetry()
+    settings = backend.settings
+    admission = Admission(settings.requests_per_s_per_token, settings.decisions_in_flight_max)
     store = tokens if tokens is not None else TokenStore(backend.settings.state_dir)
     app = FastAPI(
         title="cachewarden",
@@ -112,9 +115,10 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         ),
         telemetry=telemetry,
         started_s=time.perf_counter(),
+        admission=admission,
         wait_s=wait_s,
     )
-    app.state.gate = Gate(backend, store, telemetry)
+    app.state.gate = Gate(backend, store, telemetry, admission)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestError, _on_known_error)
     app.add_exception_handler(OperatingError, _on_known_error)
@@ -124,7 +128,12 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     for routes in (optimize_routes, warm_routes, whatif_routes, read_routes, control_routes):
         app.include_router(routes.router)
     _publish_openapi(app)
-    app.add_middleware(Envelope, telemetry=telemetry, limits={"/api/v1/cache/warm": _WARM_BODY_BYTES})
+    app.add_middleware(
+        Envelope,
+        telemetry=telemetry,
+        limits={"/api/v1/cache/warm": _WARM_BODY_BYTES},
+        body_timeout_s=settings.body_timeout_s,
+    )
     return app
 
 

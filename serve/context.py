@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from cachewarden.protocol import FleetState
+from serve.admission import Admission
 from serve.backend import Backend
 from serve.decision import StateTooOld, fresh_state, max_age_ms_of
 from serve.docket import Docket, Grounds
@@ -24,11 +25,13 @@ _TEXTS: Final = {
     403: "the token lacks the scope, or the constitutional hash is wrong",
     404: "unknown service, plan or route",
     409: "not now: changes are paused",
+    408: "the body did not come in time",
     413: "body too large",
     415: "not JSON",
     422: "a field does not fit",
+    429: "too many requests, of this token or of this kind; see Retry-After",
     500: "a bug of ours",
-    503: "nothing may be decided now: journal, state or coordinator missing; see Retry-After",
+    503: "nothing may be decided now: journal, state, coordinator or room missing; see Retry-After",
 }
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorResponse, "description": text} for status, text in _TEXTS.items()
@@ -44,6 +47,7 @@ class Context:
     grounds: Grounds
     telemetry: Telemetry
     started_s: float
+    admission: Admission
     wait_s: float = 5.0
     docket: Docket | None = None
     whatif: WhatifDesk = field(default_factory=WhatifDesk)
