@@ -17,6 +17,7 @@ import ray
 
 from agents import actors
 from cachewarden.errors import OperatingError
+from cluster.ingress import ALWAYS
 from cluster.runtime_env import runtime_env
 from cluster.wiring import ALL_AGENTS, Plan, build_shell
 
@@ -76,8 +77,9 @@ def start_ray(
     temporary: Path | None = None,
 ) -> None:
     """Start a Ray of our own on this machine with its files in `temporary`, or join the one at `address`."""
-    # Ray's workers step back behind everything else by default, which makes every hop wait on a busy machine.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray's processes take the environment of whoever starts them; `cluster.run` has put the ingress there before.
+    for name, value in ALWAYS.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "runtime_env": runtime_env(environment, ship=address is not None),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ from cluster.demo.driver import start_driver
 from cluster.demo.servers import EmbeddedServer, ServerHome
 from cluster.demo.stats import read_last_stats
 from cluster.live import LiveView, Place, scoreboard
+from cluster.ingress import prepare
 from cluster.local import LocalRuntime
 from cluster.wiring import Plan, checkpoint_path, make_journal, make_plan
 from serve.api import create_app
@@ -233,11 +235,14 @@ async def _start_agents(
         runtime = await stack.enter_async_context(LocalRuntime(world.plan))
         await stack.enter_async_context(_local_api(world.plan, runtime))
         return runtime
+    temporary = world.temporary / "r"
+    # Before Ray is imported: Serve reads its settings from the environment when it is.
+    ingress = prepare(os.environ, world.temporary / "h")
     from cluster import ray_runtime
     from serve import deployments
 
     console.print("starting Ray, seven agents as actors, and the API on Ray Serve (some 20 s)")
-    temporary = world.temporary / "r"
+    console.print(f"ingress: {ingress.reason}")
     if len(str(temporary)) > _RAY_FOLDER_CHARS_MAX:
         raise OperatingError(
             f"`{world.temporary.parent}` is too long for the sockets that Ray makes below it, set TMPDIR to a shorter "
@@ -254,7 +259,14 @@ async def _start_agents(
     await asyncio.to_thread(agents.start)
     _go_on(stop)
     build = functools.partial(make_app, world.plan, ray_runtime.RayMailbox)
-    await asyncio.to_thread(deployments.serve_api, build, host=settings.http_host, port=settings.http_port)
+    stack.callback(deployments.stop_api)
+    await asyncio.to_thread(
+        deployments.serve_api,
+        build,
+        host=settings.http_host,
+        port=settings.http_port,
+        scale=deployments.Scale(settings.api_replicas, settings.api_replicas_max),
+    )
     return ray_runtime.RayMailbox()
 
 

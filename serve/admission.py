@@ -32,8 +32,9 @@ class TokenBucket:
         # A clock that stood still or went back fills nothing.
         self._held = min(self._burst, self._held + max(0.0, now_s - self._at_s) * self._rate_per_s)
         self._at_s = max(self._at_s, now_s)
-        if self._held >= 1.0:
-            self._held -= 1.0
+        # Sums of fractions may miss a whole by a hair.
+        if self._held >= 1.0 - 1e-9:
+            self._held = max(0.0, self._held - 1.0)
             return 0.0
         return (1.0 - self._held) / self._rate_per_s
 

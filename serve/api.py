@@ -127,6 +127,7 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     app.add_exception_handler(Exception, _on_bug)
     for routes in (optimize_routes, warm_routes, whatif_routes, read_routes, control_routes):
         app.include_router(routes.router)
+    app.router.routes.insert(0, optimize_routes.hot_route())
     _publish_openapi(app)
     app.add_middleware(
         Envelope,

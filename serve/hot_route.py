@@ -12,7 +12,10 @@ import time
 from typing import Any, Final, get_args
 from uuid import uuid4
 
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.datastructures import URLPath
+from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Message, Receive, Scope, Send
 
 from cachewarden.messages import CONSTITUTIONAL_HASH
@@ -21,7 +24,7 @@ from serve.context import Context
 from serve.courses import Apply, Asked
 from serve.decide_request import Stopwatch, optimize_request
 from serve.errors import ApiError
-from serve.gate import Gate, GovernedRoute, strict_json
+from serve.gate import Gate, strict_json
 
 __all__ = ["HotRoute"]
 
@@ -32,27 +35,38 @@ _VALIDATE: Final = CacheOptimizationRequest.__pydantic_validator__.validate_pyth
 _TO_JSON: Final = CacheOptimizationResponse.__pydantic_serializer__.to_json
 
 
-class HotRoute(GovernedRoute):
-    """A governed route of `optimize` with the short way before it."""
+class HotRoute(BaseRoute):
+    """Stands before all routes of the application and takes what is for `route`: by the short way, or by its own."""
 
-    def __init__(self, *positional: Any, **named: Any) -> None:
-        super().__init__(*positional, **named)
-        self._whole_way = self.app
-        self.app = self._short_way
+    def __init__(self, route: APIRoute) -> None:
+        self.path = route.path
+        self._whole_way = route.app
+        self._child: dict[str, Any] = {"endpoint": route.endpoint, "path_params": {}, "route": route}
 
-    async def _short_way(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match exactly the path and the method; every other request looks further among the routes."""
+        if scope["type"] == "http" and scope["path"] == self.path and scope["method"] == "POST":
+            return Match.FULL, self._child
+        return Match.NONE, {}
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
+        """Nothing is found by the name of this route: the whole way has the name."""
+        raise NoMatchFound(name, path_params)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; raises what the decision raises, for the application's handlers."""
         watch = Stopwatch()
         message = await receive()
         asked = self._asked(scope, message)
         if asked is None:
             await self._whole_way(scope, _again(message, receive), send)
             return
-        watch.lap("reading_ms")
         state = scope["app"].state
         context: Context = state.context
         gate: Gate = state.gate
         gate.admission.charge(asked.caller, time.monotonic())
         gate.hash_passed(self.path, "POST")
+        watch.lap("reading_ms")
         response = await optimize_request(context, asked, watch)
         body = _TO_JSON(response)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
