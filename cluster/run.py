@@ -34,8 +34,8 @@ from cluster.demo import fleet as demo
 from cluster.demo.driver import start_driver
 from cluster.demo.servers import EmbeddedServer, ServerHome
 from cluster.demo.stats import read_last_stats
-from cluster.live import LiveView, Place, scoreboard
 from cluster.ingress import prepare
+from cluster.live import LiveView, Place, scoreboard
 from cluster.local import LocalRuntime
 from cluster.wiring import Plan, checkpoint_path, make_journal, make_plan
 from serve.api import create_app

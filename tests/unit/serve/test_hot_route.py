@@ -47,6 +47,10 @@ async def test_a_plain_request_goes_the_short_way_and_a_doubtful_one_the_whole(c
     assert gone == ["whole"]
 
 
+def force_whole(monkeypatch) -> None:
+    monkeypatch.setattr(HotRoute, "_asked", lambda *_: None)
+
+
 def comparable(response: httpx.Response) -> tuple[int, dict, object]:
     """What must be equal: status, headers but those of the moment, body but ids and times."""
     moving = {"x-request-id", "x-error-id", "x-processing-time-ms", "content-length"}
