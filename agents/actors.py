@@ -35,7 +35,6 @@ def actor_options(name: str, namespace: str, *, detached: bool) -> dict[str, Any
         "max_restarts": -1,
         "max_task_retries": 0,
         "max_concurrency": 4,
-        "concurrency_groups": {"watch": WATCHERS_MAX} if name in WATCHED else {},
         "lifetime": "detached" if detached else None,
         "get_if_exists": True,
     }
@@ -53,4 +52,5 @@ class _Actor(AgentHost):
 
 def create(name: str, namespace: str, build: Callable[[], AgentShell], *, detached: bool = False) -> Any:
     """Start (or find) the actor of one agent and return its handle."""
-    return ray.remote(_Actor).options(**actor_options(name, namespace, detached=detached)).remote(build)
+    remote = ray.remote(concurrency_groups={"watch": WATCHERS_MAX}) if name in WATCHED else ray.remote
+    return remote(_Actor).options(**actor_options(name, namespace, detached=detached)).remote(build)

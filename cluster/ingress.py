@@ -1,8 +1,8 @@
 """How requests come to the replicas: Ray Serve's fast ingress, and the settings that take its stalls away.
 
 Ray Serve reads these from the environment of every Ray process, so they have to be there before `ray.init`, and in the
-images and the `env` of a cluster: `ingress_environment` is the one list. What an operator has set himself is left alone.
-Without HAProxy's binary (it comes with `ray[serve]` on Linux) the default proxy serves, slower. It starts
+images and the `env` of a cluster: `ingress_environment` is the one list. What an operator has set himself is left
+alone. Without HAProxy's binary (it comes with `ray[serve]` on Linux) the default proxy serves, slower. It starts
 nothing and listens on nothing.
 """
 

@@ -18,7 +18,7 @@ __all__ = ["APPLICATION", "Scale", "serve_api", "stop_api"]
 APPLICATION = "cachewarden"
 
 _ONGOING_MAX: Final = 20_000
-"""Of one replica, out of reach on purpose: who is let in is decided by `admission.py`, which answers in our own form."""
+"""Of one replica, out of reach on purpose: who is let in is decided by `admission.py`, which has our own form."""
 
 
 @dataclass(frozen=True, slots=True)
