@@ -135,7 +135,12 @@ async def api_up(replicas: int) -> AsyncIterator[Api]:
         await asyncio.to_thread(deployments.serve_api, build, host="127.0.0.1", port=port, scale=scale)
 
         def noop() -> Any:
-            async def answer(_scope: Any, receive: Any, send: Any) -> None:
+            async def answer(scope: Any, receive: Any, send: Any) -> None:
+                if scope["type"] == "lifespan":
+                    for stage in ("startup", "shutdown"):
+                        await receive()
+                        await send({"type": f"lifespan.{stage}.complete"})
+                    return
                 await receive()
                 await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
                 await send({"type": "http.response.body", "body": b"{}"})

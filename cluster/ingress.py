@@ -10,11 +10,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ALWAYS", "FAST", "SOCKET_CHARS_MAX", "Ingress", "haproxy_binary", "ingress_environment", "prepare"]
+__all__ = [
+    "ALWAYS",
+    "FAST",
+    "SOCKET_CHARS_MAX",
+    "Ingress",
+    "connections_max",
+    "haproxy_binary",
+    "ingress_environment",
+    "prepare",
+]
 
 ALWAYS: Final[Mapping[str, str]] = {
     # Workers step back behind everything else by default, which makes every hop wait on a busy machine.
@@ -27,7 +37,6 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    "RAY_SERVE_HAPROXY_MAXCONN": "12000",
     # A client that sends nothing for so long is gone; the default is an hour.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
@@ -42,6 +51,7 @@ _FILES: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
 }
+_CONNECTIONS_MAX: Final = 12_000
 SOCKET_CHARS_MAX: Final = 107 - len("/" + 56 * "n" + "/metrics.sock.1234567.tmp")
 """How long the folder of HAProxy's files may be: Serve adds the node's id, and HAProxy a suffix while it starts."""
 
@@ -66,11 +76,22 @@ def haproxy_binary(environment: Mapping[str, str]) -> str | None:
     return str(binary) if os.access(binary, os.X_OK) else None
 
 
+def connections_max(files_max: int) -> int:
+    """Return how many connections HAProxy may hold where a process may have `files_max` files open.
+
+    Each takes two sockets and half a pipe; with too many it does not start at all. What comes beyond waits in the
+    kernel until there is room.
+    """
+    return max(256, min(_CONNECTIONS_MAX, int((files_max - 100) / 2.5)))
+
+
 def ingress_environment(*, fast: bool, folder: Path | None = None) -> dict[str, str]:
     """Return the variables of all Ray processes; `folder` is where HAProxy keeps its files."""
     variables = dict(ALWAYS)
     if fast:
+        files_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         variables |= FAST
+        variables["RAY_SERVE_HAPROXY_MAXCONN"] = str(connections_max(files_max))
         if folder is not None:
             variables |= {name: str(folder / file) for name, file in _FILES.items()}
     return variables

@@ -31,12 +31,11 @@ class Scale:
     """Requests in progress for each replica that autoscaling aims at."""
 
 
-def serve_api(
-    make_app: Callable[[], Any], *, host: str, port: int, scale: Scale = Scale(), version: str | None = None
-) -> None:
+def serve_api(make_app: Callable[[], Any], *, host: str, port: int, scale: Scale = Scale(), release: str = "") -> None:
     """Start Serve's ingress and the API, or replace its replicas one by one, and wait until it answers.
 
-    Raises RuntimeError when it cannot be deployed. Another `version` than before replaces all replicas.
+    Raises RuntimeError when it cannot be deployed. Another `release` than before replaces all replicas: Serve itself
+    sees only changes of the code that it was given.
     """
 
     # Serve tells a builder from an application by its being a plain function.
@@ -61,8 +60,7 @@ def serve_api(
     deployment = ray_serve.deployment(
         ray_serve.ingress(build)(),
         name="api",
-        version=version,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"CACHEWARDEN_RELEASE": release}}},
         max_ongoing_requests=_ONGOING_MAX,
         health_check_period_s=5,
         graceful_shutdown_wait_loop_s=0.5,
