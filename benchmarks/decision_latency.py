@@ -48,22 +48,51 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-def cpu_seconds(mark: str) -> float:
-    """Return the processor time so far of every process that carries the mark, load generators excluded."""
-    ticks = 0
+def _name_of(command: str) -> str:
+    """Return what a process is for, from its command line; empty for load and for the caches that are looked after."""
+    if "http_load" in command or "demo.driver" in command or "demo.player" in command or "demo.reaper" in command:
+        return ""
+    if "valkey-server" in command or "redis-server" in command:
+        return "blackboard and journal" if _journal_port and command.rstrip().endswith(f":{_journal_port}") else ""
+    for word in (
+        "gcs_server",
+        "raylet/raylet",
+        "dashboard/agent",
+        "runtime_env/agent",
+        "log_monitor",
+        "haproxy",
+        "monitor",
+    ):
+        if word in command:
+            return word
+    return command.partition(" ")[0] if command.startswith("ray::") else command[:60]
+
+
+_journal_port = 0
+
+
+def cpu_by_process(mark: str) -> dict[str, float]:
+    """Return the processor seconds so far of every process that carries the mark, by what it is for."""
+    used: dict[str, float] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             if f"{_MARK}={mark}".encode() not in (entry / "environ").read_bytes():
                 continue
-            if b"http_load" in (entry / "cmdline").read_bytes():
-                continue
+            name = _name_of((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        if name:
+            ticks = int(fields[11]) + int(fields[12])
+            used[name] = used.get(name, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+def cpu_seconds(mark: str) -> float:
+    """Return the processor time so far of all that carries the mark, but load generators and managed caches."""
+    return sum(cpu_by_process(mark).values())
 
 
 def machine() -> str:
@@ -122,6 +151,7 @@ async def api_up(replicas: int) -> AsyncIterator[Api]:
         from serve import deployments
 
         plan = make_plan(world.fleet, world.settings)
+        globals()["_journal_port"] = world.blackboard.port
         _, token = ensure_first_token(plan.settings.state_dir)
         stack.callback(ray_runtime.stop_ray)
         await asyncio.to_thread(ray_runtime.start_ray, temporary=folder / "r")
@@ -215,12 +245,16 @@ async def measure(seconds: float, rates: Sequence[float], replicas: int, console
         console.print(f"ingress: {api.ingress}; {replicas} replica(s); load generator on the same machine")
         await until_judged(api)
         answered: list[str] = []
-        before_s = cpu_seconds(mark)
-        await asyncio.sleep(min(10.0, seconds))
+        idle_s = max(5.0, min(20.0, seconds))
+        before = cpu_by_process(mark)
+        await asyncio.sleep(idle_s)
+        after = cpu_by_process(mark)
+        shares = {name: 100 * (used_s - before.get(name, 0.0)) / idle_s for name, used_s in after.items()}
         console.print(
-            f"idle (traffic on {len(SERVICES)} caches, cycles of 5 s): "
-            f"{100 * (cpu_seconds(mark) - before_s) / min(10.0, seconds):.1f} % of a core, all processes together"
+            f"idle, cycles of 5 s on {len(SERVICES)} caches with traffic: {sum(shares.values()):.1f} % of a core"
         )
+        for name, share in sorted(shares.items(), key=lambda item: -item[1])[:12]:
+            console.print(f"  {share:5.1f} %  {name}")
         table = Table(title=f"{seconds:g} s each; times in ms; latency from when each request was due")
         for column in (
             "what",
