@@ -35,6 +35,8 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # A buffer of 1,000 lines, the default of this mode, holds the loop up for 10 ms and more at each flush.
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # Looked at ten times a second by default, which alone takes some percent of a core while nothing happens.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # A client that sends nothing for so long is gone; the default is an hour.

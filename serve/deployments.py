@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ray import serve as ray_serve
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["APPLICATION", "Scale", "serve_api", "stop_api"]
 
@@ -19,6 +20,22 @@ APPLICATION = "cachewarden"
 
 _ONGOING_MAX: Final = 20_000
 """Of one replica, out of reach on purpose: who is let in is decided by `admission.py`, which has our own form."""
+
+
+class _WithoutRequestId:
+    """The application without its `X-Request-ID` in answers: Serve adds the same one, and would add it twice."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_without)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +57,7 @@ def serve_api(make_app: Callable[[], Any], *, host: str, port: int, scale: Scale
 
     # Serve tells a builder from an application by its being a plain function.
     def build() -> Any:
-        return make_app()
+        return _WithoutRequestId(make_app())
 
     quiet = {"enable_access_log": False}
     ray_serve.start(
