@@ -146,6 +146,20 @@ class Telemetry:
         self._answers = Counter(
             "cachewarden_optimize_answers_total", "answers to optimize by state", ["state"], registry=registry
         )
+        self._warmed = Counter(
+            "cachewarden_warmed_keys_total", "keys asked to be warmed", ["outcome"], registry=registry
+        )
+        self._whatif = Counter(
+            "cachewarden_whatif_candidates_total", "configurations asked about", ["outcome"], registry=registry
+        )
+        self._unaudited = Counter(
+            "cachewarden_refusals_unaudited_total", "refusals that the journal did not take", registry=registry
+        )
+        self._add_times()
+        self._failures.labels(SERVICE_NAME)
+        self._violations.labels("critical")
+
+    def _add_times(self) -> None:
         self._decision_s = Histogram(
             "cachewarden_decision_duration_seconds",
             "pure decision, without journal and actuator",
@@ -160,17 +174,6 @@ class Telemetry:
             buckets=(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0),
         )
         self._steps: dict[str, Histogram] = {}
-        self._warmed = Counter(
-            "cachewarden_warmed_keys_total", "keys asked to be warmed", ["outcome"], registry=registry
-        )
-        self._whatif = Counter(
-            "cachewarden_whatif_candidates_total", "configurations asked about", ["outcome"], registry=registry
-        )
-        self._unaudited = Counter(
-            "cachewarden_refusals_unaudited_total", "refusals that the journal did not take", registry=registry
-        )
-        self._failures.labels(SERVICE_NAME)
-        self._violations.labels("critical")
 
     def request(self, method: str, endpoint: str, status_code: int, duration_s: float) -> None:
         """Count one answered request; `endpoint` is a route template."""
