@@ -36,7 +36,6 @@ QUIET_S = 10.0
 
 def fleet_state(services: int) -> FleetState:
     """Return a state of the size that a fleet of so many services has."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit" / "serve"))
     from tests.unit.serve import serve_world as world
 
     snapshots = {f"service-{n}": world.snapshot(f"service-{n}") for n in range(services)}
@@ -53,8 +52,8 @@ class Teller:
 
     name = "coordinator"
 
-    def __init__(self, services: int) -> None:
-        self._state = fleet_state(services)
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
         self._feed = StateFeed()
 
     def step(self, event: Any, now_ms: int) -> tuple[Any, ...]:
@@ -133,7 +132,7 @@ async def measure(changes: int, watchers: int, services: int, console: Console) 
         await asyncio.to_thread(ray_runtime.start_ray, temporary=Path(folder) / "r")
         try:
             mailbox = ray_runtime.RayMailbox()
-            build = _Build(services)
+            build = _Build(fleet_state(services))
             actors.create("coordinator", ray_runtime.NAMESPACE, build)
             await mailbox.query("coordinator", "state", 0)
             table = Table(title=f"{watchers} watchers, {services} services, {changes} changes")
@@ -180,11 +179,11 @@ async def measure(changes: int, watchers: int, services: int, console: Console) 
 
 
 class _Build:
-    def __init__(self, services: int) -> None:
-        self._services = services
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
 
     def __call__(self) -> AgentShell:
-        return AgentShell(Teller(self._services), Ports(clock=SystemClock(), mailbox=None), beat_to=None)  # type: ignore[arg-type]
+        return AgentShell(Teller(self._state), Ports(clock=SystemClock(), mailbox=None), beat_to=None)  # type: ignore[arg-type]
 
 
 def main() -> int:

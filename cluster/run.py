@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +238,9 @@ async def _start_agents(
         return runtime
     temporary = world.temporary / "r"
     # Before Ray is imported: Serve reads its settings from the environment when it is.
-    ingress = prepare(os.environ, world.temporary / "h")
+    # HAProxy's sockets need a folder with a short name of its own.
+    sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="cw-", ignore_cleanup_errors=True))
+    ingress = prepare(os.environ, Path(sockets))
     from cluster import ray_runtime
     from serve import deployments
 

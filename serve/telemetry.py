@@ -163,14 +163,14 @@ class Telemetry:
         self._decision_s = Histogram(
             "cachewarden_decision_duration_seconds",
             "pure decision, without journal and actuator",
-            registry=registry,
+            registry=self.registry,
             buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
         )
         self._step_s = Histogram(
             "cachewarden_decision_step_seconds",
             "steps of an optimisation request",
             ["step"],
-            registry=registry,
+            registry=self.registry,
             buckets=(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0),
         )
         self._steps: dict[str, Histogram] = {}
