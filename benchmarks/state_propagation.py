@@ -133,7 +133,7 @@ async def measure(changes: int, watchers: int, services: int, console: Console) 
         try:
             mailbox = ray_runtime.RayMailbox()
             build = _Build(fleet_state(services))
-            actors.create("coordinator", ray_runtime.NAMESPACE, build)
+            keep = actors.create("coordinator", ray_runtime.NAMESPACE, build)
             await mailbox.query("coordinator", "state", 0)
             table = Table(title=f"{watchers} watchers, {services} services, {changes} changes")
             for column in ("way", "seen", "P50 ms", "P99 ms", "idle: actor", "idle: watchers"):
@@ -174,6 +174,7 @@ async def measure(changes: int, watchers: int, services: int, console: Console) 
                 )
             await client.aclose()
             console.print(table)
+            del keep
         finally:
             ray_runtime.stop_ray()
 
