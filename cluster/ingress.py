@@ -43,8 +43,6 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-    # A replica that is killed is found out by traffic and, where there is none, by this.
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
 }
 _FILES: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
