@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import ray
 
@@ -13,6 +13,12 @@ from cachewarden.host import AgentHost
 from cachewarden.shell import AgentShell
 
 __all__ = ["actor_options", "create"]
+
+
+WATCHED: Final = frozenset({"coordinator"})
+"""Agents whose news others wait for, each waiter in a thread of the actor."""
+WATCHERS_MAX: Final = 64
+"""Replicas that may watch at once; more than that wait for each other."""
 
 
 def actor_options(name: str, namespace: str, *, detached: bool) -> dict[str, Any]:
@@ -46,4 +52,5 @@ class _Actor(AgentHost):
 
 def create(name: str, namespace: str, build: Callable[[], AgentShell], *, detached: bool = False) -> Any:
     """Start (or find) the actor of one agent and return its handle."""
-    return ray.remote(_Actor).options(**actor_options(name, namespace, detached=detached)).remote(build)
+    remote = ray.remote(concurrency_groups={"watch": WATCHERS_MAX}) if name in WATCHED else ray.remote
+    return remote(_Actor).options(**actor_options(name, namespace, detached=detached)).remote(build)

@@ -36,6 +36,7 @@ __all__ = [
     "parse_record",
     "seal",
     "seal_all",
+    "seal_texts",
     "verify",
 ]
 
@@ -107,11 +108,11 @@ def hash_of(record: AuditRecord) -> str:
     return codec.digest(fields)
 
 
-def seal(draft: RecordDraft, seq: int, prev_hash: str) -> AuditRecord:
-    """Return `draft` as record `seq`, chained to `prev_hash`.
+def _sealed(draft: RecordDraft, seq: int, prev_hash: str) -> tuple[AuditRecord, str]:
+    """Return the record and its canonical text.
 
-    The payload is taken through JSON first, so that the sealed record equals the one that is read back. Raises
-    InvariantViolation for a payload that JSON cannot hold (NaN, unknown types, broken text).
+    The text of the payload is made once and put into both the hashed and the written form: sealing is what a decision
+    waits for. The form is that of `codec.canonical_json`, whose keys are sorted: `hash` stands before `kind`.
     """
     try:
         payload: dict[str, Any] = json.loads(codec.canonical_json(draft.payload))
@@ -125,20 +126,39 @@ def seal(draft: RecordDraft, seq: int, prev_hash: str) -> AuditRecord:
             payload=payload,
             prev_hash=prev_hash,
         )
-        return dataclasses.replace(record, hash=hash_of(record))
+        text = codec.canonical_json(record).decode()
+        before, empty, after = text.partition(',"hash":"","kind":')
+        if not empty:
+            raise ValueError("the hash has no place in the canonical form")
+        record_hash = hashlib.sha256(f'{before},"kind":{after}'.encode()).hexdigest()
     except (TypeError, ValueError) as error:
         what = f"a `{draft.kind}` record of `{draft.agent}`"
         raise InvariantViolation(f"{what} cannot be written as JSON: {error}") from error
+    return dataclasses.replace(record, hash=record_hash), f'{before},"hash":"{record_hash}","kind":{after}'
+
+
+def seal(draft: RecordDraft, seq: int, prev_hash: str) -> AuditRecord:
+    """Return `draft` as record `seq`, chained to `prev_hash`.
+
+    The payload is taken through JSON first, so that the sealed record equals the one that is read back. Raises
+    InvariantViolation for a payload that JSON cannot hold (NaN, unknown types, broken text).
+    """
+    return _sealed(draft, seq, prev_hash)[0]
+
+
+def seal_texts(drafts: Iterable[RecordDraft], seq: int, prev_hash: str) -> list[tuple[AuditRecord, str]]:
+    """Return the drafts as records `seq`, `seq + 1`, ..., each chained to the one before, with their canonical text."""
+    sealed: list[tuple[AuditRecord, str]] = []
+    for draft in drafts:
+        record, text = _sealed(draft, seq + len(sealed), prev_hash)
+        sealed.append((record, text))
+        prev_hash = record.hash
+    return sealed
 
 
 def seal_all(drafts: Iterable[RecordDraft], seq: int, prev_hash: str) -> list[AuditRecord]:
     """Return the drafts as records `seq`, `seq + 1`, ..., each chained to the one before."""
-    records: list[AuditRecord] = []
-    for draft in drafts:
-        record = seal(draft, seq + len(records), prev_hash)
-        records.append(record)
-        prev_hash = record.hash
-    return records
+    return [record for record, _ in seal_texts(drafts, seq, prev_hash)]
 
 
 def damaged(seq: int, kind: ProblemKind, reason: str, raw: str = "") -> AuditRecord:

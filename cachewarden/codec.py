@@ -13,13 +13,36 @@ import json
 from collections.abc import Mapping
 from enum import Enum
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter
 
 __all__ = ["canonical_json", "decode", "digest", "to_jsonable"]
 
 T = TypeVar("T")
+
+
+@cache
+def _field_names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
+def _plain(value: Any) -> Any:
+    """Return one level of what the encoder does not know as JSON types; it asks again for what is inside."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: getattr(value, name) for name in _field_names(type(value))}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): v for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(to_jsonable(v) for v in value)
+    raise TypeError(f"cannot write a `{type(value).__name__}` as JSON")
+
+
+_ENCODE: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
+).encode
 
 
 def to_jsonable(value: Any) -> Any:
@@ -32,7 +55,7 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, (int, float)):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: to_jsonable(getattr(value, name)) for name in _field_names(type(value))}
     if isinstance(value, Mapping):
         return {str(k): to_jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -44,9 +67,11 @@ def to_jsonable(value: Any) -> Any:
 
 def canonical_json(value: Any) -> bytes:
     """Return the canonical bytes of a message; raises ValueError for NaN and infinities."""
-    return json.dumps(
-        to_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    try:
+        return _ENCODE(value).encode()
+    except TypeError:
+        # Keys that are no text, or a type that is none of ours: the slow way has the rule for both.
+        return _ENCODE(to_jsonable(value)).encode()
 
 
 def digest(value: Any) -> str:

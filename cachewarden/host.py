@@ -47,6 +47,14 @@ class AgentHost:
             raise RuntimeError("the agent's loop has ended")
         return self._shell.agent.name
 
+    def watch(self, seen: tuple[int, int], timeout_s: float) -> Any:
+        """Wait in the agent's loop for news; see `AgentShell.watch`. Blocks the caller's thread meanwhile."""
+        shell = self._shell
+        if shell is None:
+            raise RuntimeError("the agent's loop has ended")
+        waiting = asyncio.run_coroutine_threadsafe(shell.watch(seen, timeout_s), self._loop)
+        return waiting.result(timeout_s + _QUERY_TIMEOUT_S)
+
     def query(self, method: str, *arguments: Any) -> Any:
         """Call a method of the agent inside its loop, between two steps, and return its answer."""
         shell = self._shell

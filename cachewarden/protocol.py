@@ -23,6 +23,8 @@ __all__ = [
     "ChainChecked",
     "Execute",
     "ExecutionReport",
+    "FleetBeat",
+    "FleetDelta",
     "FleetObserved",
     "FleetPlanned",
     "FleetState",
@@ -232,6 +234,38 @@ class FleetState(Message):
     """How past predictions turned out; None where nobody keeps count."""
     handed_over: Mapping[str, StandingDecision] = field(default_factory=dict)
     """Proposal that went to the actuator to the decision under which it went, as far as it is remembered."""
+    history: Mapping[str, History] = field(default_factory=dict)
+    """What bears on the next change of each service: the change in flight, cool-down, change budget, damping."""
+    intents: tuple[Intent, ...] = ()
+    """What is already on its way, ours and others'."""
+    life_ms: int = 0
+    """When this life of the coordinator began; `version` counts within a life. 0 where nobody counts lives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FleetBeat(Message):
+    """The state is still version `version` of life `life_ms`; these are the parts that move without a new version."""
+
+    life_ms: int
+    version: int
+    at_ms: int
+    cycle: int
+    phase: str
+    agents: Mapping[str, AgentHealth]
+    journal_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FleetDelta(Message):
+    """What leads from version `since` to that of `changes`, in which maps and executions hold only what is new.
+
+    `gone` has the keys that each map lost, `order` the proposals of all executions, newest last.
+    """
+
+    since: int
+    changes: FleetState
+    gone: Mapping[str, tuple[str, ...]]
+    order: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,6 +91,18 @@ class CacheOptimizerSettings(BaseSettings):
     )
 
     ttl_keys_per_s: int = Field(2_000, ge=1, le=100_000, description="budget of the TTL governor on one cache")
+    state_age_max_ms: int = Field(
+        3_000, ge=1_500, le=60_000, description="without word from the coordinator, after which nothing is decided"
+    )
+    requests_per_s_per_token: float = Field(2_000.0, gt=0.0, description="of one token at one replica; 429 beyond it")
+    decisions_in_flight_max: int = Field(
+        128, ge=1, le=10_000, description="decisions of one replica at once; 503 beyond it"
+    )
+    body_timeout_s: float = Field(10.0, gt=0.0, le=300.0, description="seconds within which a body must have come")
+    api_replicas: int = Field(1, ge=1, le=1_000, description="processes that answer the API on Ray Serve")
+    api_replicas_max: int | None = Field(
+        None, ge=1, le=1_000, description="up to which Ray Serve adds processes under load; api_replicas if not given"
+    )
     http_host: str = "127.0.0.1"
     http_port: int = Field(8000, ge=1, le=65_535)
 

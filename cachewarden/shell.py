@@ -76,6 +76,7 @@ class AgentShell:
         self._mirror: asyncio.Queue[m.Publish] = asyncio.Queue(inbox_limit)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: set[asyncio.Future[None]] = set()
         self._beat_to = beat_to
         self._heavy = bool(getattr(agent, "heavy_step", False))
         self._started_at_ms = ports.clock.now_ms()
@@ -99,6 +100,22 @@ class AgentShell:
             return False
         self._inbox.put_nowait(m.Received(sender=sender, message=message))
         return True
+
+    async def watch(self, seen: tuple[int, int], timeout_s: float) -> Any:
+        """Return what `agent.news` says to somebody who has seen `seen`: at once where there is news, else as soon as
+        a step brings some, after `timeout_s` at the latest."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        # The shell knows no agent by its class; only one that can be watched is asked.
+        agent: Any = self.agent
+        while not agent.has_news(seen) and (left := end - loop.time()) > 0:
+            stepped: asyncio.Future[None] = loop.create_future()
+            self._watchers.add(stepped)
+            try:
+                await asyncio.wait((stepped,), timeout=left)
+            finally:
+                self._watchers.discard(stepped)
+        return agent.news(seen, self._ports.clock.now_ms())
 
     async def run(self) -> None:
         """Replay what the journal knows, then serve the inbox until cancelled; raises what `step` raises."""
@@ -133,6 +150,9 @@ class AgentShell:
             effects = await asyncio.to_thread(self.agent.step, event, now_ms)
         else:
             effects = self.agent.step(event, now_ms)
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
         records: list[m.Record] = []
         for effect in effects:
             if isinstance(effect, m.Record):

@@ -1,14 +1,17 @@
 """What the HTTP API stands on: the agents, wherever they run, and a journal of its own connections.
 
 The same class serves a Ray Serve replica (agents are actors) and one process (agents are tasks): only `runtime`
-differs. It keeps the
-newest state that the coordinator gave and says how old it is; it decides nothing.
+differs. One question to the coordinator is always open (a long poll): it is answered as soon as there is news, with
+the difference to what is known here, else with a beat. INVARIANT: the age of the state counts from when the question
+was asked, by a clock that cannot be set, so that a replica that was stalled never takes an old answer for a new one.
+It decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,20 +23,25 @@ from cachewarden.feed import secret_fingerprint
 from cachewarden.messages import AuditRecord, Execution
 from cachewarden.observation import Snapshot
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import Execute, FleetState, RunCycle, SetPaused
+from cachewarden.protocol import Execute, FleetBeat, FleetDelta, FleetState, RunCycle, SetPaused
 from cachewarden.shell import end_tasks
 from cluster.audit import verify_journal
 from cluster.clock import SystemClock
 from cluster.wiring import Plan, checkpoint_path, make_journal
+from coordination.state_feed import apply, with_beat
 from coordination.warm_rules import WarmReport
 from coordination.warmer import Warmer
 
 __all__ = ["AgentBackend", "Runtime"]
 
 _log = logging.getLogger("cluster.backend")
-_REFRESH_S = 0.5
+_BEAT_S = 1.0
+"""How long a question waits for news; the state's age grows to a little more than this while nothing happens."""
+_SPACING_S = 0.005
+"""Between two questions: the end of a cycle brings many small changes at once."""
+_AGAIN_S = 0.1
+_FIRST_S = 5.0
 _ORDER_S = 3.0
-_ORDER_POLL_S = 0.02
 
 
 class OrderNotTaken(OperatingError):
@@ -48,6 +56,8 @@ class Runtime(Protocol):
     async def send(self, sender: str, to: str, message: Any) -> None: ...
 
     async def query(self, agent: str, method: str, *arguments: Any) -> Any: ...
+
+    async def watch(self, agent: str, seen: tuple[int, int], timeout_s: float) -> Any: ...
 
 
 class AgentBackend:
@@ -64,20 +74,20 @@ class AgentBackend:
         self._clock = SystemClock()
         self._journal = make_journal(plan)
         self._state: FleetState | None = None
-        self._asked = 0
-        self._answered = 0
-        self._refresher: asyncio.Task[None] | None = None
+        self._confirmed_s: float | None = None
+        self._changed: asyncio.Future[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._warmer = Warmer(plan.fleet, reserved=(f"{plan.settings.key_prefix}:",))
 
     async def start(self) -> None:
-        """Begin to keep the state fresh, again if that has ended by a bug."""
-        if self._refresher is None or self._refresher.done():
-            self._refresher = asyncio.create_task(self._keep_fresh())
+        """Begin to watch the coordinator, again if that has ended by a bug."""
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Give back connections and end the refreshing."""
-        if self._refresher is not None:
-            await end_tasks([self._refresher])
+        """Give back connections and end the watching."""
+        if self._watcher is not None:
+            await end_tasks([self._watcher])
         await self._warmer.close()
         await self._journal.close()
 
@@ -90,8 +100,19 @@ class AgentBackend:
     async def state(self) -> FleetState | None:
         await self.start()
         if self._state is None:
-            await self.refresh()
+            await self.changed(_FIRST_S)
         return self._state
+
+    def state_age_s(self) -> float | None:
+        """Return for how long the coordinator has not confirmed the state; None before the first time."""
+        return None if self._confirmed_s is None else time.monotonic() - self._confirmed_s
+
+    async def changed(self, timeout_s: float) -> None:
+        """Return when a newer state has come, at the latest after `timeout_s`."""
+        await self.start()
+        if self._changed is None or self._changed.done():
+            self._changed = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._changed,), timeout=timeout_s)
 
     async def snapshot(self, service: str) -> Snapshot | None:
         """Ask the collector, who alone keeps the samples; raises OperatingError where it does not answer."""
@@ -122,8 +143,7 @@ class AgentBackend:
         await self._runtime.send("api", "coordinator", command)
 
     async def execution(self, proposal_id: str) -> Execution | None:
-        await self.refresh()
-        state = self._state
+        state = await self.state()
         found = [e for e in state.executions if e.proposal.proposal_id == proposal_id] if state else []
         return found[-1] if found else None
 
@@ -132,16 +152,15 @@ class AgentBackend:
 
         A message to an agent between two lives is lost, and nobody may believe in a kill switch that was not pulled.
         """
-        await self._runtime.send("api", "coordinator", command)
         reason = command.reason if command.paused else ""
         try:
+            await self._runtime.send("api", "coordinator", command)
             async with asyncio.timeout(_ORDER_S):
                 while True:
-                    await self.refresh(strict=True)
-                    state = self._state
+                    state = await self.state()
                     if state is not None and (state.paused, state.pause_reason) == (command.paused, reason):
                         return
-                    await asyncio.sleep(_ORDER_POLL_S)
+                    await self.changed(_ORDER_S)
         except (OperatingError, RuntimeError, TimeoutError) as error:
             raise OrderNotTaken(f"{OrderNotTaken.public_reason} ({type(error).__name__}: {error})") from None
 
@@ -169,25 +188,33 @@ class AgentBackend:
             return {"journal": "does not answer or cannot be written, nothing is decided"}
         return {"journal": "healthy"}
 
-    async def refresh(self, *, strict: bool = False) -> None:
-        """Ask the coordinator now; the answer to an earlier question never replaces that to a later one.
-
-        Questions are numbered, since a clock that jumps back would freeze the state if times were compared. Without
-        `strict` a missing answer is not raised.
-        """
-        self._asked += 1
-        number = self._asked
-        try:
-            state = await self._runtime.query("coordinator", "state", self.now_ms())
-        except (OperatingError, RuntimeError):
-            if strict:
-                raise
-            # The state grows old, and whoever asks for a decision is told so.
-            return
-        if number > self._answered:
-            self._state, self._answered = state, number
-
-    async def _keep_fresh(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            await self.refresh()
-            await asyncio.sleep(_REFRESH_S)
+            asked_s = time.monotonic()
+            seen = (0, 0) if self._state is None else (self._state.life_ms, self._state.version)
+            try:
+                news = await self._runtime.watch("coordinator", seen, _BEAT_S)
+            except (OperatingError, RuntimeError):
+                # The state grows old, and whoever asks for a decision is told so.
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            await asyncio.sleep(_SPACING_S if self._take(news, asked_s) else _AGAIN_S)
+
+    def _take(self, news: Any, asked_s: float) -> bool:
+        """Take an answer in; False where the coordinator has nothing to say yet."""
+        if isinstance(news, FleetBeat):
+            state = with_beat(self._state, news)
+        elif isinstance(news, FleetDelta):
+            state = apply(self._state, news)
+        else:
+            state = news if isinstance(news, FleetState) else None
+        if state is None:
+            # A coordinator between two lives knows nothing, and what fits nothing here is asked for as a whole; what
+            # is known here grows old meanwhile.
+            if isinstance(news, (FleetBeat, FleetDelta)):
+                self._state = None
+            return False
+        self._state, self._confirmed_s = state, asked_s
+        if self._changed is not None and not isinstance(news, FleetBeat) and not self._changed.done():
+            self._changed.set_result(None)
+        return True

@@ -50,6 +50,13 @@ class LocalRuntime:
             raise RuntimeError(f"agent `{agent}` is not running")
         return getattr(shell.agent, method)(*arguments)
 
+    async def watch(self, agent: str, seen: tuple[int, int], timeout_s: float) -> Any:
+        """Wait for news of an agent; raises RuntimeError while it is not there."""
+        shell = self._shells.get(agent)
+        if shell is None:
+            raise RuntimeError(f"agent `{agent}` is not running")
+        return await shell.watch(seen, timeout_s)
+
     def kill(self, agent: str) -> None:
         """End one life of an agent where it stands, as a crash would; the next begins by itself."""
         self._tasks[agent].cancel()

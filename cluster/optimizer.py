@@ -26,11 +26,12 @@ from cachewarden.settings import CacheOptimizerSettings, load_settings
 from cluster.backend import AgentBackend
 from cluster.local import LocalRuntime
 from cluster.wiring import make_plan
+from serve.admission import Admission
 from serve.context import Context, known_state
 from serve.courses import Apply, Asked
-from serve.decision import Grounds
+from serve.decide_request import optimize_request
+from serve.docket import Grounds
 from serve.errors import clip
-from serve.optimize_routes import optimize_request
 from serve.telemetry import Telemetry
 from serve.views import compliance_rate, service_view
 
@@ -175,6 +176,9 @@ class CachePerformanceOptimizer:
                 ),
                 telemetry=Telemetry(),
                 started_s=time.perf_counter(),
+                admission=Admission(
+                    backend.settings.requests_per_s_per_token, backend.settings.decisions_in_flight_max
+                ),
                 wait_s=self._wait_s,
             )
         return self._context

@@ -17,6 +17,7 @@ import ray
 
 from agents import actors
 from cachewarden.errors import OperatingError
+from cluster.ingress import ALWAYS
 from cluster.runtime_env import runtime_env
 from cluster.wiring import ALL_AGENTS, Plan, build_shell
 
@@ -57,6 +58,16 @@ class RayMailbox:
             self._handles.pop(agent, None)
             raise OperatingError(f"agent `{agent}` does not answer: {type(error).__name__}") from None
 
+    async def watch(self, agent: str, seen: tuple[int, int], timeout_s: float) -> Any:
+        """Wait for news of an agent for at most `timeout_s`; raises OperatingError when it does not answer in time."""
+        try:
+            # Watchers wait in threads of their own, so that they never keep a message or a question from getting in.
+            call = self._handle(agent).watch.options(concurrency_group="watch")
+            return await asyncio.wait_for(call.remote(seen, timeout_s), timeout_s + _QUERY_TIMEOUT_S)
+        except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
+            self._handles.pop(agent, None)
+            raise OperatingError(f"agent `{agent}` does not answer: {type(error).__name__}") from None
+
 
 def start_ray(
     environment: dict[str, str] | None = None,
@@ -66,8 +77,9 @@ def start_ray(
     temporary: Path | None = None,
 ) -> None:
     """Start a Ray of our own on this machine with its files in `temporary`, or join the one at `address`."""
-    # Ray's workers step back behind everything else by default, which makes every hop wait on a busy machine.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray's processes take the environment of whoever starts them; `cluster.run` has put the ingress there before.
+    for name, value in ALWAYS.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "runtime_env": runtime_env(environment, ship=address is not None),

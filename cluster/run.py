@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from cluster.demo import fleet as demo
 from cluster.demo.driver import start_driver
 from cluster.demo.servers import EmbeddedServer, ServerHome
 from cluster.demo.stats import read_last_stats
+from cluster.ingress import prepare
 from cluster.live import LiveView, Place, scoreboard
 from cluster.local import LocalRuntime
 from cluster.wiring import Plan, checkpoint_path, make_journal, make_plan
@@ -233,11 +236,16 @@ async def _start_agents(
         runtime = await stack.enter_async_context(LocalRuntime(world.plan))
         await stack.enter_async_context(_local_api(world.plan, runtime))
         return runtime
+    temporary = world.temporary / "r"
+    # Before Ray is imported: Serve reads its settings from the environment when it is.
+    # HAProxy's sockets need a folder with a short name of its own.
+    sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="cw-", ignore_cleanup_errors=True))
+    ingress = prepare(os.environ, Path(sockets))
     from cluster import ray_runtime
     from serve import deployments
 
     console.print("starting Ray, seven agents as actors, and the API on Ray Serve (some 20 s)")
-    temporary = world.temporary / "r"
+    console.print(f"ingress: {ingress.reason}")
     if len(str(temporary)) > _RAY_FOLDER_CHARS_MAX:
         raise OperatingError(
             f"`{world.temporary.parent}` is too long for the sockets that Ray makes below it, set TMPDIR to a shorter "
@@ -254,7 +262,14 @@ async def _start_agents(
     await asyncio.to_thread(agents.start)
     _go_on(stop)
     build = functools.partial(make_app, world.plan, ray_runtime.RayMailbox)
-    await asyncio.to_thread(deployments.serve_api, build, host=settings.http_host, port=settings.http_port)
+    stack.callback(deployments.stop_api)
+    await asyncio.to_thread(
+        deployments.serve_api,
+        build,
+        host=settings.http_host,
+        port=settings.http_port,
+        scale=deployments.Scale(settings.api_replicas, settings.api_replicas_max),
+    )
     return ray_runtime.RayMailbox()
 
 

@@ -143,7 +143,7 @@ def _refuse_what_cannot_be_meant(
     *,
     search: bool,
     ttl_report: bool,
-    drawn: object,
+    more: object,
 ) -> None:
     if (file is None) == (url is None):
         raise SettingsError("give either a trace file, or `--url` and `--service` of a running deployment")

@@ -34,6 +34,8 @@ from cachewarden.protocol import (
     ChainChecked,
     Execute,
     ExecutionReport,
+    FleetBeat,
+    FleetDelta,
     FleetObserved,
     FleetPlanned,
     FleetState,
@@ -50,6 +52,7 @@ from cachewarden.protocol import (
 from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
 from coordination.fleet_memory import FleetMemory
+from coordination.state_feed import StateFeed
 
 __all__ = ["Coordinator"]
 
@@ -88,6 +91,8 @@ class Coordinator:
         self._pause_record: Record | None = None
         """The last pause or resumption, while the journal has not taken it."""
         self._pauses = 0
+        self._life_ms = 0
+        self._feed = StateFeed()
         self._handlers: Mapping[type, Callable[[Any, str, int], tuple[Effect, ...]]] = {
             FleetObserved: self._on_observed,
             FleetPlanned: self._on_planned,
@@ -103,7 +108,15 @@ class Coordinator:
 
     def state(self, now_ms: int) -> FleetState:
         """Return everything that is known, as one value."""
-        return self._memory.state(now_ms, self._cycle, self._phase())
+        return self._memory.state(now_ms, self._cycle, self._phase(), self._life_ms)
+
+    def has_news(self, seen: tuple[int, int]) -> bool:
+        """Whether a watcher that has seen (life, version) lacks something; never before the journal was replayed."""
+        return self._life_ms > 0 and seen != (self._life_ms, self._memory.version)
+
+    def news(self, seen: tuple[int, int], now_ms: int) -> FleetState | FleetDelta | FleetBeat | None:
+        """Return what a watcher that has seen (life, version) lacks; None before the journal was replayed."""
+        return self._feed.news(self.state(now_ms), seen) if self._life_ms > 0 else None
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event; unknown messages change nothing."""
@@ -149,6 +162,7 @@ class Coordinator:
 
     def _on_started(self, event: Started, now_ms: int) -> tuple[Effect, ...]:
         self._memory.replay(event.records)
+        self._life_ms = now_ms
         return (
             *projection.register(now_ms),
             Record(
@@ -360,8 +374,7 @@ class Coordinator:
         return (Send(to="actuator", message=order),)
 
     def _on_set_paused(self, message: SetPaused, _sender: str, now_ms: int) -> tuple[Effect, ...]:
-        self._memory.paused = message.paused
-        self._memory.pause_reason = message.reason if message.paused else ""
+        self._memory.note_pause(message.reason, paused=message.paused)
         self._pauses += 1
         self._pause_record = record = Record(
             ref=f"pause:{self._pauses}",

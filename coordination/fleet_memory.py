@@ -98,8 +98,7 @@ class FleetMemory:
         for record in records:
             self._journal_seq = max(self._journal_seq, record.seq)
             if record.kind in (RecordKind.PAUSED, RecordKind.RESUMED):
-                self.paused = record.kind == RecordKind.PAUSED
-                self.pause_reason = str(record.payload.get("reason", "")) if self.paused else ""
+                self.note_pause(str(record.payload.get("reason", "")), paused=record.kind == RecordKind.PAUSED)
             elif record.kind == RecordKind.CHANGE_INTENDED and record.service:
                 try:
                     changes[record.subject_id] = _opened(record)
@@ -180,7 +179,12 @@ class FleetMemory:
         self._standing[decision.service] = decision
         self._touch(decision.decided_at_ms)
 
+    def note_pause(self, reason: str, *, paused: bool) -> None:
+        self.paused, self.pause_reason = paused, reason if paused else ""
+        self._touch(self._now_ms)
+
     def note_handed_over(self, proposal: Proposal) -> None:
+        self._touch(self._now_ms)
         self._handed_over[proposal.service] = (proposal.proposal_id, self._now_ms)
         self._orders[proposal.proposal_id] = self._standing[proposal.service]
         while len(self._orders) > _EXECUTIONS_KEPT:
@@ -188,6 +192,7 @@ class FleetMemory:
 
     def note_not_handed_over(self, proposal: Proposal) -> None:
         """Take back that a service is busy: the order never left."""
+        self._touch(self._now_ms)
         if self._handed_over.get(proposal.service, ("", 0))[0] == proposal.proposal_id:
             del self._handed_over[proposal.service]
         self._orders.pop(proposal.proposal_id, None)
@@ -294,6 +299,11 @@ class FleetMemory:
         return result
 
     @property
+    def version(self) -> int:
+        """Counts every change of what may be decided on; begins anew with each life."""
+        return self._version
+
+    @property
     def budget_bytes(self) -> int | None:
         """What all limits may add up to: declared, else the sum as first found; None before the first look."""
         if self._fleet.total_memory_bytes is not None:
@@ -312,7 +322,7 @@ class FleetMemory:
                     reserved[service] = max(reserved.get(service, 0), int(change.before), int(change.after))
         return reserved
 
-    def state(self, now_ms: int, cycle: int, phase: str) -> FleetState:
+    def state(self, now_ms: int, cycle: int, phase: str, life_ms: int) -> FleetState:
         """Return everything as one value."""
         health = {
             name: h
@@ -343,4 +353,6 @@ class FleetMemory:
             budget_bytes=self.budget_bytes,
             score=self.score,
             handed_over=dict(self._orders),
+            history=self.history(now_ms),
+            life_ms=life_ms,
         )

@@ -3,7 +3,8 @@
 Keys: `{prefix}:journal` (stream; record n is entry `n-0`, its field `data` the canonical JSON) and
 `{prefix}:journal:head` (text `n hash`). Several writers share one order: each seals its records on the head that it
 knows and sends one script that appends them only if the head is still that one; the loser seals anew. The script is
-atomic and a head never comes back, so a batch is in the journal completely or not at all, and at most once.
+atomic and a head never comes back, so a batch is in the journal completely or not at all, and at most once. Appends of
+one process that come while a batch is on its way go out together with the next (`redis_group_commit.py`).
 
 It decides nothing and never repairs an entry. INVARIANT: an append returns only records that the server has confirmed,
 and a batch whose outcome is unknown is looked up by its hash before anything else is written.
@@ -15,18 +16,30 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from cachewarden import chain, codec
+from cachewarden import chain
 from cachewarden.errors import InvariantViolation, JournalUnavailable
 from cachewarden.messages import AuditRecord
 from cachewarden.ports import RecordDraft
+from coordination.journal_batch import (
+    Batch,
+    Head,
+    ServerCheck,
+    parse_head,
+    pause_s,
+    require_fsync,
+    require_size,
+    server_check,
+)
+from coordination.redis_group_commit import Group, GroupCommit
 
 __all__ = ["RedisJournal", "ServerCheck"]
 
@@ -36,7 +49,6 @@ _log = logging.getLogger("cachewarden.journal")
 
 _PAGE: Final = 500
 _BATCH_MAX: Final = 1_000
-_RECORD_BYTES_MAX: Final = 1 << 20
 _OPEN_MAX: Final = 64
 
 # KEYS: stream, head. ARGV: head that the writer expects, new head, seq of the first record, record, record, ...
@@ -57,47 +69,13 @@ return {1, ARGV[2], ''}
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerCheck:
-    """What is wrong with the journal's server. With errors nothing is appended, unless the operator permits it."""
-
-    warnings: tuple[str, ...]
-    errors: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        return not self.errors
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    seq: int
-    hash: str
-
-    @property
-    def text(self) -> str:
-        return f"{self.seq} {self.hash}" if self.seq else ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Records as they were sent, and the drafts that they were made of."""
-
-    drafts: tuple[RecordDraft, ...]
-    before: _Head
-    records: tuple[AuditRecord, ...]
-
-    @property
-    def after(self) -> _Head:
-        return _Head(self.records[-1].seq, self.records[-1].hash)
-
-
 class RedisJournal:
     """The Journal port on one server.
 
     `durability`: `reply` waits for the server's answer, `fsync` also for its disk (WAITAOF; Redis, Valkey from 7.2).
     `jitter_s(attempt)` gives the pause after a lost race in seconds; by default it follows from the hash of the batch,
     which differs between writers and tries. `allow_unsafe_server` appends although `check_server` has errors.
+    `waiting_max` bounds the records that may wait for their turn; an append beyond it is refused at once.
     """
 
     def __init__(
@@ -111,6 +89,7 @@ class RedisJournal:
         jitter_s: Callable[[int], float] | None = None,
         allow_unsafe_server: bool = False,
         max_connections: int = 8,
+        waiting_max: int = 10_000,
     ) -> None:
         self._stream, self._head_key = f"{prefix}:journal", f"{prefix}:journal:head"
         self._barrier_key = f"{prefix}:journal:barrier"
@@ -133,26 +112,33 @@ class RedisJournal:
         self._server_approved = allow_unsafe_server
         self._allow_unsafe_server = allow_unsafe_server
         self._sha: str | None = None
-        self._known_head: _Head | None = None
-        self._pending: list[_Batch] = []
+        self._known_head: Head | None = None
+        self._pending: list[Batch] = []
         """Sent, outcome unknown."""
-        self._late: list[_Batch] = []
+        self._late: list[tuple[tuple[RecordDraft, ...], list[AuditRecord]]] = []
         """Found to be in after their append had failed; the next append of the same drafts takes them from here."""
-        self._lock = asyncio.Lock()
+        self._commit = GroupCommit(self._write_groups, waiting_max=waiting_max)
+        self._connection: Any = None
+        """The appends' own: a batch at a time needs no pool."""
         self.unreadable = 0
         """Entries met that could not be read, since the start."""
 
     async def append(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
         """Append all or none; see the port. Drafts that an earlier call with unknown outcome did write are not doubled.
 
-        Raises JournalUnavailable, and InvariantViolation for records that can never be written.
+        Raises JournalUnavailable (JournalBusy where too many wait already), and InvariantViolation for records that can
+        never be written.
         """
         if not drafts:
             return []
         if len(drafts) > _BATCH_MAX:
             raise InvariantViolation(f"a batch of {len(drafts)} records is larger than {_BATCH_MAX}")
-        async with self._lock:
-            return await self._guarded(self._append(tuple(drafts)))
+        return await self._commit.append(tuple(drafts))
+
+    @property
+    def waiting(self) -> int:
+        """Records that wait for their turn to be sent."""
+        return self._commit.waiting
 
     async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
         """Return up to `limit` records with seq > `after_seq`, oldest first; damaged ones as `DAMAGED` stand-ins."""
@@ -178,27 +164,12 @@ class RedisJournal:
 
     async def check_server(self) -> ServerCheck:
         """Say whether this server may lose the journal: by eviction, without an AOF, as a replica, with a full disk."""
-        info: dict[str, Any] = await self._guarded(self._redis.info())
-        warnings: list[str] = []
-        errors: list[str] = []
-        policy = str(info.get("maxmemory_policy", "unknown"))
-        bounded = int(info.get("maxmemory", 0)) > 0
-        if policy.startswith("allkeys-") and bounded:
-            way_out = "use a server of its own with `maxmemory-policy noeviction`"
-            errors.append(f"eviction policy `{policy}` may evict the journal: {way_out}")
-        elif policy != "noeviction":
-            warnings.append(f"eviction policy is `{policy}`: set `maxmemory-policy noeviction` on the journal's server")
-        if not int(info.get("aof_enabled", 0)):
-            text = "the append-only file is off, a restart of the server loses records: set `appendonly yes`"
-            (errors if self._durability == "fsync" else warnings).append(text)
-        elif str(info.get("aof_last_write_status", "ok")) != "ok":
-            errors.append("the server could not write its append-only file: free its disk")
-        if str(info.get("role", "master")) != "master":
-            errors.append("the server is a replica: give the address of its master")
-        return ServerCheck(warnings=tuple(warnings), errors=tuple(errors))
+        return server_check(await self._guarded(self._redis.info()), self._durability)
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Fail what waits, and give the connections back."""
+        await self._commit.close()
+        await self._hang_up()
         await self._redis.aclose()
 
     # --- Inside -----------------------------------------------------------------------------------------------------
@@ -214,50 +185,114 @@ class RedisJournal:
             self._known_head, self._server_approved = None, self._allow_unsafe_server
             raise JournalUnavailable(str(error) or type(error).__name__) from error
 
-    async def _append(self, drafts: tuple[RecordDraft, ...]) -> list[AuditRecord]:
+    async def _write_groups(self, groups: list[Group]) -> None:
+        """Append all groups in one batch and tell each its outcome."""
+        await self._guarded(self._append(groups))
+
+    async def _append(self, groups: list[Group]) -> None:
         await self._approve_server()
+        lost = 0
         for attempt in range(self._attempts_max):
             await self._settle_pending()
-            for late in self._late:
-                if late.drafts == drafts:
-                    self._late.remove(late)
-                    return list(late.records)
+            groups = [group for group in groups if not self._was_late(group)]
             if self._known_head is None:
                 self._known_head = await self._read_head()
-            head = self._known_head
-            batch = _Batch(drafts, head, tuple(chain.seal_all(drafts, head.seq + 1, head.hash)))
-            texts = [_text(record) for record in batch.records]
+            sealed = self._seal(groups, self._known_head)
+            if sealed is None:
+                return
+            batch, texts = sealed
             self._pending.append(batch)
-            if await self._send(batch, texts):
+            try:
+                done = await self._send(batch, texts)
+            except (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError):
+                # Unknown whether it is in. It is looked up once before anybody is told that it may have failed, and
+                # may be sent again: the head lets only one of the two in.
+                lost += 1
+                self._known_head = None
+                if lost > 1:
+                    raise
+                continue
+            if done:
                 # Whatever else was sent on the same head can never be appended any more.
                 self._pending.clear()
                 self._known_head = batch.after
-                return list(batch.records)
+                self._tell(groups, batch)
+                return
             # Writers that try again in step would lose to the same one each time.
-            pause_s = _pause_s(batch, attempt) if self._jitter_s is None else self._jitter_s(attempt)
-            await asyncio.sleep(pause_s)
+            wait_s = pause_s(batch, attempt) if self._jitter_s is None else self._jitter_s(attempt)
+            await asyncio.sleep(wait_s)
         raise JournalUnavailable(f"other writers came first {self._attempts_max} times in a row")
+
+    def _seal(self, groups: list[Group], head: Head) -> tuple[Batch, list[str]] | None:
+        """Chain all groups to the head; one that can never be written fails alone. None where nothing is left."""
+        fit: list[Group] = []
+        records: list[AuditRecord] = []
+        texts: list[str] = []
+        seq, last_hash = head.seq, head.hash
+        for group in groups:
+            try:
+                sealed = chain.seal_texts(group.drafts, seq + 1, last_hash)
+                for record, text in sealed:
+                    require_size(record, text)
+            except InvariantViolation as error:
+                group.fail(error)
+                continue
+            fit.append(group)
+            records += (record for record, _ in sealed)
+            texts += (text for _, text in sealed)
+            seq, last_hash = records[-1].seq, records[-1].hash
+        groups[:] = fit
+        if not fit:
+            return None
+        return Batch(tuple(g.drafts for g in fit), head, tuple(records)), texts
+
+    def _tell(self, groups: list[Group], batch: Batch) -> None:
+        for group, records in zip(groups, batch.parts(), strict=True):
+            if not group.succeed(records):
+                # Whoever asked has given up meanwhile; the same drafts must not be written a second time.
+                self._remember_late(group.drafts, records)
+
+    def _remember_late(self, drafts: tuple[RecordDraft, ...], records: list[AuditRecord]) -> None:
+        self._late.append((drafts, records))
+        del self._late[:-_OPEN_MAX]
+
+    def _was_late(self, group: Group) -> bool:
+        for late in self._late:
+            if late[0] == group.drafts:
+                self._late.remove(late)
+                group.succeed(late[1])
+                return True
+        return False
 
     async def _settle_pending(self) -> None:
         """Find out which batches of unknown outcome are in: by the hash of the record that stands in their place.
 
         A batch whose place is still empty stays open, since a slow server may yet execute it.
         """
-        still_open: list[_Batch] = []
+        still_open: list[Batch] = []
+        settled: set[str] = set()
         for batch in self._pending:
             first = batch.records[0]
             found = await self._read(first.seq - 1, 1, ())
             self._known_head = None
             if not found or found[0].seq != first.seq:
                 still_open.append(batch)
-            elif found[0].hash == first.hash and batch not in self._late:
-                if self._durability == "fsync":
-                    await self._fsync()
-                self._late.append(batch)
+            elif found[0].hash == first.hash and batch.after.hash not in settled:
+                # The same batch may have been sent twice; a longer one with the same beginning is another batch.
+                settled.add(batch.after.hash)
+                if await self._is_in(batch):
+                    if self._durability == "fsync":
+                        await self._fsync()
+                    for drafts, records in zip(batch.groups, batch.parts(), strict=True):
+                        self._remember_late(drafts, records)
         self._pending = still_open[-_OPEN_MAX:]
-        del self._late[:-_OPEN_MAX]
 
-    async def _send(self, batch: _Batch, texts: Sequence[str]) -> bool:
+    async def _is_in(self, batch: Batch) -> bool:
+        last = batch.records[-1]
+        found = await self._read(last.seq - 1, 1, ())
+        return bool(found) and found[0].hash == last.hash
+
+    async def _send(self, batch: Batch, texts: Sequence[str]) -> bool:
         """Run the script; False where the head has moved: `_known_head` is then the new one, None to be read."""
         arguments = (2, self._stream, self._head_key, batch.before.text, batch.after.text, batch.records[0].seq, *texts)
         if self._sha is None:
@@ -280,12 +315,22 @@ class RedisJournal:
         elif len(self._pending) == 1:
             # Only this try was open, and it has been refused: no need to look it up.
             self._pending.clear()
-            self._known_head = _parse_head(str(head))
+            self._known_head = parse_head(str(head))
         return False
 
     async def _evaluate(self, arguments: tuple[Any, ...]) -> Any:
         if self._durability == "reply":
-            return await self._redis.execute_command("EVALSHA", self._sha, *arguments)
+            try:
+                if self._connection is None:
+                    self._connection = await self._redis.connection_pool.get_connection()
+                await self._connection.send_command("EVALSHA", self._sha, *arguments)
+                return await self._connection.read_response()
+            except ResponseError:
+                raise
+            except BaseException:
+                # An answer may still come, and must never be taken for that to another question.
+                await self._hang_up()
+                raise
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.execute_command("EVALSHA", self._sha, *arguments)
             pipe.execute_command("WAITAOF", 1, 0, self._wait_ms)
@@ -293,8 +338,14 @@ class RedisJournal:
         if isinstance(answer, Exception):
             raise answer
         if int(answer[0]):
-            _require_fsync(synced)
+            require_fsync(synced)
         return answer
+
+    async def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+            await self._redis.connection_pool.release(connection)
 
     async def _fsync(self) -> None:
         # WAITAOF waits for the writes of its own connection only, so this connection has to write something.
@@ -302,26 +353,26 @@ class RedisJournal:
             pipe.set(self._barrier_key, "")
             pipe.execute_command("WAITAOF", 1, 0, self._wait_ms)
             _, synced = await pipe.execute(raise_on_error=False)
-        _require_fsync(synced)
+        require_fsync(synced)
 
     @property
     def _wait_ms(self) -> int:
         return max(1, int(self._timeout_s * 800))
 
-    async def _read_head(self) -> _Head:
+    async def _read_head(self) -> Head:
         text = await self._redis.get(self._head_key)
         if text is not None:
-            return _parse_head(str(text))
+            return parse_head(str(text))
         return await self._last_entry()
 
-    async def _last_entry(self) -> _Head:
+    async def _last_entry(self) -> Head:
         last = await self._redis.xrevrange(self._stream, count=1)
         if not last:
-            return _Head(0, chain.GENESIS_HASH)
+            return Head(0, chain.GENESIS_HASH)
         record = self._parse(last[0])
         if record.kind == chain.DAMAGED:
             raise JournalUnavailable(f"its newest entry `{last[0][0]}` is damaged: {record.payload['reason']}")
-        return _Head(record.seq, record.hash)
+        return Head(record.seq, record.hash)
 
     async def _restore_head(self) -> None:
         """Write the head key again where it is gone (evicted, deleted): the stream itself says what it was."""
@@ -370,32 +421,3 @@ class RedisJournal:
         for warning in check.warnings:
             _log.warning("journal: %s", warning)
         self._server_approved = True
-
-
-def _text(record: AuditRecord) -> str:
-    data = codec.canonical_json(record)
-    if len(data) > _RECORD_BYTES_MAX:
-        raise InvariantViolation(f"a `{record.kind}` record of {len(data)} bytes is larger than {_RECORD_BYTES_MAX}")
-    return data.decode()
-
-
-def _pause_s(batch: _Batch, attempt: int) -> float:
-    share = int(batch.after.hash[:8], 16) / 2**32
-    return share * min(0.05, 0.001 * (attempt + 1))
-
-
-def _parse_head(text: str) -> _Head:
-    if not text:
-        return _Head(0, chain.GENESIS_HASH)
-    number, _, head_hash = text.partition(" ")
-    if not number.isdigit() or len(head_hash) != 64:
-        raise JournalUnavailable(f"its head is `{text[:100]}`, which no journal writes: verify it, then delete the key")
-    return _Head(int(number), head_hash)
-
-
-def _require_fsync(synced: Any) -> None:
-    if isinstance(synced, Exception):
-        way_out = "use durability `reply`, or Redis or Valkey from 7.2 with `appendonly yes`"
-        raise JournalUnavailable(f"the server cannot confirm its disk ({synced}): {way_out}")
-    if not isinstance(synced, list) or not synced or int(synced[0]) < 1:
-        raise JournalUnavailable("the server's disk did not confirm the records in time")

@@ -30,9 +30,10 @@ from serve import (
     warm_routes,
     whatif_routes,
 )
+from serve.admission import Admission
 from serve.backend import Backend
 from serve.context import Context
-from serve.decision import Grounds
+from serve.docket import Grounds
 from serve.envelope import Envelope
 from serve.errors import ApiError, api_error_of, clip, error_response, validation_problems
 from serve.feed import FeedBatchRequest
@@ -106,6 +107,8 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     `wait_s` bounds how long an optimisation request waits for the cache's confirmation or a forced cycle.
     """
     telemetry = Telemetry()
+    settings = backend.settings
+    admission = Admission(settings.requests_per_s_per_token, settings.decisions_in_flight_max)
     store = tokens if tokens is not None else TokenStore(backend.settings.state_dir)
     app = FastAPI(
         title="cachewarden",
@@ -126,9 +129,10 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         ),
         telemetry=telemetry,
         started_s=time.perf_counter(),
+        admission=admission,
         wait_s=wait_s,
     )
-    app.state.gate = Gate(backend, store, telemetry)
+    app.state.gate = Gate(backend, store, telemetry, admission)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestError, _on_known_error)
     app.add_exception_handler(OperatingError, _on_known_error)
@@ -146,8 +150,9 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         control_routes,
     ):
         app.include_router(routes.router)
+    app.router.routes.insert(0, optimize_routes.hot_route())
     _publish_openapi(app)
-    app.add_middleware(Envelope, telemetry=telemetry, limits=_BODY_LIMITS)
+    app.add_middleware(Envelope, telemetry=telemetry, limits=_BODY_LIMITS, body_timeout_s=settings.body_timeout_s)
     return app
 
 

@@ -47,6 +47,15 @@ class Backend(Protocol):
         """Return the newest pushed state without asking an actor; None before the first one."""
         ...
 
+    def state_age_s(self) -> float | None:
+        """Return for how long the coordinator has not confirmed the state, by a clock that cannot be set; None before
+        the first time."""
+        ...
+
+    async def changed(self, timeout_s: float) -> None:
+        """Return when a newer state has come, at the latest after `timeout_s`."""
+        ...
+
     async def snapshot(self, service: str) -> Snapshot | None:
         """Return the collector's newest look at a service with its samples; None if there was none since it started."""
         ...

@@ -8,16 +8,17 @@ from typing import Any, Final
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from cachewarden.policy.surroundings import Surroundings
 from cachewarden.protocol import FleetState
+from serve.admission import Admission
 from serve.backend import Backend
-from serve.decision import Grounds, fresh_state, max_age_ms_of, others_of
+from serve.decision import StateTooOld, fresh_state, max_age_ms_of
+from serve.docket import Docket, Grounds
 from serve.feed import FeedDesk
 from serve.schemas import ErrorResponse
 from serve.telemetry import Telemetry
 from serve.whatif import WhatifDesk
 
-__all__ = ["ERRORS", "Context", "Rounds", "context_of", "json_answer", "known_state"]
+__all__ = ["ERRORS", "Context", "context_of", "json_answer", "known_state", "require_contact"]
 
 _TEXTS: Final = {
     400: "not readable as JSON",
@@ -25,32 +26,18 @@ _TEXTS: Final = {
     403: "the token lacks the scope, or the constitutional hash is wrong",
     404: "unknown service, plan or route",
     409: "not now: changes are paused",
+    408: "the body did not come in time",
     413: "body too large",
     415: "not JSON",
     422: "a field does not fit",
+    429: "too many requests, of this token or of this kind; see Retry-After",
     500: "a bug of ours",
-    503: "nothing may be decided now: journal, state or coordinator missing; see Retry-After",
+    503: "nothing may be decided now: journal, state, coordinator or room missing; see Retry-After",
 }
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorResponse, "description": text} for status, text in _TEXTS.items()
 }
 """The errors of every endpoint, for OpenAPI."""
-
-
-class Rounds:
-    """The surroundings of one state, worked out once for all requests on it."""
-
-    def __init__(self) -> None:
-        self._state: FleetState | None = None
-        self._others: Surroundings | None = None
-
-    def others(self, state: FleetState | None, grounds: Grounds) -> Surroundings | None:
-        """Return what all proposals of this state have in common; None without a state."""
-        if state is None:
-            return None
-        if self._others is None or self._state is not state:
-            self._state, self._others = state, others_of(state, grounds)
-        return self._others
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,10 +48,19 @@ class Context:
     grounds: Grounds
     telemetry: Telemetry
     started_s: float
+    admission: Admission
     wait_s: float = 5.0
-    rounds: Rounds = field(default_factory=Rounds)
+    docket: Docket | None = None
     whatif: WhatifDesk = field(default_factory=WhatifDesk)
     feed: FeedDesk = field(default_factory=FeedDesk)
+
+    def docket_of(self, state: FleetState | None) -> Docket | None:
+        """Return what is worked out of this state already, or begin it anew; None without a state."""
+        if state is None:
+            return None
+        if self.docket is None or not self.docket.holds(state, self.grounds):
+            self.docket = Docket(state, self.grounds)
+        return self.docket
 
 
 def context_of(request: Request) -> Context:
@@ -74,10 +70,24 @@ def context_of(request: Request) -> Context:
     return context
 
 
+def require_contact(context: Context) -> None:
+    """Raise StateTooOld where the coordinator has not confirmed the state for longer than may be decided on."""
+    age_s = context.backend.state_age_s()
+    bound_s = context.backend.settings.state_age_max_ms / 1000
+    if age_s is None:
+        raise StateTooOld("the coordinator has not been heard of yet, ask again later")
+    if age_s > bound_s:
+        raise StateTooOld(
+            f"the coordinator has not been heard of for {age_s:.1f} s, after {bound_s:g} s nothing is decided"
+        )
+
+
 async def known_state(context: Context) -> FleetState:
-    """Return the newest state; raises StateTooOld where it is missing or older than three cycles."""
+    """Return the newest state; raises StateTooOld where it is missing, older than three cycles, or unconfirmed."""
     state = await context.backend.state()
-    return fresh_state(state, context.backend.now_ms(), max_age_ms_of(context.backend.settings))
+    known = fresh_state(state, context.backend.now_ms(), max_age_ms_of(context.backend.settings))
+    require_contact(context)
+    return known
 
 
 def json_answer(model: BaseModel, status_code: int = 200) -> Response:

@@ -14,10 +14,11 @@ from cachewarden.fleet import Service
 from cachewarden.messages import Decision, Execution, ExecutionState, Mode, Proposal, ResolutionOutcome, Verdict
 from cachewarden.models import CacheOptimizationRequest
 from cachewarden.observation import Snapshot
-from cachewarden.protocol import FleetState, StandingDecision
+from cachewarden.protocol import StandingDecision
 from serve.answers import target_notes
+from serve.docket import Docket
 
-__all__ = ["Apply", "Asked", "Course", "already_so", "confirmed", "course_of", "latest_of", "matches"]
+__all__ = ["Apply", "Asked", "Course", "already_so", "confirmed", "course_of", "matches"]
 
 Apply = Literal["auto", "async", "never"]
 """auto: carry out and wait a little for the confirmation; async: carry out, do not wait; never: only say what would be
@@ -54,10 +55,6 @@ def confirmed(execution: Execution, snapshot: Snapshot | None) -> bool:
     if snapshot is None or snapshot.taken_at_ms <= execution.updated_at_ms:
         return True
     return all(snapshot.knobs.get(c.knob, c.after) == c.after for c in execution.proposal.knob_changes)
-
-
-def latest_of(state: FleetState, service: str) -> Execution | None:
-    return next((e for e in reversed(state.executions) if e.proposal.service == service), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +120,11 @@ def _about_resolution(asked: Asked, service: Service, standing: StandingDecision
 
 
 def course_of(
-    asked: Asked, state: FleetState, service: Service, snapshot: Snapshot | None, verdict: Verdict | None, now_ms: int
+    asked: Asked, docket: Docket, service: Service, snapshot: Snapshot | None, verdict: Verdict | None, now_ms: int
 ) -> Course:
     """Return what becomes of the request; the order of the questions is the order of what binds."""
-    request = asked.request
-    standing, latest = state.standing.get(service.name), latest_of(state, service.name)
+    request, state = asked.request, docket.state
+    standing, latest = state.standing.get(service.name), docket.latest(service.name)
     if latest is not None and not latest.state.final:
         reason = f"a change is in flight: {latest.reason or latest.state.value}"
         return Course(

@@ -8,46 +8,48 @@ an unexpired proposal, and nothing paused or in flight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cachewarden.codec import digest
 from cachewarden.errors import ConstitutionalComplianceError, OperatingError
-from cachewarden.fleet import Fleet, Service
+from cachewarden.fleet import Service
 from cachewarden.messages import (
     CONSTITUTIONAL_HASH,
     Execution,
     ExecutionState,
     Proposal,
     RecordKind,
+    ResolutionOutcome,
     Verdict,
 )
 from cachewarden.models import CacheOptimizationResponse
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
-from cachewarden.policy.engine import evaluate, refusal
-from cachewarden.policy.facts import facts_of
-from cachewarden.policy.surroundings import Surroundings, surroundings_of
+from cachewarden.policy.engine import refusal
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
 from serve.answers import changes_in_words, compliance_of, impact_of, improvement_of, plan_of, risk_of, target_notes
-from serve.courses import Apply, Asked, Course, already_so, confirmed, course_of, latest_of
+from serve.courses import Apply, Asked, Course, already_so, confirmed, course_of
+from serve.docket import Docket, Grounds
 
 __all__ = [
     "Apply",
     "Asked",
     "DecisionOutcome",
-    "Grounds",
     "StateTooOld",
     "decide",
     "fresh_state",
     "is_complete",
     "max_age_ms_of",
-    "others_of",
     "with_execution",
 ]
+
+
+def _no_lap(_step: str) -> None:
+    """Nobody measures."""
 
 
 class StateTooOld(OperatingError):
@@ -56,16 +58,6 @@ class StateTooOld(OperatingError):
     def __init__(self, public_reason: str) -> None:
         self.public_reason = public_reason
         super().__init__(public_reason)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grounds:
-    """What every decision of a process rests on; `budget_bytes` is the sum of maxmemory as found at first, if known."""
-
-    fleet: Fleet
-    constitution: Constitution
-    settings: CacheOptimizerSettings
-    budget_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,73 +96,68 @@ def fresh_state(state: FleetState | None, now_ms: int, max_age_ms: int) -> Fleet
     return state
 
 
-def others_of(state: FleetState, grounds: Grounds) -> Surroundings:
-    """Return what all proposals at hand have in common; the same for every request on one state version.
-
-    A proposal whose donor was kept already still belongs to that donor's group, which is why executed ones that are
-    needed count too.
-    """
-    at_hand = {d.proposal.proposal_id: d.proposal for d in state.standing.values() if d.proposal is not None}
-    needed = {need for proposal in at_hand.values() for need in proposal.needs}
-    done = {e.proposal.proposal_id: e.proposal for e in state.executions if e.proposal.proposal_id in needed}
-    everything = {**done, **at_hand}
-    return surroundings_of(
-        [everything[key] for key in sorted(everything)],
-        [state.snapshots[name] for name in sorted(state.snapshots)],
-        grounds.fleet,
-        grounds.settings,
-        state.budget_bytes if grounds.budget_bytes is None else grounds.budget_bytes,
-    )
-
-
-def is_complete(verdict: Verdict, proposal: Proposal, constitution: Constitution) -> bool:
+def is_complete(verdict: Verdict, proposal_digest: str, constitution: Constitution) -> bool:
     """Say whether a verdict is of exactly this proposal and this constitution, with one finding for each principle."""
     judged = [f.principle_id for f in verdict.findings]
     return (
         verdict.constitutional_hash == CONSTITUTIONAL_HASH
-        and verdict.proposal_digest == digest(proposal)
+        and proposal_digest != ""
+        and verdict.proposal_digest == proposal_digest
         and verdict.constitution_digest == constitution.digest
         and len(judged) == len(set(judged)) == len(constitution.principles)
     )
 
 
-def _judge(
-    state: FleetState,
-    service: Service,
-    snapshot: Snapshot | None,
-    grounds: Grounds,
-    others: Surroundings | None,
-    now_ms: int,
-) -> tuple[Verdict | None, bool]:
+def _judge(docket: Docket, service: Service, snapshot: Snapshot | None, now_ms: int) -> tuple[Verdict | None, bool]:
     """Judge the standing proposal now; returns the verdict and whether it is complete.
 
     A change that is under way, done or in force already was judged before it began; judged again it would be stale by
     its own effect, so its verdict of then is told.
     """
-    standing, latest = state.standing.get(service.name), latest_of(state, service.name)
+    state, constitution = docket.state, docket.grounds.constitution
+    standing, latest = state.standing.get(service.name), docket.latest(service.name)
     proposal = standing.proposal if standing is not None else None
     another = latest is not None and not latest.state.final and latest.proposal != proposal
     if proposal is None or standing is None or another:
         order = None if latest is None else state.handed_over.get(latest.proposal.proposal_id)
         if order is None or latest is None or order.verdict is None:
             return None, False
-        return order.verdict, is_complete(order.verdict, latest.proposal, grounds.constitution)
+        return order.verdict, is_complete(order.verdict, digest(latest.proposal), constitution)
     begun = latest is not None and (not latest.state.final or latest.proposal.proposal_id == proposal.proposal_id)
     if begun or already_so(proposal, snapshot):
         verdict = standing.verdict
-    elif snapshot is None:
-        verdict = refusal(grounds.constitution, proposal, now_ms, "the cache could not be observed")
-    else:
-        surroundings = others if others is not None else others_of(state, grounds)
-        facts = facts_of(proposal, snapshot, grounds.fleet, surroundings)
-        verdict = evaluate(grounds.constitution, proposal, facts, now_ms)
-    return verdict, verdict is not None and is_complete(verdict, proposal, grounds.constitution)
+        return verdict, verdict is not None and is_complete(verdict, digest(proposal), constitution)
+    if snapshot is None:
+        verdict = refusal(constitution, proposal, now_ms, "the cache could not be observed")
+        return verdict, is_complete(verdict, digest(proposal), constitution)
+    prepared = docket.prepared(proposal, snapshot)
+    verdict = prepared.judge(now_ms)
+    return verdict, is_complete(verdict, prepared.digest, constitution)
+
+
+def _settled_now(asked: Asked, docket: Docket, found: Course, verdict: Verdict, now_ms: int) -> Course:
+    """Return the course after a second look at what may have moved since the cycle: intents, budgets, cool-down."""
+    assert found.proposal is not None
+    forced = asked.request.force_optimization
+    obstacle = docket.obstacle(found.proposal, verdict, now_ms, force=forced)
+    if obstacle is None:
+        return found
+    if found.proposal.proposal_id in obstacle.conflicts_with:
+        return Course(state="in_flight", reason=obstacle.reason, proposal=found.proposal)
+    state = "waiting" if obstacle.outcome is ResolutionOutcome.WAIT else "yielded"
+    return Course(state=state, reason=obstacle.reason, proposal=found.proposal, wants_cycle=forced)
 
 
 def decide(
-    asked: Asked, state: FleetState | None, grounds: Grounds, now_ms: int, others: Surroundings | None = None
+    asked: Asked,
+    state: FleetState | None,
+    grounds: Grounds,
+    now_ms: int,
+    docket: Docket | None = None,
+    lap: Callable[[str], None] = _no_lap,
 ) -> DecisionOutcome:
-    """Decide one request. `others` saves time where `others_of` was worked out for this very state already.
+    """Decide one request. `docket` saves time where one was made of this very state already; `lap` is told the name of
+    each step when it ends.
 
     Raises ConstitutionalComplianceError for a wrong hash, UnknownService, and StateTooOld where the state is missing
     or older than three cycles.
@@ -180,30 +167,20 @@ def decide(
         raise ConstitutionalComplianceError(request.constitutional_hash)
     service = grounds.fleet.service(request.service_name)
     known = fresh_state(state, now_ms, max_age_ms_of(grounds.settings))
+    at_hand = docket if docket is not None and docket.holds(known, grounds) else Docket(known, grounds)
     snapshot = known.snapshots.get(service.name)
-    judged, complete = _judge(known, service, snapshot, grounds, others, now_ms)
-    found = course_of(asked, known, service, snapshot, judged if complete else None, now_ms)
+    lap("plan_ms")
+    judged, complete = _judge(at_hand, service, snapshot, now_ms)
+    lap("constitution_ms")
+    found = course_of(asked, at_hand, service, snapshot, judged if complete else None, now_ms)
     verdict = (
         judged
         if judged is not None and found.proposal is not None and judged.proposal_id == found.proposal.proposal_id
         else None
     )
-    standing = known.standing.get(service.name)
-    execute = None
-    if (
-        found.go
-        and found.proposal is not None
-        and verdict is not None
-        and standing is not None
-        and standing.resolution is not None
-    ):
-        execute = Execute(
-            proposal=found.proposal,
-            verdict=verdict,
-            resolution=standing.resolution,
-            hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
-            latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
-        )
+    if found.go and verdict is not None:
+        found = _settled_now(asked, at_hand, found, verdict, now_ms)
+    execute = _order(known, service, snapshot, found, verdict)
     if execute is not None and asked.apply == "never":
         execute = None
         found = Course(
@@ -211,15 +188,33 @@ def decide(
             reason="the plan would be carried out, but `apply=never` asks that nothing be done",
             proposal=found.proposal,
         )
+    lap("settlement_ms")
     response = _response(asked, service, snapshot, found, verdict, constitution, now_ms, known)
+    record = _record(asked, found, verdict, response, execute is not None, now_ms, known)
+    lap("answer_ms")
     return DecisionOutcome(
         response=response,
-        record=_record(asked, found, verdict, response, execute is not None, now_ms),
+        record=record,
         proposal=found.proposal,
         verdict=verdict,
         verdict_complete=complete and verdict is not None,
         execute=execute,
         wants_cycle=found.wants_cycle and asked.apply != "never" and not known.paused,
+    )
+
+
+def _order(
+    state: FleetState, service: Service, snapshot: Snapshot | None, found: Course, verdict: Verdict | None
+) -> Execute | None:
+    standing = state.standing.get(service.name)
+    if not found.go or found.proposal is None or verdict is None or standing is None or standing.resolution is None:
+        return None
+    return Execute(
+        proposal=found.proposal,
+        verdict=verdict,
+        resolution=standing.resolution,
+        hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
+        latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
     )
 
 
@@ -266,6 +261,7 @@ def _record(
     response: CacheOptimizationResponse,
     execute: bool,
     now_ms: int,
+    state: FleetState,
 ) -> RecordDraft:
     request = asked.request
     payload: Mapping[str, Any] = {
@@ -278,6 +274,7 @@ def _record(
             "apply": asked.apply,
         },
         "caller": asked.caller,
+        "decided_on": {"life_ms": state.life_ms, "version": state.version, "at_ms": state.at_ms},
         "state": found.state,
         "reason": found.reason,
         "applied": response.optimization_applied,

@@ -1,44 +1,92 @@
 """The API on Ray Serve. The only module of `serve` that imports Ray.
 
 `make_app` is called in each replica and returns the ASGI application; where agents, caches and journal are is its
-business. What listens
-where: Serve's proxy on the host and port given; replicas and Ray's own ports as `docs/OPERATIONS.md` says.
+business. What listens where: Serve's ingress on the host and port given, the replicas on the same host; Ray's own ports
+as `docs/OPERATIONS.md` says. A second `serve_api` is a rolling update: new replicas first, then the old ones drain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from ray import serve as ray_serve
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["APPLICATION", "serve_api", "stop_api"]
+__all__ = ["APPLICATION", "Scale", "serve_api", "stop_api"]
 
 APPLICATION = "cachewarden"
 
+_ONGOING_MAX: Final = 20_000
+"""Of one replica, out of reach on purpose: who is let in is decided by `admission.py`, which has our own form."""
 
-def serve_api(make_app: Callable[[], Any], *, host: str, port: int, replicas: int = 1) -> None:
-    """Start Serve's proxy and the API, and wait until it answers; raises RuntimeError when it cannot be deployed."""
+
+class _WithoutRequestId:
+    """The application without its `X-Request-ID` in answers: Serve adds the same one, and would add it twice."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_without)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How many replicas: `replicas`, or from there up to `replicas_max` as many as the load needs."""
+
+    replicas: int = 1
+    replicas_max: int | None = None
+    ongoing_target: float = 16.0
+    """Requests in progress for each replica that autoscaling aims at."""
+
+
+def serve_api(make_app: Callable[[], Any], *, host: str, port: int, scale: Scale = Scale(), release: str = "") -> None:
+    """Start Serve's ingress and the API, or replace its replicas one by one, and wait until it answers.
+
+    Raises RuntimeError when it cannot be deployed. Another `release` than before replaces all replicas: Serve itself
+    sees only changes of the code that it was given.
+    """
 
     # Serve tells a builder from an application by its being a plain function.
     def build() -> Any:
-        return make_app()
+        return _WithoutRequestId(make_app())
 
+    quiet = {"enable_access_log": False}
     ray_serve.start(
-        http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"enable_access_log": False}
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port, "keep_alive_timeout_s": 90},
+        logging_config=quiet,
     )
+    number: dict[str, Any] = {"num_replicas": scale.replicas}
+    if scale.replicas_max is not None and scale.replicas_max > scale.replicas:
+        number = {
+            "autoscaling_config": {
+                "min_replicas": scale.replicas,
+                "max_replicas": scale.replicas_max,
+                "target_ongoing_requests": scale.ongoing_target,
+            }
+        }
     deployment = ray_serve.deployment(
         ray_serve.ingress(build)(),
         name="api",
-        num_replicas=replicas,
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=200,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"CACHEWARDEN_RELEASE": release}}},
+        max_ongoing_requests=_ONGOING_MAX,
         health_check_period_s=5,
+        graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=10,
+        **number,
     )
-    ray_serve.run(deployment.bind(), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+    ray_serve.run(deployment.bind(), name=APPLICATION, route_prefix="/", logging_config=quiet)
 
 
 def stop_api() -> None:
-    """Take the API and Serve down."""
+    """Take the API and Serve down, its ingress included."""
     ray_serve.shutdown()

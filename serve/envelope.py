@@ -7,13 +7,14 @@ the bound is ever held in memory.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
 from typing import Final
 from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +28,20 @@ MAX_BODY_BYTES: Final = 64 * 1024
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+class _TooSlow(Exception):
+    pass
+
+
+_OURS: Final = {
+    **{name.lower().encode(): value.encode() for name, value in SECURITY_HEADERS.items()},
+    b"x-constitutional-hash": CONSTITUTIONAL_HASH.encode(),
+}
+
+
+_NEVER_TWICE: Final = frozenset((b"x-constitutional-hash", b"x-request-id", b"x-processing-time-ms"))
+"""What a handler may have set is replaced by ours; all others it may choose for itself."""
+
+
 class _TooLarge(Exception):
     pass
 
@@ -34,10 +49,11 @@ class _TooLarge(Exception):
 class Envelope:
     """Wraps the application; `limits` gives single paths another bound than MAX_BODY_BYTES."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, limits: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, limits: Mapping[str, int], body_timeout_s: float) -> None:
         self._app = app
         self._telemetry = telemetry
         self._limits = dict(limits)
+        self._body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,14 +69,16 @@ class Envelope:
             nonlocal status_code
             if message["type"] == "http.response.start":
                 status_code = message["status"]
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-                headers["X-Constitutional-Hash"] = CONSTITUTIONAL_HASH
-                headers["X-Request-ID"] = request_id
+                ours = {
+                    **_OURS,
+                    b"x-request-id": request_id.encode(),
+                    b"x-processing-time-ms": f"{(time.perf_counter() - started_s) * 1000:.3f}".encode(),
+                }
                 if status_code < 400:
-                    headers["X-Constitutional-Compliance"] = "verified"
-                headers["X-Processing-Time-Ms"] = f"{(time.perf_counter() - started_s) * 1000:.3f}"
+                    ours[b"x-constitutional-compliance"] = b"verified"
+                given = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _NEVER_TWICE]
+                present = {pair[0].lower() for pair in given}
+                message = {**message, "headers": [*given, *(pair for pair in ours.items() if pair[0] not in present)]}
             await send(message)
 
         try:
@@ -73,6 +91,11 @@ class Envelope:
                 f"the body may have at most {limit} bytes",
                 details={"limit_bytes": limit},
                 headers={"Connection": "close"},
+            )
+            await error_response(Request(scope), error)(scope, receive, send_with_headers)
+        except _TooSlow:
+            error = ApiError(
+                408, f"the body must come within {self._body_timeout_s:g} s", headers={"Connection": "close"}
             )
             await error_response(Request(scope), error)(scope, receive, send_with_headers)
         finally:
@@ -97,17 +120,33 @@ class Envelope:
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and (len(declared) > 12 or int(declared) > limit):
             raise _TooLarge
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
+        first = await self._next(receive, self._body_timeout_s)
+        if first["type"] != "http.request" or not first.get("more_body", False):
+            if len(first.get("body", b"")) > limit:
+                raise _TooLarge
+            return _replaying([first], receive)
+        body = bytearray(first.get("body", b""))
+        end_s = time.perf_counter() + self._body_timeout_s
+        while True:
+            if len(body) > limit:
+                raise _TooLarge
+            message = await self._next(receive, end_s - time.perf_counter())
             if message["type"] != "http.request":
                 return _replaying([message], receive)
             body += message.get("body", b"")
-            if len(body) > limit:
-                raise _TooLarge
-            more = message.get("more_body", False)
+            if not message.get("more_body", False):
+                break
+        if len(body) > limit:
+            raise _TooLarge
         return _replaying([{"type": "http.request", "body": bytes(body), "more_body": False}], receive)
+
+    @staticmethod
+    async def _next(receive: Receive, timeout_s: float) -> Message:
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                return await receive()
+        except TimeoutError:
+            raise _TooSlow from None
 
 
 def _replaying(first: list[Message], receive: Receive) -> Receive:

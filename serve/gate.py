@@ -9,6 +9,7 @@ nothing but be refused, counted and audited.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from fastapi.routing import APIRoute
 from cachewarden.errors import ConfigurationError, ConstitutionalComplianceError, OperatingError
 from cachewarden.messages import CONSTITUTIONAL_HASH, RecordKind
 from cachewarden.ports import RecordDraft
+from serve.admission import Admission
 from serve.backend import Backend
 from serve.errors import ApiError, clip
 from serve.security import SCOPES, Caller, Scope, TokenStore
@@ -88,16 +90,25 @@ class _ParsedRequest(Request):
 class Gate:
     """The checks and what they share; one per application."""
 
-    def __init__(self, backend: Backend, tokens: TokenStore, telemetry: Telemetry) -> None:
+    def __init__(self, backend: Backend, tokens: TokenStore, telemetry: Telemetry, admission: Admission) -> None:
+        self.admission = admission
         self._backend = backend
         self._tokens = tokens
         self._telemetry = telemetry
         self._anonymous_due_ms = 0
         self._anonymous_suppressed = 0
 
+    def caller_with(self, authorization: str | None, scope: Scope) -> Caller | None:
+        """Return the caller of a valid token with this scope, else None: `admit` says what is wrong."""
+        try:
+            caller = self._tokens.authenticate(authorization)
+        except ConfigurationError:
+            return None
+        return caller if caller is not None and caller.may(scope) else None
+
     def admit(self, request: Request, scope: str) -> Caller:
-        """Return the caller; raises ApiError 401 without a valid token, 403 without the scope, 503 where tokens cannot
-        be read."""
+        """Return the caller; raises ApiError 401 without a valid token, 403 without the scope, 429 where the token has
+        asked too often, 503 where tokens cannot be read."""
         if scope == _PUBLIC:
             return ANONYMOUS
         try:
@@ -120,6 +131,7 @@ class Gate:
                     "WWW-Authenticate": f'Bearer realm="cachewarden", error="insufficient_scope", scope="{scope}"'
                 },
             )
+        self.admission.charge(caller.name, time.monotonic())
         return caller
 
     async def check_hash(self, request: Request, caller: Caller, received: object, where: str, endpoint: str) -> None:
@@ -169,7 +181,11 @@ class Gate:
 
     def passed(self, request: Request, endpoint: str) -> None:
         """Count a request that passed."""
-        self._telemetry.hash_checked(endpoint, request.method)
+        self.hash_passed(endpoint, request.method)
+
+    def hash_passed(self, endpoint: str, method: str) -> None:
+        """Count a request whose hash was right or absent."""
+        self._telemetry.hash_checked(endpoint, method)
 
 
 def gate_of(request: Request) -> Gate:

@@ -8,7 +8,7 @@ not mix.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -146,12 +146,6 @@ class Telemetry:
         self._answers = Counter(
             "cachewarden_optimize_answers_total", "answers to optimize by state", ["state"], registry=registry
         )
-        self._decision_s = Histogram(
-            "cachewarden_decision_duration_seconds",
-            "pure decision, without journal and actuator",
-            registry=registry,
-            buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
-        )
         self._warmed = Counter(
             "cachewarden_warmed_keys_total", "keys asked to be warmed", ["outcome"], registry=registry
         )
@@ -164,8 +158,25 @@ class Telemetry:
         self._unaudited = Counter(
             "cachewarden_refusals_unaudited_total", "refusals that the journal did not take", registry=registry
         )
+        self._add_times()
         self._failures.labels(SERVICE_NAME)
         self._violations.labels("critical")
+
+    def _add_times(self) -> None:
+        self._decision_s = Histogram(
+            "cachewarden_decision_duration_seconds",
+            "pure decision, without journal and actuator",
+            registry=self.registry,
+            buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
+        )
+        self._step_s = Histogram(
+            "cachewarden_decision_step_seconds",
+            "steps of an optimisation request",
+            ["step"],
+            registry=self.registry,
+            buckets=(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0),
+        )
+        self._steps: dict[str, Histogram] = {}
 
     def request(self, method: str, endpoint: str, status_code: int, duration_s: float) -> None:
         """Count one answered request; `endpoint` is a route template."""
@@ -197,6 +208,14 @@ class Telemetry:
             self._optimizations_s.popleft()
         self.decisions += judged
         self.decisions_compliant += judged and complete
+
+    def steps(self, laps_ms: Mapping[str, float]) -> None:
+        """Count the time of each step of one answered optimisation request."""
+        for step, took_ms in laps_ms.items():
+            histogram = self._steps.get(step)
+            if histogram is None:
+                histogram = self._steps[step] = self._step_s.labels(step.removesuffix("_ms"))
+            histogram.observe(took_ms / 1000)
 
     def requests_per_s(self, now_s: float) -> float:
         """Return optimisation requests per second over the last minute, or since the first if that is shorter (at least

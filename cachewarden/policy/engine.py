@@ -18,9 +18,9 @@ import cel
 from cachewarden.codec import digest
 from cachewarden.messages import Decision, Finding, Proposal, Verdict
 from cachewarden.policy.constitution import EVALUATION_ERRORS, Constitution, Principle
-from cachewarden.policy.facts import with_time
+from cachewarden.policy.facts import TIMED, with_time
 
-__all__ = ["evaluate", "refusal"]
+__all__ = ["Prepared", "evaluate", "refusal"]
 
 
 def _unevaluated(principle: Principle, why: str) -> Finding:
@@ -62,37 +62,65 @@ def _ask(principle: Principle, holding: Finding, program: Any, context: Any, tim
     return _unevaluated(principle, f"the expression gave `{str(answer)[:80]}` instead of true or false")
 
 
+class Prepared:
+    """One proposal and its facts, made ready to be judged again and again: what does not depend on the time.
+
+    Facts hold no time (`facts_of`), so they, the digest and the context of the expressions are worked out once; each
+    judgement adds the moment and asks every principle anew. Nothing of a verdict is kept. Not for several threads.
+    """
+
+    __slots__ = ("_context", "_facts", "constitution", "digest", "proposal", "unreadable")
+
+    def __init__(self, constitution: Constitution, proposal: Proposal, facts: Mapping[str, Any]) -> None:
+        self.constitution = constitution
+        self.proposal = proposal
+        self.digest = _digest_of(proposal)
+        self._facts = facts
+        self._context: Any = None
+        self.unreadable = "" if self.digest else "the proposal holds values that cannot be written down"
+        if self.unreadable:
+            return
+        try:
+            self._context = cel.Context(variables={w: facts[w] for w in constitution.words if w in facts})
+        except (*EVALUATION_ERRORS, OverflowError) as error:
+            self.unreadable = f"the facts cannot be given to the expressions: {error}"
+
+    def judge(self, now_ms: int) -> Verdict:
+        """Return the verdict of this moment, with one finding per principle."""
+        constitution, proposal = self.constitution, self.proposal
+        if self.unreadable:
+            return refusal(constitution, proposal, now_ms, self.unreadable)
+        timed = with_time(self._facts, now_ms)
+        try:
+            self._context.update({w: timed[w] for w in constitution.words & TIMED if w in timed})
+        except (*EVALUATION_ERRORS, OverflowError) as error:
+            return refusal(constitution, proposal, now_ms, f"the facts cannot be given to the expressions: {error}")
+        findings: list[Finding] = []
+        applied = 0
+        questions = zip(constitution.principles, constitution.holding, constitution.programs, strict=True)
+        for principle, holding, program in questions:
+            if not principle.applies(proposal.kinds, proposal.playbook):
+                findings.append(principle.finding(Decision.ALLOW, "does not apply to this kind of change"))
+                continue
+            applied += 1
+            findings.append(_ask(principle, holding, program, self._context, timed))
+        if not applied:
+            return refusal(constitution, proposal, now_ms, "no principle applies to this kind of change")
+        allowed = all(finding.decision is Decision.ALLOW for finding in findings)
+        return Verdict(
+            proposal_id=proposal.proposal_id,
+            proposal_digest=self.digest,
+            decision=Decision.ALLOW if allowed else Decision.DENY,
+            findings=tuple(findings),
+            constitution_digest=constitution.digest,
+            judged_at_ms=now_ms,
+        )
+
+
 def evaluate(constitution: Constitution, proposal: Proposal, facts: Mapping[str, Any], now_ms: int) -> Verdict:
     """Return the verdict on exactly this proposal, with one finding per principle.
 
     `facts` come from `facts_of` for the same proposal; the facts of time are added here. Nothing is compiled, and the
     context is built once.
     """
-    proposal_digest = _digest_of(proposal)
-    if not proposal_digest:
-        return refusal(constitution, proposal, now_ms, "the proposal holds values that cannot be written down")
-    timed = with_time(facts, now_ms)
-    try:
-        context = cel.Context(variables={word: timed[word] for word in constitution.words if word in timed})
-    except (*EVALUATION_ERRORS, OverflowError) as error:
-        return refusal(constitution, proposal, now_ms, f"the facts cannot be given to the expressions: {error}")
-    findings: list[Finding] = []
-    applied = 0
-    questions = zip(constitution.principles, constitution.holding, constitution.programs, strict=True)
-    for principle, holding, program in questions:
-        if not principle.applies(proposal.kinds, proposal.playbook):
-            findings.append(principle.finding(Decision.ALLOW, "does not apply to this kind of change"))
-            continue
-        applied += 1
-        findings.append(_ask(principle, holding, program, context, timed))
-    if not applied:
-        return refusal(constitution, proposal, now_ms, "no principle applies to this kind of change")
-    allowed = all(finding.decision is Decision.ALLOW for finding in findings)
-    return Verdict(
-        proposal_id=proposal.proposal_id,
-        proposal_digest=proposal_digest,
-        decision=Decision.ALLOW if allowed else Decision.DENY,
-        findings=tuple(findings),
-        constitution_digest=constitution.digest,
-        judged_at_ms=now_ms,
-    )
+    return Prepared(constitution, proposal, facts).judge(now_ms)

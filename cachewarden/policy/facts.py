@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from cachewarden.errors import SettingsError
 from cachewarden.fleet import Fleet, Service
@@ -21,7 +21,7 @@ from cachewarden.observation import Snapshot
 from cachewarden.policy.surroundings import Surroundings, memory_change, server_address
 from cachewarden.policy.vocabulary import EXAMPLE
 
-__all__ = ["EXAMPLE", "facts_of", "knob_problems_of", "required_action_class", "with_time"]
+__all__ = ["EXAMPLE", "TIMED", "facts_of", "knob_problems_of", "required_action_class", "with_time"]
 
 _COSTS = ("commands", "keys_touched", "server_cpu_ms", "bytes_moved")
 
@@ -260,6 +260,10 @@ def facts_of(proposal: Proposal, snapshot: Snapshot, fleet: Fleet, others: Surro
         **_cost_facts(proposal, snapshot, others),
         **_snapshot_facts(snapshot),
     }
+
+
+TIMED: Final = frozenset({"now_ms", "snapshot_age_ms", "expires_in_ms"})
+"""The facts of time: all that `with_time` adds."""
 
 
 def with_time(facts: Mapping[str, Any], now_ms: int) -> dict[str, Any]:

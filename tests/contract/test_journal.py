@@ -10,6 +10,7 @@ import pytest
 from cachewarden import chain, codec
 from cachewarden.errors import InvariantViolation, JournalUnavailable
 from cachewarden.ports import RecordDraft
+from coordination.redis_group_commit import JournalBusy
 from coordination.redis_journal import RedisJournal
 from simulation.fake_journal import FakeJournal
 from tests.contract.real_servers import ENGINES, RealServer
@@ -121,6 +122,21 @@ async def test_a_payload_that_json_cannot_hold_is_refused_and_nothing_is_written
     assert [r.seq for r in await journal.append([draft(2)])] == [1]
 
 
+async def test_a_bad_record_among_many_that_come_at_once_harms_nobody_else(journal):
+    bad = RecordDraft(at_ms=1, kind="cycle", agent="a", service=None, subject_id="bad", payload={"ratio": float("inf")})
+    outcomes = await asyncio.gather(
+        *(journal.append(drafts(2, n * 10)) for n in range(5)),
+        journal.append([draft(90), bad]),
+        *(journal.append(drafts(2, n * 10)) for n in range(5, 9)),
+        return_exceptions=True,
+    )
+    assert [type(o) for o in outcomes if not isinstance(o, list)] == [InvariantViolation]
+    stored = await journal.read()
+    assert len(stored) == 18
+    assert [r for o in outcomes if isinstance(o, list) for r in o] == stored
+    assert chain.verify(stored, expected_head=await journal.head()).ok
+
+
 # --- What only a real server can show ---------------------------------------------------------------------------------
 
 
@@ -147,6 +163,63 @@ async def test_concurrent_appends_of_one_writer_keep_batches_together(server, co
     for batch in batches:
         assert [r.seq for r in batch] == list(range(batch[0].seq, batch[0].seq + 3))
     assert chain.verify(await journal.read()).ok
+
+
+async def test_many_at_once_share_a_script_and_keep_their_order(server, connect):
+    journal = connect(server)
+    await journal.append(drafts(1, 10_000))
+    before = server.admin.info("commandstats")["cmdstat_evalsha"]["calls"]
+    outcomes = await asyncio.gather(*(journal.append(drafts(1, n)) for n in range(200)))
+    scripts = server.admin.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+    assert scripts < 20
+    assert [records[0].seq for records in outcomes] == list(range(2, 202))
+    assert chain.verify(await journal.read(), expected_head=await journal.head()).ok
+
+
+async def test_several_writers_with_many_at_once_leave_one_chain_in_which_each_keeps_its_order(server, connect):
+    writers = [connect(server) for _ in range(4)]
+    outcomes = await asyncio.gather(
+        *(writer.append(drafts(1, n * 1_000 + turn)) for turn in range(100) for n, writer in enumerate(writers))
+    )
+    stored = await writers[0].read(limit=10_000)
+    assert len(stored) == len({r.subject_id for r in stored}) == len(outcomes) == 400
+    for n in range(4):
+        mine = [int(r.subject_id[1:]) for r in stored if int(r.subject_id[1:]) // 1_000 == n]
+        assert mine == sorted(mine)
+    assert chain.verify(stored, expected_head=await writers[0].head()).ok
+
+
+async def test_a_writer_that_falls_behind_refuses_at_once_instead_of_queueing_without_end(server, connect):
+    journal = connect(server, waiting_max=10)
+    await journal.append(drafts(1))
+    server.freeze()
+    try:
+        sent = [asyncio.create_task(journal.append(drafts(1, 100 + n))) for n in range(50)]
+        refused = await asyncio.gather(*sent[20:], return_exceptions=True)
+        assert all(isinstance(error, JournalBusy) for error in refused)
+    finally:
+        server.thaw()
+    outcomes = await asyncio.gather(*sent, return_exceptions=True)
+    written = [o[0].subject_id for o in outcomes if isinstance(o, list)]
+    assert written
+    assert sorted(["s0", *written]) == sorted(r.subject_id for r in await journal.read())
+
+
+async def test_an_answer_that_was_lost_on_the_way_is_looked_up_before_anybody_is_told_that_it_failed(server, connect):
+    journal = connect(server)
+    await journal.append(drafts(1))
+    connection = journal._connection
+    read = connection.read_response
+
+    async def lost(*args, **options):
+        connection.read_response = read
+        await read(*args, **options)
+        raise ConnectionResetError("the answer was lost")
+
+    connection.read_response = lost
+    assert [r.subject_id for r in await journal.append(drafts(2, 100))] == ["s100", "s101"]
+    assert [r.subject_id for r in await journal.read()] == ["s0", "s100", "s101"]
+    assert [r.seq for r in await journal.append(drafts(1, 200))] == [4]
 
 
 async def test_a_batch_with_a_lost_answer_is_found_again_and_not_doubled(server, connect):

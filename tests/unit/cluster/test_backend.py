@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 
 import pytest
 
@@ -13,30 +14,41 @@ from cachewarden.settings import CacheOptimizerSettings
 from cluster import backend as backend_module
 from cluster.backend import AgentBackend, OrderNotTaken
 from cluster.wiring import Plan, make_plan, without_password
-from tests.unit.serve.serve_world import NOW_MS, fleet, state
+from coordination.state_feed import StateFeed, beat_of, delta_of
+from tests.unit.serve.serve_world import NOW_MS, fleet, snapshot, state
 
 
 class Agents:
-    """A runtime whose coordinator takes orders, or loses them; answers may be held back."""
+    """A runtime whose coordinator takes orders, or loses them; an answer may be held back until it is let go."""
 
     def __init__(self) -> None:
-        self.known: FleetState = state()
+        self.known: FleetState = state(life_ms=1)
+        self.feed = StateFeed()
         self.loses = False
         self.gone = False
-        self.held: list[asyncio.Future[None]] = []
+        self.step = asyncio.Event()
+
+    def becomes(self, **changes: object) -> None:
+        self.known = dataclasses.replace(self.known, version=self.known.version + 1, **changes)
+        self.step.set()
 
     async def send(self, sender: str, to: str, message: object) -> None:
         if isinstance(message, SetPaused) and not self.loses:
-            reason = message.reason if message.paused else ""
-            self.known = dataclasses.replace(self.known, paused=message.paused, pause_reason=reason)
+            self.becomes(paused=message.paused, pause_reason=message.reason if message.paused else "")
 
-    async def query(self, agent: str, method: str, now_ms: int) -> FleetState:
+    async def query(self, agent: str, method: str, *_: object) -> object:
+        raise AssertionError("nobody else is asked")
+
+    async def watch(self, agent: str, seen: tuple[int, int], timeout_s: float) -> object:
+        while not self.gone and seen == (self.known.life_ms, self.known.version):
+            self.step.clear()
+            try:
+                await asyncio.wait_for(self.step.wait(), timeout_s)
+            except TimeoutError:
+                break
         if self.gone:
             raise OperatingError("agent `coordinator` does not answer")
-        answer = dataclasses.replace(self.known, at_ms=now_ms)
-        if self.held:
-            await self.held.pop(0)
-        return answer
+        return self.feed.news(self.known, seen)
 
 
 @pytest.fixture
@@ -51,6 +63,8 @@ def plan_of(state_dir, **changes: object) -> Plan:
 @pytest.fixture
 async def served(plan: Plan, monkeypatch):
     monkeypatch.setattr(backend_module, "_ORDER_S", 0.05)
+    monkeypatch.setattr(backend_module, "_FIRST_S", 0.05)
+    monkeypatch.setattr(backend_module, "_BEAT_S", 0.01)
     agents = Agents()
     backend = AgentBackend(plan, agents)
     yield backend, agents
@@ -73,33 +87,55 @@ async def test_a_lost_kill_switch_is_never_taken_for_a_pulled_one(served, fault:
         await backend.set_paused(SetPaused(paused=True, by="admin", reason="maintenance", kill=True))
 
 
-async def test_a_clock_that_jumps_back_does_not_freeze_the_state(served, monkeypatch):
+async def test_what_the_coordinator_learns_arrives_as_a_difference(served):
     backend, agents = served
-    times = iter([NOW_MS, NOW_MS - 3_600_000])
-    monkeypatch.setattr(backend, "now_ms", lambda: next(times))
-    await backend.refresh()
-    agents.known = dataclasses.replace(agents.known, cycle=99)
-    await backend.refresh()
-    monkeypatch.setattr(backend, "start", _nothing)
-    assert (await backend.state()).cycle == 99
+    assert (await backend.state()).version == agents.known.version
+    agents.becomes(snapshots={**agents.known.snapshots, "api_gateway": snapshot("api_gateway", hits=1)})
+    await backend.changed(5.0)
+    now = await backend.state()
+    assert now.snapshots["api_gateway"].hits == 1
+    assert now.snapshots.keys() == agents.known.snapshots.keys()
+    assert now.version == agents.known.version
 
 
-async def test_the_late_answer_to_an_earlier_question_does_not_replace_a_newer_one(served, monkeypatch):
+async def test_a_coordinator_that_began_a_new_life_is_believed_although_it_counts_from_the_start_again(served):
     backend, agents = served
-    monkeypatch.setattr(backend, "start", _nothing)
-    gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    agents.held.append(gate)
-    early = asyncio.create_task(backend.refresh())
-    await asyncio.sleep(0)
-    agents.known = dataclasses.replace(agents.known, cycle=99)
-    await backend.refresh()
-    gate.set_result(None)
-    await early
-    assert (await backend.state()).cycle == 99
+    agents.becomes()
+    await backend.state()
+    agents.known = state(life_ms=2, version=1, paused=True, pause_reason="maintenance")
+    agents.step.set()
+    await backend.changed(5.0)
+    assert (await backend.state()).paused
 
 
-async def _nothing() -> None:
-    return None
+async def test_the_state_of_a_coordinator_that_is_gone_grows_old_by_a_clock_that_cannot_be_set(served, monkeypatch):
+    backend, agents = served
+    assert backend.state_age_s() is None
+    await backend.state()
+    assert backend.state_age_s() < 1.0
+    agents.gone = True
+    begun = time.monotonic()
+    monkeypatch.setattr(backend_module.time, "monotonic", lambda: begun + 60.0)
+    monkeypatch.setattr(backend, "now_ms", lambda: NOW_MS - 3_600_000)
+    assert backend.state_age_s() > 30.0
+
+
+async def test_an_answer_that_lay_about_while_the_replica_was_stalled_counts_from_when_it_was_asked_for(served):
+    backend, _ = served
+    await backend.state()
+    await backend.close()
+    asked_s = time.monotonic() - 20.0
+    assert backend._take(beat_of(backend._state), asked_s)
+    assert backend.state_age_s() >= 20.0
+
+
+async def test_what_does_not_fit_is_asked_for_as_a_whole(served):
+    backend, _ = served
+    await backend.state()
+    await backend.close()
+    strange = delta_of(state(life_ms=1, version=7), state(life_ms=1, version=8))
+    assert not backend._take(strange, 0.0)
+    assert backend._state is None
 
 
 def test_a_spoilt_checkpoint_is_said_before_any_agent_starts(tmp_path):

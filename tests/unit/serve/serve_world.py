@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ from cachewarden.protocol import AgentHealth, Execute, FleetState, RunCycle, Set
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.warm_rules import KeyOutcome, WarmOutcome, WarmReport
 from serve.api import create_app
-from serve.decision import Grounds, others_of
+from serve.docket import Grounds, others_of
 from serve.security import TokenStore, create_token
 
 SECRET = b"the secret of the key hash"
@@ -231,6 +232,7 @@ class MemoryBackend:
         self.warmed: list[str] = []
         self.clock_ms = NOW_MS
         self.looks: dict[str, Snapshot] = {}
+        self.age_s: float | None = 0.1
 
     def now_ms(self) -> int:
         return self.clock_ms
@@ -240,6 +242,12 @@ class MemoryBackend:
 
     async def state(self) -> FleetState | None:
         return self.known
+
+    def state_age_s(self) -> float | None:
+        return self.age_s
+
+    async def changed(self, timeout_s: float) -> None:
+        await asyncio.sleep(0.002)
 
     async def snapshot(self, service: str) -> Snapshot | None:
         return self.looks.get(service)

@@ -1,0 +1,307 @@
+"""How long a decision takes over HTTP, with everything running: P50, P99 and P99.9, per step and end to end.
+
+Run from the repository root: `python -m benchmarks.decision_latency [--seconds N] [--no-ray]`. One run starts embedded
+caches with traffic, a journal, all agents, and the API on Ray Serve, and puts load on it from a process of its own: a
+no-op through the same ingress, the full decision in a closed loop, and in an open loop at several rates. Figures hold
+for this machine and this hour; the ratio to the no-op is what machines have in common.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.http_load import Outcome
+from cachewarden.messages import Mode
+from cluster.ingress import prepare
+from cluster.wiring import Plan, make_journal, make_plan
+from serve.security import ensure_first_token
+from tests.facade_world import SERVICES, embedded_world
+
+ROOT = Path(__file__).resolve().parents[1]
+RATES = (50.0, 200.0, 500.0, 1_000.0)
+_MARK = "CACHEWARDEN_BENCH_MARK"
+_OPTIMIZE = "/api/v1/cache/optimize"
+_BODY = json.dumps({"service_name": SERVICES[0]})
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value that `share` (0..1) of the values do not exceed; not a number where there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def _name_of(command: str) -> str:
+    """Return what a process is for, from its command line; empty for load and for the caches that are looked after."""
+    if "http_load" in command or "demo.driver" in command or "demo.player" in command or "demo.reaper" in command:
+        return ""
+    if "valkey-server" in command or "redis-server" in command:
+        return "blackboard and journal" if _journal_port and command.rstrip().endswith(f":{_journal_port}") else ""
+    for word in (
+        "gcs_server",
+        "raylet/raylet",
+        "dashboard/agent",
+        "runtime_env/agent",
+        "log_monitor",
+        "haproxy",
+        "monitor",
+    ):
+        if word in command:
+            return word
+    return command.partition(" ")[0] if command.startswith("ray::") else command[:60]
+
+
+_journal_port = 0
+
+
+def cpu_by_process(mark: str) -> dict[str, float]:
+    """Return the processor seconds so far of every process that carries the mark, by what it is for."""
+    used: dict[str, float] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if f"{_MARK}={mark}".encode() not in (entry / "environ").read_bytes():
+                continue
+            name = _name_of((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if name:
+            ticks = int(fields[11]) + int(fields[12])
+            used[name] = used.get(name, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+def cpu_seconds(mark: str) -> float:
+    """Return the processor time so far of all that carries the mark, but load generators and managed caches."""
+    return sum(cpu_by_process(mark).values())
+
+
+def machine() -> str:
+    """Return what the figures hold for."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return f"{os.cpu_count()} cores, {model}; {platform.system()} {platform.release()}; load before: {load}"
+
+
+async def put_load(url: str, token: Path, seconds: float, **how: float) -> Outcome:
+    """Run the generator and return what it saw."""
+    options = [item for name, value in how.items() for item in (f"--{name.replace('_', '-')}", f"{value:g}")]
+    command = [sys.executable, "-m", "benchmarks.http_load", url, "--body", _BODY, "--seconds", f"{seconds:g}"]
+    process = await asyncio.create_subprocess_exec(
+        *command, *options, "--token-file", str(token), cwd=ROOT, stdout=subprocess.PIPE
+    )
+    told, _ = await process.communicate()
+    return Outcome(**json.loads(told))
+
+
+class Api:
+    """The API that is up, and a no-op beside it."""
+
+    def __init__(self, url: str, noop_url: str, plan: Plan, token: Path, ingress: str) -> None:
+        self.url, self.noop_url, self.plan, self.token, self.ingress = url, noop_url, plan, token, ingress
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def api_up(replicas: int) -> AsyncIterator[Api]:
+    """Start caches, traffic, agents and the API; everything ends with the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        world = await stack.enter_async_context(
+            embedded_world(
+                SERVICES, mode=Mode.ADVISE, cycle_interval_ms=5_000, capture_ms=0, requests_per_s_per_token=1e6
+            )
+        )
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b")))
+        ingress = prepare(os.environ, folder / "h")
+        from ray import serve as ray_serve
+
+        from cluster import ray_runtime
+        from cluster.run import make_app
+        from serve import deployments
+
+        plan = make_plan(world.fleet, world.settings)
+        globals()["_journal_port"] = world.blackboard.port
+        _, token = ensure_first_token(plan.settings.state_dir)
+        stack.callback(ray_runtime.stop_ray)
+        await asyncio.to_thread(ray_runtime.start_ray, temporary=folder / "r")
+        agents = ray_runtime.RayAgents(plan)
+        stack.callback(agents.stop)
+        await asyncio.to_thread(agents.start)
+        port = free_port()
+        stack.callback(deployments.stop_api)
+        build = functools.partial(make_app, plan, ray_runtime.RayMailbox)
+        scale = deployments.Scale(replicas)
+        await asyncio.to_thread(deployments.serve_api, build, host="127.0.0.1", port=port, scale=scale)
+
+        def noop() -> Any:
+            async def answer(scope: Any, receive: Any, send: Any) -> None:
+                if scope["type"] == "lifespan":
+                    for stage in ("startup", "shutdown"):
+                        await receive()
+                        await send({"type": f"lifespan.{stage}.complete"})
+                    return
+                await receive()
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+                await send({"type": "http.response.body", "body": b"{}"})
+
+            return answer
+
+        idle = ray_serve.deployment(
+            ray_serve.ingress(noop)(), name="noop", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=20_000
+        )
+        await asyncio.to_thread(
+            ray_serve.run, idle.bind(), name="noop", route_prefix="/noop", logging_config={"enable_access_log": False}
+        )
+        base = f"http://127.0.0.1:{port}"
+        yield Api(base + _OPTIMIZE, base + "/noop", plan, token, ingress.reason)
+
+
+async def until_judged(api: Api, patience_s: float = 60.0) -> None:
+    """Wait until a plan stands, so that every request has the constitution evaluated."""
+    import httpx
+
+    end_s = time.monotonic() + patience_s
+    headers = {"Authorization": f"Bearer {api.token.read_text().strip()}", "Content-Type": "application/json"}
+    async with httpx.AsyncClient(headers=headers) as client:
+        while True:
+            response = await client.post(api.url, content=_BODY)
+            if response.status_code == 200 and response.json()["constitutional_compliance"]["judged"]:
+                return
+            if time.monotonic() > end_s:
+                raise TimeoutError(f"no plan stood within {patience_s:g} s: {response.text[:300]}")
+            await asyncio.sleep(0.2)
+
+
+async def unaudited(api: Api, answered: Sequence[str]) -> tuple[int, int]:
+    """Return how many answers lack their record, and how many decisions were recorded that nobody was answered."""
+    journal = make_journal(api.plan)
+    try:
+        recorded = {r.subject_id for r in await journal.read_back(("request_decided",))}
+    finally:
+        await journal.close()
+    return len(set(answered) - recorded), len(recorded - set(answered))
+
+
+def _row(table: Table, name: str, outcome: Outcome, base_p99_ms: float, cpu_s: float) -> None:
+    cells = [f"{quantile(outcome.latencies_ms, share):.2f}" for share in (0.5, 0.99, 0.999)]
+    inside = outcome.steps_ms
+    ratio = quantile(outcome.latencies_ms, 0.99) / base_p99_ms if base_p99_ms == base_p99_ms else float("nan")
+    table.add_row(
+        name,
+        f"{len(outcome.latencies_ms) / outcome.took_s:,.0f}",
+        *cells,
+        f"{ratio:.2f}",
+        f"{quantile(inside.get('decision_ms', ()), 0.99):.2f}",
+        f"{quantile(inside.get('optimization_duration_ms', ()), 0.99):.2f}",
+        f"{100 * cpu_s / outcome.took_s:.0f} %",
+        " ".join(f"{status}:{count}" for status, count in sorted(outcome.statuses.items())),
+    )
+
+
+def _steps(outcome: Outcome) -> str:
+    parts = [
+        f"{step.removesuffix('_ms')} {quantile(values, 0.5) * 1000:.0f}/{quantile(values, 0.99) * 1000:.0f}"
+        for step, values in outcome.steps_ms.items()
+    ]
+    return "steps in microseconds, P50/P99: " + ", ".join(parts)
+
+
+async def measure(seconds: float, rates: Sequence[float], replicas: int, console: Console) -> None:
+    mark = secrets.token_hex(8)
+    os.environ[_MARK] = mark
+    console.print(machine())
+    async with api_up(replicas) as api:
+        console.print(f"ingress: {api.ingress}; {replicas} replica(s); load generator on the same machine")
+        await until_judged(api)
+        answered: list[str] = []
+        idle_s = max(5.0, min(20.0, seconds))
+        before = cpu_by_process(mark)
+        await asyncio.sleep(idle_s)
+        after = cpu_by_process(mark)
+        shares = {name: 100 * (used_s - before.get(name, 0.0)) / idle_s for name, used_s in after.items()}
+        console.print(
+            f"idle, cycles of 5 s on {len(SERVICES)} caches with traffic: {sum(shares.values()):.1f} % of a core"
+        )
+        for name, share in sorted(shares.items(), key=lambda item: -item[1])[:12]:
+            console.print(f"  {share:5.1f} %  {name}")
+        table = Table(title=f"{seconds:g} s each; times in ms; latency from when each request was due")
+        for column in (
+            "what",
+            "per s",
+            "P50",
+            "P99",
+            "P99.9",
+            "/ no-op P99",
+            "decision P99",
+            "in replica P99",
+            "CPU",
+            "answers",
+        ):
+            table.add_column(column, justify="left" if column in ("what", "answers") else "right")
+        told: list[str] = []
+        for per_s in (*rates, 0.0):
+            how: dict[str, float] = {"per_s": per_s} if per_s else {"connections": 16}
+            label = f"open loop {per_s:g}/s" if per_s else "closed loop, 16 connections"
+            bases: list[float] = []
+            for kind, url in (("no-op", api.noop_url), ("decision", api.url)):
+                await put_load(url, api.token, 1.0, **how)
+                before_s = cpu_seconds(mark)
+                outcome = await put_load(url, api.token, seconds, **how)
+                used_s = cpu_seconds(mark) - before_s
+                _row(table, f"{kind}, {label}", outcome, bases[0] if bases else float("nan"), used_s)
+                bases.append(quantile(outcome.latencies_ms, 0.99))
+                answered += outcome.decision_ids
+                if outcome.steps_ms:
+                    told.append(f"{label}: {_steps(outcome)}")
+        console.print(table)
+        for line in told:
+            console.print(line, soft_wrap=True)
+        lacking, surplus = await unaudited(api, answered)
+        console.print(
+            f"{len(answered)} answers checked: {lacking} lack their record ({surplus} more records, of warm-ups)"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="measure decisions over HTTP")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--rates", type=float, nargs="*", default=list(RATES), help="of the open loops, per second")
+    parser.add_argument("--replicas", type=int, default=1)
+    arguments = parser.parse_args()
+    asyncio.run(measure(arguments.seconds, arguments.rates, arguments.replicas, Console(width=170)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What is worked out once for every state version and then shared by all requests on it.
+
+The surroundings, the newest execution of each service, and for each standing proposal the facts and the context of the
+constitution's expressions. INVARIANT: everything in it follows from the one state and the grounds that it was made of,
+and no verdict is kept: each request is judged anew, at its own time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agents.obstacles import Obstacle, Situation, find_obstacle
+from cachewarden.fleet import Fleet
+from cachewarden.messages import Execution, Proposal, Verdict
+from cachewarden.observation import Snapshot
+from cachewarden.policy.constitution import Constitution
+from cachewarden.policy.engine import Prepared
+from cachewarden.policy.facts import facts_of
+from cachewarden.policy.surroundings import Surroundings, budgeted_services, surroundings_of
+from cachewarden.protocol import FleetState
+from cachewarden.settings import CacheOptimizerSettings
+
+__all__ = ["Docket", "Grounds", "others_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grounds:
+    """What every decision of a process rests on; `budget_bytes` is the sum of maxmemory as found at first, if known."""
+
+    fleet: Fleet
+    constitution: Constitution
+    settings: CacheOptimizerSettings
+    budget_bytes: int | None = None
+
+
+def others_of(state: FleetState, grounds: Grounds) -> Surroundings:
+    """Return what all proposals at hand have in common; the same for every request on one state version.
+
+    A proposal whose donor was kept already still belongs to that donor's group, which is why executed ones that are
+    needed count too.
+    """
+    at_hand = {d.proposal.proposal_id: d.proposal for d in state.standing.values() if d.proposal is not None}
+    needed = {need for proposal in at_hand.values() for need in proposal.needs}
+    done = {e.proposal.proposal_id: e.proposal for e in state.executions if e.proposal.proposal_id in needed}
+    everything = {**done, **at_hand}
+    return surroundings_of(
+        [everything[key] for key in sorted(everything)],
+        [state.snapshots[name] for name in sorted(state.snapshots)],
+        grounds.fleet,
+        grounds.settings,
+        state.budget_bytes if grounds.budget_bytes is None else grounds.budget_bytes,
+    )
+
+
+class Docket:
+    """One state, made ready for many requests. Not for several threads."""
+
+    def __init__(self, state: FleetState, grounds: Grounds) -> None:
+        self.state = state
+        self.grounds = grounds
+        self._latest = {e.proposal.service: e for e in state.executions}
+        self._others: Surroundings | None = None
+        self._prepared: dict[str, Prepared] = {}
+        self._situation: Situation | None = None
+
+    def holds(self, state: FleetState, grounds: Grounds) -> bool:
+        """Whether this was made of the same version of the state on the same grounds."""
+        mine = self.state
+        same = mine is state or (state.life_ms > 0 and (mine.life_ms, mine.version) == (state.life_ms, state.version))
+        return same and self.grounds is grounds
+
+    def latest(self, service: str) -> Execution | None:
+        """Return the newest execution of a service."""
+        return self._latest.get(service)
+
+    def prepared(self, proposal: Proposal, snapshot: Snapshot) -> Prepared:
+        """Return a standing proposal ready to be judged; `snapshot` is that of its own service in this state."""
+        found = self._prepared.get(proposal.proposal_id)
+        if found is None or found.proposal is not proposal:
+            if self._others is None:
+                self._others = others_of(self.state, self.grounds)
+            facts = facts_of(proposal, snapshot, self.grounds.fleet, self._others)
+            found = self._prepared[proposal.proposal_id] = Prepared(self.grounds.constitution, proposal, facts)
+        return found
+
+    def obstacle(self, proposal: Proposal, verdict: Verdict, now_ms: int, *, force: bool) -> Obstacle | None:
+        """Return what stands against an agreed proposal now: intents, a change in flight, cool-down, change budget.
+
+        It was settled with the others when the cycle ended; since then the world may have moved on. The memory budget
+        needs no second look: a cycle lets no more grow than fits if all of it is carried out.
+        """
+        if self._situation is None:
+            fleet, state = self.grounds.fleet, self.state
+            self._situation = Situation(
+                modes={s.name: s.mode for s in fleet.services},
+                weights={s.name: s.weight for s in fleet.services},
+                history=state.history,
+                memory_bytes={},
+                intents=state.intents,
+                budget_bytes=state.budget_bytes or 0,
+                budgeted=budgeted_services(fleet),
+            )
+        situation = self._situation
+        if force:
+            situation = Situation(
+                modes=situation.modes,
+                weights=situation.weights,
+                history=situation.history,
+                memory_bytes=situation.memory_bytes,
+                intents=situation.intents,
+                budget_bytes=situation.budget_bytes,
+                budgeted=situation.budgeted,
+                force=frozenset((proposal.service,)),
+            )
+        return find_obstacle(proposal, verdict, situation, self.grounds.settings, now_ms)
