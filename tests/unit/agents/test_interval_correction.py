@@ -70,7 +70,7 @@ def test_the_coordinator_learns_the_factor_from_executions_as_they_end():
     assert memory.score.interval_factor == 1.0
     memory.note_execution(_ended(99, plan, 1.4), NOW)
     assert memory.score.interval_factor == pytest.approx(1.4)
-    state = memory.state(NOW, 1, "")
+    state = memory.state(NOW, 1, "", life_ms=1)
     assert state.score is not None
     assert state.score.overall is not None
     assert state.score.overall.outcomes == OUTCOMES_MIN

@@ -12,10 +12,12 @@ import pytest
 from cachewarden.errors import ConstitutionalComplianceError
 from cachewarden.messages import Decision, KnobChange, RecordKind
 from cachewarden.policy.constitution import REQUIRED_CHECKS
+from serve.admission import Admission
 from serve.context import Context
 from serve.courses import Asked
-from serve.decision import decide, others_of
-from serve.optimize_routes import optimize_request
+from serve.decide_request import optimize_request
+from serve.decision import decide
+from serve.docket import Docket
 from serve.telemetry import Telemetry
 from tests.constitutional_case import ConstitutionalTestCase
 from tests.unit.serve.serve_world import (
@@ -32,6 +34,17 @@ from tests.unit.serve.serve_world import (
 
 PLAN = proposal()
 KNOWN = state(standing=standing(PLAN))
+
+
+def context_of(backend: MemoryBackend) -> Context:
+    return Context(
+        backend=backend,
+        grounds=grounds(),
+        telemetry=Telemetry(),
+        started_s=0.0,
+        admission=Admission(rate_per_s=1_000.0, decisions_max=100),
+        wait_s=0.0,
+    )
 
 
 class TestDecisions(ConstitutionalTestCase):
@@ -88,7 +101,7 @@ class TestDecisions(ConstitutionalTestCase):
             seen.append([r.kind for r in backend.records])
 
         backend.execute = handed_over
-        context = Context(backend=backend, grounds=grounds(), telemetry=Telemetry(), started_s=0.0, wait_s=0.0)
+        context = context_of(backend)
         asked = Asked(request=self.sample_request, decision_id="d", caller="test")
         answer = await optimize_request(context, asked)
         assert seen == [[RecordKind.REQUEST_DECIDED]]
@@ -113,11 +126,11 @@ class TestDecisions(ConstitutionalTestCase):
     @pytest.mark.performance
     def test_how_long_a_decision_takes(self, capsys):
         ground, asked = grounds(), Asked(request=self.sample_request, decision_id="d", caller="test")
-        others = others_of(KNOWN, ground)
+        docket = Docket(KNOWN, ground)
         took_ms, answers = [], []
         for _ in range(500):
             started_s = time.perf_counter()
-            answers.append(decide(asked, KNOWN, ground, NOW_MS, others))
+            answers.append(decide(asked, KNOWN, ground, NOW_MS, docket))
             took_ms.append((time.perf_counter() - started_s) * 1000)
         cuts = statistics.quantiles(took_ms, n=100)
         with capsys.disabled():
@@ -126,8 +139,8 @@ class TestDecisions(ConstitutionalTestCase):
 
     @pytest.mark.performance
     def test_what_all_requests_on_one_state_share_is_worked_out_once(self):
-        context = Context(backend=MemoryBackend(KNOWN), grounds=grounds(), telemetry=Telemetry(), started_s=0.0)
-        first = context.rounds.others(KNOWN, context.grounds)
-        assert context.rounds.others(KNOWN, context.grounds) is first
+        context = context_of(MemoryBackend(KNOWN))
+        first = context.docket_of(KNOWN)
+        assert context.docket_of(KNOWN) is first
         newer = state(standing=standing(PLAN), snapshots={"constitutional_ai": snapshot()})
-        assert context.rounds.others(newer, context.grounds) is not first
+        assert context.docket_of(newer) is not first
