@@ -27,6 +27,7 @@ from serve.security import create_token
 from tests.integration.world import ROOT, start_time, until
 
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.integration,
     pytest.mark.slow,
     pytest.mark.timeout(300),

@@ -18,6 +18,7 @@ from cluster.wiring import ALL_AGENTS
 from tests.integration.world import MIB, CacheSpec, World, order_for, start_time, traffic, until
 
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.integration,
     pytest.mark.slow,
     pytest.mark.timeout(240),

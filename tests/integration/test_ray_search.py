@@ -18,12 +18,12 @@ from cachewarden.estimate import Estimate
 from cluster.ray_runtime import start_ray, stop_ray
 from cluster.ray_search import run_search_on_ray
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory):
-    start_ray(temporary=tmp_path_factory.mktemp("ray", numbered=False))
+    start_ray(temporary=tmp_path_factory.mktemp("ray"))
     yield
     stop_ray()
 

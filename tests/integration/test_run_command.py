@@ -19,7 +19,7 @@ import pytest
 
 from tests.integration.world import ROOT, start_time
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.integration, pytest.mark.ray, pytest.mark.timeout(150)]
 _MARK = "CACHEWARDEN_TEST_MARK"
 
 
