@@ -30,6 +30,8 @@ __all__ = [
     "Judge",
     "Judged",
     "ObserveFleet",
+    "PeerHealth",
+    "PeerReport",
     "PlanFleet",
     "RunCycle",
     "SetPaused",
@@ -198,6 +200,34 @@ class AgentHealth(Message):
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerHealth(Message):
+    """How we stand with one HTTP peer. `detail` is said to strangers, so it holds no address.
+
+    `lag_records` and `lag_ms` (age of the oldest record that is not delivered) are None where nothing is delivered to
+    this peer or it is not known. Counts are since the start of the agent that reports.
+    """
+
+    name: str
+    healthy: bool
+    detail: str = ""
+    circuit: str = "closed"
+    lag_records: int | None = None
+    lag_ms: int | None = None
+    done: int = 0
+    """Records delivered, opinions given, greetings answered."""
+    failures: int = 0
+    violations: int = 0
+    """Answers with another constitutional hash."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerReport(Message):
+    """Whoever speaks to HTTP peers tells the coordinator so, when it changes and every few seconds."""
+
+    peers: tuple[PeerHealth, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FleetState(Message):
     """What the coordinator knows, as one versioned value; snapshots are without their samples. Rebuilt, never
@@ -232,6 +262,8 @@ class FleetState(Message):
     """How past predictions turned out; None where nobody keeps count."""
     handed_over: Mapping[str, StandingDecision] = field(default_factory=dict)
     """Proposal that went to the actuator to the decision under which it went, as far as it is remembered."""
+    peers: Mapping[str, PeerHealth] = field(default_factory=dict)
+    """HTTP peers that are configured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

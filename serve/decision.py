@@ -28,6 +28,7 @@ from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import evaluate, refusal
 from cachewarden.policy.facts import facts_of
+from cachewarden.policy.second_opinion import SECOND_OPINION, carried
 from cachewarden.policy.surroundings import Surroundings, surroundings_of
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
@@ -125,7 +126,7 @@ def others_of(state: FleetState, grounds: Grounds) -> Surroundings:
 
 def is_complete(verdict: Verdict, proposal: Proposal, constitution: Constitution) -> bool:
     """Say whether a verdict is of exactly this proposal and this constitution, with one finding for each principle."""
-    judged = [f.principle_id for f in verdict.findings]
+    judged = [f.principle_id for f in verdict.findings if f.principle_id != SECOND_OPINION]
     return (
         verdict.constitutional_hash == CONSTITUTIONAL_HASH
         and verdict.proposal_digest == digest(proposal)
@@ -163,7 +164,12 @@ def _judge(
     else:
         surroundings = others if others is not None else others_of(state, grounds)
         facts = facts_of(proposal, snapshot, grounds.fleet, surroundings)
-        verdict = evaluate(grounds.constitution, proposal, facts, now_ms)
+        verdict = carried(
+            evaluate(grounds.constitution, proposal, facts, now_ms),
+            standing.verdict,
+            grounds.settings.constitutional_ai_mode,
+            service.mode,
+        )
     return verdict, verdict is not None and is_complete(verdict, proposal, grounds.constitution)
 
 

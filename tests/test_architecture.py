@@ -22,6 +22,7 @@ IMPURE = {
     "cachewarden/shell.py",
     "cachewarden/host.py",
     "agents/actors.py",
+    "coordination/http_wire.py",
     "coordination/warm_cache.py",
     "coordination/warm_origins.py",
     "coordination/warmer.py",
