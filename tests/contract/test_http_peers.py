@@ -21,7 +21,7 @@ from coordination.http_wire import Credentials, HttpWire, require_http_url
 from simulation.fake_peers import FakeConstitutional, FakeIntegrity, FakePresence
 from tests.acgs_lookalike import Lookalike, serving
 
-SECRET = "a-token-that-nobody-may-see"  # noqa: S105
+SECRET = "a-token-that-nobody-may-see"
 FAULTS = {
     "dead": (PeerUnavailable, None),
     "error": (PeerUnavailable, "error"),
