@@ -101,7 +101,6 @@ class SecondOpinion:
             self._hold(current.contents[proposal_id], event.opinion, now_ms)
         else:
             violated = event.kind == "PeerViolation"
-            reason = str(event.details.get("reason") or event.reason)
             self._signal(
                 Signal.VIOLATED if violated else Signal.FAILED,
                 now_ms,
@@ -111,7 +110,7 @@ class SecondOpinion:
             current.said[proposal_id] = (
                 f"it answered with another constitutional hash (`{received}`), so what it said does not count"
                 if violated
-                else f"it {reason}"
+                else f"it {_public(event)}"
             )
         return () if current.awaited else self._finish(now_ms)
 

@@ -131,13 +131,15 @@ class Delivery:
     def health(self, now_ms: int) -> PeerHealth:
         """Return how far the delivery is, in words that a stranger may read."""
         lag, lag_ms = self._lag_records(), self._lag_ms(now_ms)
-        behind = "" if not lag else f"{lag} records wait" + ("" if not lag_ms else f", the oldest {lag_ms // 1000} s")
+        behind = "" if not lag else "1 record waits" if lag == 1 else f"{lag} records wait"
+        age = "" if not lag_ms else f"the oldest {lag_ms // 1000} s"
+        anew = "" if not self.rewound else f"delivered anew, since the journal was another one ({self.rewound} times)"
         late = lag_ms is not None and lag_ms > _LAG_MS_HEALTHY
         trouble = self._trouble or ("not heard of its mark yet" if self._mark is None else "")
         return PeerHealth(
             name=self.name,
             healthy=not trouble and not late,
-            detail=", ".join(part for part in (trouble, behind) if part),
+            detail=", ".join(part for part in (trouble, behind, age, anew) if part),
             circuit=self._circuit.state.value,
             lag_records=lag,
             lag_ms=lag_ms,

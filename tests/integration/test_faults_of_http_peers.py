@@ -139,4 +139,3 @@ async def test_a_required_opinion_that_cannot_be_had_changes_nothing_and_one_tha
             (agreed,) = [f for f in judged[-1].payload["findings"] if f["principle_id"] == SECOND_OPINION]
             assert agreed["decision"] == "allow"
             assert agreed["reason"].startswith("agrees")
-            await world.assert_sound()

@@ -104,13 +104,17 @@ def test_an_objection_is_a_remark_where_it_is_advice():
     assert "the local constitution decides" in desk.finding.reason
 
 
-@pytest.mark.parametrize("kind", ["PeerUnavailable", "PeerRefused", "RuntimeError"])
-def test_no_opinion_denies_where_one_is_required_and_says_why(kind):
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    # What an error that nobody expected says is not for strangers.
+    [("PeerUnavailable", "answered 500"), ("PeerRefused", "answered 500"), ("RuntimeError", "cannot be asked")],
+)
+def test_no_opinion_denies_where_one_is_required_and_says_why(kind, why):
     desk = Desk("required")
     desk.judge(proposal())
     desk.fail(kind)
     assert desk.verdict.decision is Decision.DENY
-    assert desk.finding.reason == "no opinion: it answered 500; an opinion is required, which denies"
+    assert desk.finding.reason == f"no opinion: it {why}; an opinion is required, which denies"
     assert not desk.finding.evaluated
 
 

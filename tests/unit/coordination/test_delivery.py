@@ -218,6 +218,7 @@ def test_a_journal_that_was_begun_anew_is_delivered_from_its_beginning():
     world.write(4, kind="resolved")
     world.run(5_000)
     assert delivery.rewound == 1
+    assert "delivered anew" in delivery.health(world.clock.at_ms).detail
     assert world.received == [*before, *world.expected]
 
 
