@@ -3,7 +3,8 @@ principles that said no.
 
 It approves nothing that it could not evaluate: no snapshot of the service, no place in the fleet file, an expression
 that fails - each denies. It never changes a proposal, never asks a cache, and never weighs one proposal against
-another (that is the consensus's).
+another (that is the consensus's). Where it is configured, Constitutional AI is asked for a second opinion
+(`second_opinion.py`), and the answer waits for it within a deadline.
 
 INVARIANT: every proposal of a `Judge` gets exactly one verdict in the `Judged` that answers it, in the same order.
 """
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from agents.second_opinion import SecondOpinion
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, Received, Send
 from cachewarden.messages import Proposal, Verdict
@@ -60,7 +62,7 @@ def judge(
 
 
 class Validator:
-    """Answers `Judge` with `Judged`; everything else changes nothing.
+    """Answers `Judge` with `Judged`; everything else changes nothing, but answers of a second opinion.
 
     Remembers only the newest snapshot (without its samples) of each service of the fleet, so that a look that failed
     in one round does not hide what the others' limits add up to.
@@ -75,12 +77,29 @@ class Validator:
         self._settings = settings
         self._known = frozenset(fleet.names)
         self._snapshots: dict[str, Snapshot] = {}
+        mode = settings.constitutional_ai_mode
+        self._opinion = (
+            None
+            if mode == "off"
+            else SecondOpinion(
+                mode,
+                {s.name: s.mode for s in fleet.services},
+                # The adapter gives up first, and its failure says more than the deadline does.
+                deadline_ms=settings.constitutional_ai_timeout_ms + 1_000,
+            )
+        )
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event."""
         if isinstance(event, Received) and isinstance(event.message, Judge):
-            return (Send(to=event.sender, message=self._judged(event.message, now_ms)),)
-        return ()
+            judged = self._judged(event.message, now_ms)
+            if self._opinion is None:
+                return (Send(to=event.sender, message=judged),)
+            asked = self._opinion.begin(judged.cycle, event.sender, event.message.proposals, judged.verdicts, now_ms)
+            return (*asked, *self._opinion.report("coordinator"))
+        if self._opinion is None or isinstance(event, Received):
+            return ()
+        return (*self._opinion.step(event, now_ms), *self._opinion.report("coordinator"))
 
     def _judged(self, question: Judge, now_ms: int) -> Judged:
         for snapshot in question.snapshots:

@@ -11,6 +11,10 @@ CachewardenError
 │   ├── TargetRefused                 the cache answered with an error (NOPERM, OOM, unknown command, bad value)
 │   ├── JournalUnavailable            nothing can be recorded, so nothing may be decided
 │   ├── BlackboardUnavailable         others cannot see us, nor we them
+│   ├── PeerUnavailable               an HTTP peer gave no usable answer: the outcome is unknown
+│   ├── PeerRefused                   an HTTP peer said no (4xx), or another program answers in its place
+│   │   └── PeerForgot                it does not know us (any more): register again
+│   ├── PeerViolation                 an HTTP peer answered with another constitutional hash
 │   ├── LeaseLost                     somebody else holds the cache, or our time ran out
 │   ├── StaleFencingToken             the cache itself says that a newer writer came
 │   ├── PreconditionChanged           the cache is no longer as it was when the proposal was made
@@ -38,6 +42,10 @@ __all__ = [
     "JournalUnavailable",
     "LeaseLost",
     "OperatingError",
+    "PeerForgot",
+    "PeerRefused",
+    "PeerUnavailable",
+    "PeerViolation",
     "PreconditionChanged",
     "RequestError",
     "RollbackFailed",
@@ -124,6 +132,45 @@ class BlackboardUnavailable(OperatingError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"the blackboard does not answer: {reason}")
+
+
+class PeerUnavailable(OperatingError):
+    """An HTTP peer did not answer, or with an error of its own; what was asked may or may not have been done.
+
+    `reason` holds no address and no secret: it is shown to strangers.
+    """
+
+    outcome_unknown = True
+
+    def __init__(self, peer: str, reason: str) -> None:
+        self.peer = peer
+        self.reason = reason
+        super().__init__(f"`{peer}` {reason}")
+
+
+class PeerRefused(OperatingError):
+    """An HTTP peer refused what it was asked, or is not the program that was meant."""
+
+    def __init__(self, peer: str, reason: str, status: int = 0) -> None:
+        self.peer = peer
+        self.reason = reason
+        self.status = status
+        super().__init__(f"`{peer}` {reason}")
+
+
+class PeerForgot(PeerRefused):
+    """An HTTP peer does not know us, e.g. since it was restarted."""
+
+
+class PeerViolation(OperatingError):
+    """An HTTP peer answered with another constitutional hash than ours: whatever it said does not count."""
+
+    def __init__(self, peer: str, received: object, where: str) -> None:
+        self.peer = peer
+        shown = str(received)[:64]
+        self.received = shown if shown.isprintable() else "unprintable"
+        self.where = where
+        super().__init__(f"`{peer}` answered with the constitutional hash `{self.received}` in its {where}, not ours")
 
 
 class LeaseLost(OperatingError):

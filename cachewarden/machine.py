@@ -75,9 +75,13 @@ class Send(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetTimer(Effect):
-    """Deliver `TimerFired(ref)` not before `due_ms`; a later SetTimer with the same ref replaces it."""
+    """Deliver `TimerFired(ref)` not before `due_ms`; a later SetTimer with the same ref replaces it.
+
+    With `spread_ms` the shell draws when: uniformly in due_ms..due_ms+spread_ms.
+    """
 
     due_ms: int
+    spread_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

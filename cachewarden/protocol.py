@@ -32,6 +32,8 @@ __all__ = [
     "Judge",
     "Judged",
     "ObserveFleet",
+    "PeerHealth",
+    "PeerReport",
     "PlanFleet",
     "RunCycle",
     "SetPaused",
@@ -200,6 +202,34 @@ class AgentHealth(Message):
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerHealth(Message):
+    """How we stand with one HTTP peer. `detail` is said to strangers, so it holds no address.
+
+    `lag_records` and `lag_ms` (age of the oldest record that is not delivered) are None where nothing is delivered to
+    this peer or it is not known. Counts are since the start of the agent that reports.
+    """
+
+    name: str
+    healthy: bool
+    detail: str = ""
+    circuit: str = "closed"
+    lag_records: int | None = None
+    lag_ms: int | None = None
+    done: int = 0
+    """Records delivered, opinions given, greetings answered."""
+    failures: int = 0
+    violations: int = 0
+    """Answers with another constitutional hash."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerReport(Message):
+    """Whoever speaks to HTTP peers tells the coordinator so, when it changes and every few seconds."""
+
+    peers: tuple[PeerHealth, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FleetState(Message):
     """What the coordinator knows, as one versioned value; snapshots are without their samples. Rebuilt, never
@@ -240,6 +270,8 @@ class FleetState(Message):
     """What is already on its way, ours and others'."""
     life_ms: int = 0
     """When this life of the coordinator began; `version` counts within a life. 0 where nobody counts lives."""
+    peers: Mapping[str, PeerHealth] = field(default_factory=dict)
+    """HTTP peers that are configured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

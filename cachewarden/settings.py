@@ -8,8 +8,9 @@ of a process, and are frozen from then on.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cachewarden.errors import SettingsError
@@ -40,8 +41,28 @@ class CacheOptimizerSettings(BaseSettings):
     )
     agent_heartbeat_interval: int = Field(30, ge=1, le=3600, description="seconds")
 
-    constitutional_ai_url: str = "http://localhost:8001"
-    integrity_service_url: str = "http://localhost:8002"
+    constitutional_ai_url: str = Field(
+        "http://localhost:8001", description="Constitutional AI, asked where `CONSTITUTIONAL_AI_MODE` says so"
+    )
+    constitutional_ai_mode: Literal["off", "advisory", "required"] = Field(
+        "off", description="off, advisory or required: without its agreement nothing is changed"
+    )
+    constitutional_ai_timeout_ms: int = Field(2_000, ge=100, le=8_000, description="for one opinion")
+    integrity_service_url: str = Field(
+        "http://localhost:8002", description="Integrity Service, to which the journal is delivered"
+    )
+    integrity_delivery: Literal["auto", "on", "off"] = Field(
+        "auto", description="on, off or auto: on if `INTEGRITY_SERVICE_URL` is set"
+    )
+    acgs_coordinator_url: str | None = Field(None, description="Coordinator (8008) to register with; none if not given")
+    acgs_blackboard_http_url: str | None = Field(
+        None, description="Blackboard over HTTP (8010) to register with; none if not given"
+    )
+    acgs_token: SecretStr | None = Field(None, description="bearer token for the HTTP peers")
+    acgs_tenant_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9-]{1,64}$", description="tenant for the HTTP peers, a UUID in ACGS"
+    )
+    peer_timeout_ms: int = Field(5_000, ge=100, le=60_000, description="for one call of another HTTP peer")
 
     journal_url: str | None = Field(None, description="server of the journal and leases; the blackboard's if not given")
     key_prefix: str = Field(
@@ -105,6 +126,13 @@ class CacheOptimizerSettings(BaseSettings):
     )
     http_host: str = "127.0.0.1"
     http_port: int = Field(8000, ge=1, le=65_535)
+
+    @property
+    def delivers_to_integrity(self) -> bool:
+        """Whether the journal is delivered to the Integrity Service."""
+        if self.integrity_delivery == "auto":
+            return "integrity_service_url" in self.model_fields_set
+        return self.integrity_delivery == "on"
 
 
 def load_settings(**overrides: object) -> CacheOptimizerSettings:

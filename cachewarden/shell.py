@@ -21,6 +21,7 @@ from typing import Any
 from cachewarden import machine as m
 from cachewarden.errors import CachewardenError, JournalUnavailable, OperatingError, StaleFencingToken
 from cachewarden.messages import AuditRecord
+from cachewarden.peering import Peers, peer_performers
 from cachewarden.ports import Blackboard, Clock, Journal, LeaseStore, Mailbox, RecordDraft, TargetCache
 from cachewarden.protocol import AgentBeat
 
@@ -54,6 +55,9 @@ class Ports:
     leases: LeaseStore | None = None
     targets: Mapping[str, TargetCache] = field(default_factory=dict)
     blackboard: Blackboard | None = None
+    peers: Peers | None = None
+    draw: Callable[[], float] = lambda: 1.0
+    """Where in its spread a timer lies, 0..1; without dice at its end."""
     close: Callable[[], Awaitable[None]] | None = None
     """Gives back what the ports hold (connections)."""
 
@@ -91,6 +95,7 @@ class AgentShell:
             m.CollectHotKeys: self._collect_hot_keys,
             m.TouchHotKeys: self._touch_hot_keys,
             m.ExtendTtls: self._extend_ttls,
+            **peer_performers(ports.peers, ports.journal),
         }
 
     def deliver(self, sender: str, message: Any) -> bool:
@@ -175,7 +180,8 @@ class AgentShell:
 
     def _set_timer(self, effect: m.SetTimer) -> None:
         # The delay is taken once, so a clock that jumps later neither fires nor holds back a timer.
-        delay_s = max(0, effect.due_ms - self._ports.clock.now_ms()) / 1000
+        spread_ms = effect.spread_ms * self._ports.draw() if effect.spread_ms else 0.0
+        delay_s = (max(0, effect.due_ms - self._ports.clock.now_ms()) + spread_ms) / 1000
         old = self._timers.pop(effect.ref, None)
         if old is not None:
             old.cancel()

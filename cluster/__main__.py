@@ -74,8 +74,8 @@ def settings() -> None:
     """Print the settings in force as JSON; secrets are left out, passwords in URLs too."""
     from cluster.wiring import without_password
 
-    values = load_settings().model_dump(mode="json", exclude={"hash_secret"})
-    for name in ("redis_url", "blackboard_url", "journal_url"):
+    values = load_settings().model_dump(mode="json", exclude={"hash_secret", "acgs_token"})
+    for name in (n for n in values if n.endswith("_url")):
         values[name] = without_password(values[name])
     typer.echo(json.dumps(values, indent=2))
 

@@ -12,7 +12,7 @@ import logging
 from typing import Any
 
 from cachewarden.shell import AgentShell, end_tasks
-from cluster.wiring import ALL_AGENTS, Plan, build_shell
+from cluster.wiring import Plan, agents_of, build_shell
 
 __all__ = ["LocalRuntime"]
 
@@ -29,7 +29,7 @@ class LocalRuntime:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> LocalRuntime:
-        for name in ALL_AGENTS:
+        for name in agents_of(self._plan):
             self._tasks[name] = asyncio.create_task(self._live(name), name=name)
         await asyncio.sleep(0)
         return self

@@ -19,7 +19,7 @@ from agents import actors
 from cachewarden.errors import OperatingError
 from cluster.ingress import ALWAYS
 from cluster.runtime_env import runtime_env
-from cluster.wiring import ALL_AGENTS, Plan, build_shell
+from cluster.wiring import Plan, agents_of, build_shell
 
 __all__ = ["NAMESPACE", "RayAgents", "RayMailbox", "start_ray", "stop_ray"]
 
@@ -113,7 +113,7 @@ class RayAgents:
     def start(self, timeout_s: float = 90.0) -> None:
         """Start all actors and wait until each answers; raises RayError of the first that cannot start."""
         mailbox = RayMailbox(self._namespace)
-        for name in ALL_AGENTS:
+        for name in agents_of(self._plan):
             build = functools.partial(build_shell, self._plan, name, mailbox)
             self.handles[name] = actors.create(name, self._namespace, build, detached=self._detached)
         ray.get([handle.ping.remote() for handle in self.handles.values()], timeout=timeout_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,8 +34,10 @@ from cachewarden.settings import CacheOptimizerSettings
 from cachewarden.shell import AgentShell, Ports
 from cluster.audit import CheckpointMailbox, load_checkpoint
 from cluster.clock import SystemClock
+from cluster.peers import has_envoy, make_envoy, make_peers, require_peer_urls
 from cluster.runtime_env import ROOT
 from coordination.cycle import Coordinator
+from coordination.envoy import ENVOY
 from coordination.redis_blackboard import RedisBlackboard
 from coordination.redis_journal import RedisJournal
 from coordination.redis_leases import RedisLeaseStore
@@ -44,6 +47,7 @@ from coordination.redis_target import RedisTarget, TargetLimits
 __all__ = [
     "ALL_AGENTS",
     "Plan",
+    "agents_of",
     "build_agent",
     "build_shell",
     "checkpoint_path",
@@ -56,6 +60,11 @@ __all__ = [
 
 ALL_AGENTS = ("auditor", "coordinator", "collector", "planner", "validator", "consensus", "actuator")
 """In the order in which they are started: memory first, whoever writes to caches last."""
+
+
+def agents_of(plan: Plan) -> tuple[str, ...]:
+    """Return the agents of a deployment: all of ours, and the envoy where HTTP peers are configured."""
+    return (*ALL_AGENTS, ENVOY) if has_envoy(plan.settings) else ALL_AGENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +146,7 @@ def make_plan(fleet: Fleet, settings: CacheOptimizerSettings) -> Plan:
     plan.constitution()
     load_checkpoint(checkpoint_path(absolute))
     require_redis_url("blackboard_url", absolute.blackboard_url)
+    require_peer_urls(absolute)
     if absolute.journal_url is not None:
         require_redis_url("journal_url", absolute.journal_url)
     for service in fleet.services:
@@ -204,13 +214,15 @@ def build_agent(plan: Plan, name: str) -> Agent:
         ),
         "auditor": lambda: Auditor(checkpoint=load_checkpoint(checkpoint_path(settings))),
         "coordinator": lambda: Coordinator(fleet, settings),
+        ENVOY: lambda: make_envoy(settings),
     }
     return builders[name]()
 
 
 def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     """Return the shell of one agent with the ports that it may use; call inside the loop that will run it."""
-    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor") else None
+    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor", ENVOY) else None
+    peers = make_peers(plan.settings, name, plan.journal_url, plan.holder)
     blackboard = (
         RedisBlackboard(plan.settings.blackboard_url, timeout_s=plan.settings.redis_timeout)
         if name == "coordinator"
@@ -227,7 +239,7 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     lookups = make_lookup_ledger(plan, name) if name in ("collector", "actuator") else None
     targets = {} if lookups is None else make_targets(plan, lookups)
     closers: list[Callable[[], Awaitable[None]]] = [t.close for t in targets.values()]
-    closers += [port.close for port in (journal, blackboard, leases, lookups) if port is not None]
+    closers += [port.close for port in (journal, blackboard, leases, lookups, peers) if port is not None]
 
     async def close() -> None:
         # Side by side, so that one that fails leaves no other open.
@@ -240,6 +252,8 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
         leases=leases,
         targets=targets,
         blackboard=blackboard,
+        peers=peers,
+        draw=random.SystemRandom().random,
         close=close,
     )
     return AgentShell(build_agent(plan, name), ports)

@@ -42,6 +42,7 @@ from cachewarden.protocol import (
     Judge,
     Judged,
     ObserveFleet,
+    PeerReport,
     PlanFleet,
     RunCycle,
     SetPaused,
@@ -104,6 +105,7 @@ class Coordinator:
             Execute: self._on_execute,
             AgentBeat: self._on_beat,
             ChainChecked: self._on_chain_checked,
+            PeerReport: self._on_peer_report,
         }
 
     def state(self, now_ms: int) -> FleetState:
@@ -394,6 +396,10 @@ class Coordinator:
 
     def _on_beat(self, message: AgentBeat, sender: str, now_ms: int) -> tuple[Effect, ...]:
         self._memory.note_beat(message, sender, now_ms)
+        return ()
+
+    def _on_peer_report(self, message: PeerReport, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        self._memory.note_peers(message, now_ms)
         return ()
 
     def _on_chain_checked(self, message: ChainChecked, _sender: str, now_ms: int) -> tuple[Effect, ...]:

@@ -18,7 +18,7 @@ from cachewarden.codec import decode, digest
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind, TtlRule, Verdict
 from cachewarden.observation import Snapshot
-from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, StandingDecision
+from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, PeerHealth, PeerReport, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["FleetMemory"]
@@ -83,6 +83,7 @@ class FleetMemory:
         """Per service and pattern: the TTL rule in force, and the proposal that brought it."""
         self._health: dict[str, AgentHealth] = {}
         self._starts: dict[str, int] = {}
+        self._peers: dict[str, PeerHealth] = {}
         self._outcomes: dict[str, Outcome] = {}
         self.score = score(())
         self._journal_seq = 0
@@ -249,6 +250,12 @@ class FleetMemory:
             detail=detail,
         )
 
+    def note_peers(self, report: PeerReport, now_ms: int) -> None:
+        told = {peer.name: peer for peer in report.peers}
+        if any(self._peers.get(name) != peer for name, peer in told.items()):
+            self._peers |= told
+            self._touch(now_ms)
+
     def note_journal(self, seq: int) -> None:
         self._journal_seq = max(self._journal_seq, seq)
         self.journal_trouble = ""
@@ -355,4 +362,5 @@ class FleetMemory:
             handed_over=dict(self._orders),
             history=self.history(now_ms),
             life_ms=life_ms,
+            peers=dict(self._peers),
         )

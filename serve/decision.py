@@ -28,6 +28,7 @@ from cachewarden.models import CacheOptimizationResponse
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import refusal
+from cachewarden.policy.second_opinion import SECOND_OPINION, carried
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
@@ -98,7 +99,7 @@ def fresh_state(state: FleetState | None, now_ms: int, max_age_ms: int) -> Fleet
 
 def is_complete(verdict: Verdict, proposal_digest: str, constitution: Constitution) -> bool:
     """Say whether a verdict is of exactly this proposal and this constitution, with one finding for each principle."""
-    judged = [f.principle_id for f in verdict.findings]
+    judged = [f.principle_id for f in verdict.findings if f.principle_id != SECOND_OPINION]
     return (
         verdict.constitutional_hash == CONSTITUTIONAL_HASH
         and proposal_digest != ""
@@ -131,7 +132,8 @@ def _judge(docket: Docket, service: Service, snapshot: Snapshot | None, now_ms: 
         verdict = refusal(constitution, proposal, now_ms, "the cache could not be observed")
         return verdict, is_complete(verdict, digest(proposal), constitution)
     prepared = docket.prepared(proposal, snapshot)
-    verdict = prepared.judge(now_ms)
+    mode = docket.grounds.settings.constitutional_ai_mode
+    verdict = carried(prepared.judge(now_ms), standing.verdict, mode, service.mode)
     return verdict, is_complete(verdict, prepared.digest, constitution)
 
 

@@ -17,10 +17,12 @@ from cachewarden.cachemodel.scoring import score
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import OperatingError
 from cachewarden.messages import CONSTITUTIONAL_HASH
+from coordination.envoy import ENVOY
 from serve.context import ERRORS, Context, context_of, json_answer, known_state
 from serve.decision import StateTooOld, fresh_state, max_age_ms_of
 from serve.errors import SERVICE_NAME, ApiError, clip, near_miss
 from serve.gate import GovernedRoute, needs
+from serve.peer_views import DEGRADED, peer_components
 from serve.schemas import (
     AgentsResponse,
     AuditPage,
@@ -227,7 +229,10 @@ async def _components(context: Context) -> dict[str, str]:
         return {**parts, "coordinator": error.public_reason}
     parts["coordinator"] = "healthy"
     parts.update({f"agent:{a.name}": "healthy" if a.alive else "down" for _, a in sorted(known.agents.items())})
-    return parts
+    if parts.get(f"agent:{ENVOY}") == "down":
+        # It only speaks to peers; decisions are made without it.
+        parts[f"agent:{ENVOY}"] = f"{DEGRADED}: down, nothing is delivered"
+    return {**parts, **peer_components(known)}
 
 
 @router.get(
@@ -241,7 +246,7 @@ async def _components(context: Context) -> dict[str, str]:
 async def health(request: Request) -> Response:
     context = context_of(request)
     parts = await _components(context)
-    healthy = all(word == "healthy" for word in parts.values())
+    healthy = all(word == "healthy" or word.startswith(DEGRADED) for word in parts.values())
     answer = HealthResponse(
         status="healthy" if healthy else "unhealthy",
         service=SERVICE_NAME,

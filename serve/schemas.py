@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.models import CacheMetrics
+from serve.peer_views import PeerView
 
 __all__ = [
     "MAX_WARM_KEYS",
@@ -213,6 +214,7 @@ class AgentsResponse(_Answer):
     cycle: int
     phase: str
     agents: list[AgentView]
+    peers: list[PeerView] = Field(description="HTTP services of ACGS that are configured")
 
 
 class AuditPage(_Answer):

@@ -19,6 +19,7 @@ from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetState
 from serve.errors import SERVICE_NAME
+from serve.peer_views import peer_metrics
 
 __all__ = ["CONTENT_TYPE", "Telemetry"]
 
@@ -66,7 +67,7 @@ class _StateGauges(Collector):
         for agent in state.agents.values():
             alive.add_metric([agent.name], float(agent.alive))
         metrics.append(alive)
-        return metrics
+        return [*metrics, *peer_metrics(state)]
 
     @staticmethod
     def _services(state: FleetState) -> list[Metric]:

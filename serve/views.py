@@ -11,6 +11,7 @@ from cachewarden.messages import AGENT_ID, CAPABILITIES, Execution, Proposal, Re
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetState
 from serve.answers import risk_of
+from serve.peer_views import peers_view
 from serve.schemas import AgentsResponse, AgentView, FleetMetricsResponse, PlanView, ServiceView, SourceView
 from serve.timestamps import iso
 
@@ -235,4 +236,5 @@ def agents_view(state: FleetState) -> AgentsResponse:
             AgentView(name=a.name, alive=a.alive, restarts=a.restarts, last_seen=iso(a.last_seen_ms), detail=a.detail)
             for _, a in sorted(state.agents.items())
         ],
+        peers=peers_view(state),
     )

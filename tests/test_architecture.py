@@ -23,6 +23,7 @@ IMPURE = {
     "cachewarden/host.py",
     "cachewarden/recorder.py",
     "agents/actors.py",
+    "coordination/http_wire.py",
     "coordination/warm_cache.py",
     "coordination/warm_origins.py",
     "coordination/warmer.py",

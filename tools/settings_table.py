@@ -23,8 +23,6 @@ BEGIN, END = "<!-- settings: begin, written by tools/settings_table.py -->", "<!
 
 MEANINGS = {
     "constitutional_hash": "constant of ACGS; any other value is refused",
-    "constitutional_ai_url": "not used yet",
-    "integrity_service_url": "not used yet",
     "redis_max_connections": "per server; not used yet, each adapter has a small pool of its own",
     "target_memory_efficiency": "goal of each service, 0..1; shown, not acted upon",
     "fleet_path": "fleet file of the embedded `CachePerformanceOptimizer`; the command line takes `--fleet`",
