@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cachewarden.approval import Approval, Rest
 from cachewarden.cachemodel.scoring import Score
 from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
@@ -137,6 +138,9 @@ class Settle(Message):
     intents: tuple[Intent, ...]
     budget_bytes: int | None = None
     force: tuple[str, ...] = ()
+    approvals: tuple[Approval, ...] = ()
+    """Those that are open, one per service at most."""
+    rests: tuple[Rest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,14 +159,17 @@ class Execute(Message):
     resolution: Resolution
     hit_ratio_before: float | None
     latency_us_p99_before: float | None
+    approval: Approval | None = None
+    """The consent under which it goes ahead, where one is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelExecution(Message):
-    """Stop and take back whatever is in flight for a service (`*` for all)."""
+    """Stop and take back whatever is in flight for a service (`*` for all), or only one proposal of it."""
 
     service: str
     reason: str
+    proposal_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +239,10 @@ class FleetState(Message):
     """How past predictions turned out; None where nobody keeps count."""
     handed_over: Mapping[str, StandingDecision] = field(default_factory=dict)
     """Proposal that went to the actuator to the decision under which it went, as far as it is remembered."""
+    approvals: tuple[Approval, ...] = ()
+    """Open ones first, then those that ended lately, newest first."""
+    approval_refusals: Mapping[str, str] = field(default_factory=dict)
+    """Decision or submission id to the reason why the coordinator did not take it; the newest ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
