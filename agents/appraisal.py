@@ -169,11 +169,14 @@ class Appraisal:
         answer = self._inquiry.ask([asked])[0]
         if isinstance(answer, Insufficient):
             return answer.reason
+        after = self._predicted(answer, rules)
+        if replace(asked, maxmemory_bytes=self.evidence.current.maxmemory_bytes) == self.evidence.current:
+            after = self._no_miracle(after, asked.maxmemory_bytes)
         return Choice(
             configuration=asked,
             ttl_rules=rules,
             before=self._observed,
-            after=self._predicted(answer, rules),
+            after=after,
             words=self._words(asked, rules),
             method=answer.method,
             interval_factor=self.interval_factor,

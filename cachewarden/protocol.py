@@ -241,8 +241,8 @@ class FleetState(Message):
     """Proposal that went to the actuator to the decision under which it went, as far as it is remembered."""
     approvals: tuple[Approval, ...] = ()
     """Open ones first, then those that ended lately, newest first."""
-    approval_refusals: Mapping[str, str] = field(default_factory=dict)
-    """Decision or submission id to the reason why the coordinator did not take it; the newest ones."""
+    approval_answers: Mapping[str, str] = field(default_factory=dict)
+    """Decision or submission id to the reason why the coordinator did not take it, empty where it did; the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

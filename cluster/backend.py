@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from cachewarden.approval import DecideApproval, SubmitProposal
 from cachewarden.cachemodel.shards import hash_key
 from cachewarden.chain import ChainReport
 from cachewarden.errors import JournalUnavailable, OperatingError
@@ -132,15 +133,23 @@ class AgentBackend:
 
         A message to an agent between two lives is lost, and nobody may believe in a kill switch that was not pulled.
         """
-        await self._runtime.send("api", "coordinator", command)
         reason = command.reason if command.paused else ""
+        await self._ordered(command, lambda state: (state.paused, state.pause_reason) == (command.paused, reason))
+
+    async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
+        """Hand over; returns once the coordinator has the journal's word for it, raises OrderNotTaken as above."""
+        state = await self._ordered(command, lambda state: command.decision_id in state.approval_answers)
+        return state.approval_answers[command.decision_id] or None
+
+    async def _ordered(self, command: Any, taken: Callable[[FleetState], bool]) -> FleetState:
+        await self._runtime.send("api", "coordinator", command)
         try:
             async with asyncio.timeout(_ORDER_S):
                 while True:
                     await self.refresh(strict=True)
                     state = self._state
-                    if state is not None and (state.paused, state.pause_reason) == (command.paused, reason):
-                        return
+                    if state is not None and taken(state):
+                        return state
                     await asyncio.sleep(_ORDER_POLL_S)
         except (OperatingError, RuntimeError, TimeoutError) as error:
             raise OrderNotTaken(f"{OrderNotTaken.public_reason} ({type(error).__name__}: {error})") from None

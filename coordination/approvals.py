@@ -48,7 +48,7 @@ REF_PREFIX: Final = "approval:"
 """How the refs of the book's records begin."""
 
 _CLOSED_KEPT: Final = 100
-_REFUSALS_KEPT: Final = 100
+_ANSWERS_KEPT: Final = 100
 _RESTS_KEPT: Final = 1_000
 
 
@@ -67,7 +67,8 @@ class ApprovalBook:
         """Proposals whose order has left, and whose first report is not there yet."""
         self._recording: dict[str, Entry] = {}
         self._refs = 0
-        self.refusals: dict[str, str] = {}
+        self.answers: dict[str, str] = {}
+        """Decision or submission to why it was not taken; empty where it was."""
 
     # --- Telling ----------------------------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class ApprovalBook:
         approval = next((a for a in self.known if a.proposal_id == message.proposal_id), None)
         why = refusal_of_decision(approval, message, now_ms) or self._engaged(message.proposal_id)
         if approval is None or why is not None:
-            return self._refuse(message.decision_id, why or "it is not known")
+            return self._answer(message.decision_id, why or "it is not known")
         own = message.by == approval.proposal.author
         end = ApprovalState.WITHDRAWN if own else ApprovalState.REJECTED
         after = moved(
@@ -202,7 +203,7 @@ class ApprovalBook:
         subject = message.proposal or message.takes_back
         why = "it names no plan" if subject is None else self._refusal_of_submission(message, subject, busy, now_ms)
         if subject is None or why is not None:
-            return self._refuse(message.decision_id, why or "it names no plan")
+            return self._answer(message.decision_id, why or "it names no plan")
         approval = None
         if message.proposal is not None:
             mode = self._modes[subject.service]
@@ -267,10 +268,10 @@ class ApprovalBook:
             return "another decision on the plan is being recorded"
         return None
 
-    def _refuse(self, decision_id: str, why: str) -> tuple[Effect, ...]:
-        self.refusals[decision_id] = why
-        while len(self.refusals) > _REFUSALS_KEPT:
-            self.refusals.pop(next(iter(self.refusals)))
+    def _answer(self, decision_id: str, why: str = "") -> tuple[Effect, ...]:
+        self.answers[decision_id] = why
+        while len(self.answers) > _ANSWERS_KEPT:
+            self.answers.pop(next(iter(self.answers)))
         return ()
 
     def _rest(self, proposal: Proposal, by: str, reason: str, now_ms: int) -> Rest:
@@ -284,6 +285,8 @@ class ApprovalBook:
         entry = self._recording.pop(ref, None)
         if entry is None:
             return False, ()
+        if entry.decision_id:
+            self._answer(entry.decision_id)
         if entry.rest is not None:
             self._note_rest(entry.rest)
         approval = entry.approval
@@ -314,7 +317,7 @@ class ApprovalBook:
         """Forget what the journal did not take: it was not decided."""
         entry = self._recording.pop(ref, None)
         if entry is not None and entry.decision_id:
-            self._refuse(entry.decision_id, "the journal did not take it, so it is not decided: ask again")
+            self._answer(entry.decision_id, "the journal did not take it, so it is not decided: ask again")
 
     def replay(self, records: Iterable[AuditRecord]) -> None:
         """Take over from the journal what was open, what ended and what rests."""

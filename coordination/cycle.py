@@ -114,7 +114,7 @@ class Coordinator:
         return replace(
             self._memory.state(now_ms, self._cycle, self._phase()),
             approvals=self._approvals.known,
-            approval_refusals=dict(self._approvals.refusals),
+            approval_answers=dict(self._approvals.answers),
         )
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
