@@ -45,8 +45,6 @@ def knob_changes(choice: Choice, snapshot: Snapshot) -> tuple[KnobChange, ...]:
     if choice.configuration.eviction_policy.endswith("-lfu"):
         wanted["lfu-log-factor"] = str(choice.configuration.lfu_log_factor)
         wanted["lfu-decay-time"] = str(choice.configuration.lfu_decay_time_min)
-    if "maxmemory-samples" in snapshot.knobs:
-        wanted["maxmemory-samples"] = str(choice.configuration.maxmemory_samples)
     server = snapshot.capabilities
     changes = []
     for knob, after in sorted(wanted.items()):
@@ -67,14 +65,15 @@ def draft(
     *,
     author: str = PLANNER,
     takes_back: str | None = None,
+    exactly: tuple[KnobChange, ...] | None = None,
 ) -> Proposal:
     """Return the proposal that carries out `choice`; `why` is the fleet's reason for a change of size, if there is
     one.
 
     One that needs approval lives as long as an approval may. `takes_back` is the kept proposal whose old values
-    `choice` sets again, where `author`, a person, wants them back.
+    `choice` sets again, where `author`, a person, wants them back; `exactly` the knob changes that a person asked for.
     """
-    changes = knob_changes(choice, snapshot)
+    changes = knob_changes(choice, snapshot) if exactly is None else exactly
     shrinks = any(c.knob == "maxmemory" and int(c.after) < int(c.before) for c in changes)
     to_lfu = any(
         c.knob == "maxmemory-policy" and c.after.endswith("-lfu") and not c.before.endswith("-lfu") for c in changes

@@ -20,8 +20,8 @@ from cachewarden.cachemodel.whatif import CacheConfiguration
 from cachewarden.errors import SettingsError
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Service
-from cachewarden.knobs import check_value
-from cachewarden.messages import Execution, Proposal, TtlRule
+from cachewarden.knobs import check_value, supported
+from cachewarden.messages import Execution, KnobChange, Proposal, TtlRule
 from cachewarden.observation import Snapshot
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -57,9 +57,17 @@ def edited(
                 wanted[knob] = check_value(knob, value)
     except SettingsError as error:
         return str(error)
+    if not wanted.get("maxmemory-policy", snapshot.knobs.get("maxmemory-policy", "")).endswith("-lfu"):
+        # The plan's LFU parameters went with its LFU; only those that were asked for are worth a refusal.
+        wanted = {knob: value for knob, value in wanted.items() if not knob.startswith("lfu-") or values.get(knob)}
     rules = _rules(original, ttls_ms)
     if isinstance(rules, str):
         return rules
+    changes = _changes(wanted, snapshot)
+    if isinstance(changes, str):
+        return changes
+    if not changes and not rules:
+        return "the cache is like that already, nothing would be changed"
     configuration = _configuration(wanted, snapshot)
     if isinstance(configuration, str):
         return configuration
@@ -68,8 +76,7 @@ def edited(
     if isinstance(choice, str):
         return f"its effect cannot be predicted: {choice}"
     why = f"edited by {author} from {original.proposal_id}"
-    proposal = draft(snapshot, choice, service, why, settings, now_ms, author=author)
-    return _exactly(proposal, wanted, snapshot)
+    return draft(snapshot, choice, service, why, settings, now_ms, author=author, exactly=changes)
 
 
 def counter_of(
@@ -92,6 +99,9 @@ def counter_of(
                 f"`{change.knob}` is `{now}` now, not the `{change.after}` that the plan had set: it was changed since"
             )
     wanted = {c.knob: c.before for c in kept.knob_changes}
+    changes = _changes(wanted, snapshot)
+    if isinstance(changes, str):
+        return changes
     configuration = _configuration(wanted, snapshot)
     if isinstance(configuration, str):
         return configuration
@@ -102,8 +112,17 @@ def counter_of(
     if isinstance(choice, str):
         return choice
     why = f"{author} wants back what {kept.proposal_id} had changed"
-    proposal = draft(snapshot, choice, service, why, settings, now_ms, author=author, takes_back=kept.proposal_id)
-    return _exactly(proposal, wanted, snapshot)
+    return draft(
+        snapshot,
+        choice,
+        service,
+        why,
+        settings,
+        now_ms,
+        author=author,
+        takes_back=kept.proposal_id,
+        exactly=changes,
+    )
 
 
 def _remembered(
@@ -165,13 +184,14 @@ def _configuration(wanted: Mapping[str, str], snapshot: Snapshot) -> CacheConfig
         return f"the configuration is not known to the models: {error}"
 
 
-def _exactly(proposal: Proposal, wanted: Mapping[str, str], snapshot: Snapshot) -> Proposal | str:
-    """Return the proposal if it changes what was asked for and nothing else."""
-    asked = {knob: value for knob, value in wanted.items() if snapshot.knobs.get(knob) != value}
-    drawn = {c.knob: c.after for c in proposal.knob_changes}
-    if asked != drawn:
-        odd = sorted(knob for knob in asked.keys() | drawn.keys() if asked.get(knob) != drawn.get(knob))
-        return f"`{odd[0]}` cannot be changed this way: this server lacks it, or its eviction policy does not use it"
-    if not drawn and not proposal.ttl_rules:
-        return "the cache is like that already, nothing would be changed"
-    return proposal
+def _changes(wanted: Mapping[str, str], snapshot: Snapshot) -> tuple[KnobChange, ...] | str:
+    """Return the changes from what the cache has now to exactly `wanted`, or which of them it cannot take."""
+    server = snapshot.capabilities
+    changes: list[KnobChange] = []
+    for knob, after in sorted(wanted.items()):
+        before = snapshot.knobs.get(knob)
+        if before is None or not supported(knob, server.server, server.version):
+            return f"`{knob}` cannot be changed: the server `{server.server} {server.version}` does not tell or take it"
+        if before != after:
+            changes.append(KnobChange(knob=knob, before=before, after=after))
+    return tuple(changes)

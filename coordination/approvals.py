@@ -392,6 +392,12 @@ def _overtaken(approval: Approval, planned: Proposal | None, snapshot: Snapshot)
         if now != change.before:
             return f"`{change.knob}` of `{approval.service}` is `{now}` now, the plan was made for `{change.before}`"
     agents_own = approval.origin is ApprovalOrigin.PLANNER and approval.state is ApprovalState.PENDING
-    if agents_own and planned is not None and not alike(approval.proposal, planned):
-        return f"the planner proposes something else now: {planned.signature}"
+    if not agents_own or planned is None or alike(approval.proposal, planned):
+        return None
+    # The best of several good plans changes with every look; a person needs one that stands still.
+    promised, better = approval.proposal.prediction.gain, planned.prediction.gain
+    if approval.proposal.memory_delta_bytes * planned.memory_delta_bytes < 0:
+        return f"the fleet's memory is divided another way now: {planned.signature}"
+    if better.value > promised.high:
+        return f"something clearly better is proposed now, {better.value:+.4f} in hit ratio: {planned.signature}"
     return None

@@ -49,7 +49,7 @@ __all__ = ["Person", "decide", "edit", "find_approval", "roll_back"]
 
 log = structlog.get_logger("serve.approvals")
 
-_TAKEN_BACK_BY: Final = "it is stopped and taken back as it was measured to be before, see the plan"
+_STOPPED: Final = "the actuator stops it and puts back what it has changed so far, step by step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +229,7 @@ async def _submit(
         raise ApiError(409, f"the mode of the service is `{mode.value}`, nothing is changed there")
     await _hand_over(context, person, replace(command, proposal=drawn))
     plan, judged = None, None
-    told = _TAKEN_BACK_BY
+    told = _STOPPED
     if drawn is not None:
         plan = requested(
             drawn,
