@@ -16,7 +16,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from cachewarden.codec import digest
+from cachewarden.codec import decode, digest, to_jsonable
 from cachewarden.errors import InvariantViolation
 from cachewarden.messages import ActionClass, Message, Mode, Proposal
 from cachewarden.settings import CacheOptimizerSettings
@@ -177,7 +177,12 @@ def requested(
     replaces: str = "",
     reason: str = "",
 ) -> Approval:
-    """Return a pending approval; it never outlives its proposal."""
+    """Return a pending approval; it never outlives its proposal.
+
+    The proposal is held as the journal gives it back (a whole number where a fraction may stand becomes one), so that
+    its digest is the same after a restart.
+    """
+    proposal = decode(Proposal, to_jsonable(proposal))
     return Approval(
         proposal=proposal,
         proposal_digest=digest(proposal),
