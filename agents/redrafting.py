@@ -63,14 +63,14 @@ def edited(
     rules = _rules(original, ttls_ms)
     if isinstance(rules, str):
         return rules
+    configuration = _configuration(wanted, snapshot)
+    if isinstance(configuration, str):
+        return configuration
     changes = _changes(wanted, snapshot)
     if isinstance(changes, str):
         return changes
     if not changes and not rules:
         return "the cache is like that already, nothing would be changed"
-    configuration = _configuration(wanted, snapshot)
-    if isinstance(configuration, str):
-        return configuration
     appraisal = appraise(snapshot, service, settings, in_force, interval_factor)
     choice = appraisal if isinstance(appraisal, str) else appraisal.choice_of(configuration, rules)
     if isinstance(choice, str):
@@ -99,12 +99,12 @@ def counter_of(
                 f"`{change.knob}` is `{now}` now, not the `{change.after}` that the plan had set: it was changed since"
             )
     wanted = {c.knob: c.before for c in kept.knob_changes}
-    changes = _changes(wanted, snapshot)
-    if isinstance(changes, str):
-        return changes
     configuration = _configuration(wanted, snapshot)
     if isinstance(configuration, str):
         return configuration
+    changes = _changes(wanted, snapshot)
+    if isinstance(changes, str):
+        return changes
     appraisal = appraise(snapshot, service, settings, in_force, interval_factor)
     choice: Choice | str = appraisal if isinstance(appraisal, str) else appraisal.choice_of(configuration, ())
     if isinstance(choice, str):
