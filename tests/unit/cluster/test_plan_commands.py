@@ -14,7 +14,7 @@ from cachewarden.errors import OperatingError, SettingsError
 from cluster import whatif_live
 from cluster.plan_commands import add_plan_commands, parse_changes
 from tests.unit.serve.serve_world import Site
-from tests.unit.serve.test_approvals import PLAN, pending, site_with
+from tests.unit.serve.test_approval_routes import PLAN, pending, site_with
 
 
 @pytest.fixture
