@@ -119,7 +119,7 @@ class Actuator:
         if isinstance(message, Execute):
             return self._on_execute(message, now_ms)
         if isinstance(message, CancelExecution):
-            return self._on_cancel(message.service, message.reason, now_ms)
+            return self._on_cancel(message.service, message.reason, now_ms, message.proposal_id)
         if isinstance(message, SetPaused):
             self._paused = message.paused
             if message.paused and message.kill:
@@ -136,15 +136,15 @@ class Actuator:
         if refusal is None and busy is not None:
             refusal = f"`{order.proposal.service}` is busy with `{busy.proposal.proposal_id}`"
         if refusal is None:
-            refusal = refusal_of(order, self._fleet, now_ms)
+            refusal = refusal_of(order, self._fleet, self._settings, now_ms)
         run, effects = execution.begin(order, self._settings, now_ms, refusal)
         self._runs[run.key] = run
         return effects
 
-    def _on_cancel(self, service: str, reason: str, now_ms: int) -> tuple[Effect, ...]:
+    def _on_cancel(self, service: str, reason: str, now_ms: int, proposal_id: str | None = None) -> tuple[Effect, ...]:
         effects: list[Effect] = []
         for run in list(self._runs.values()):
-            if service in ("*", run.service):
+            if service in ("*", run.service) and proposal_id in (None, run.proposal.proposal_id):
                 effects += self._settle(run, execution.cancel(run, reason, now_ms), now_ms)
         return tuple(effects)
 

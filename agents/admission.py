@@ -1,7 +1,8 @@
 """Whether an order to change a cache may be begun at all.
 
 It is checked again here, right before acting, what others have checked before: the hash, the verdict and that it is
-about exactly this proposal, the resolution, the time, the knob table. It never looks at a cache.
+about exactly this proposal, the resolution, the time, the approval where one is needed, the knob table. It never
+looks at a cache.
 
 INVARIANT: an order that is admitted names only knobs of the table, with values that can be set and with old values
 that can be set back.
@@ -9,6 +10,7 @@ that can be set back.
 
 from __future__ import annotations
 
+from cachewarden.approval import needs_approval, refusal_of_approval
 from cachewarden.codec import digest
 from cachewarden.errors import SettingsError
 from cachewarden.fleet import Fleet
@@ -23,11 +25,12 @@ from cachewarden.messages import (
     ResolutionOutcome,
 )
 from cachewarden.protocol import Execute
+from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["refusal_of"]
 
 
-def refusal_of(order: Execute, fleet: Fleet, now_ms: int) -> str | None:
+def refusal_of(order: Execute, fleet: Fleet, settings: CacheOptimizerSettings, now_ms: int) -> str | None:
     """Return why the order is refused, None if it may be begun."""
     proposal, verdict, resolution = order.proposal, order.verdict, order.resolution
     for name, message in (("order", order), ("proposal", proposal), ("verdict", verdict), ("resolution", resolution)):
@@ -47,6 +50,10 @@ def refusal_of(order: Execute, fleet: Fleet, now_ms: int) -> str | None:
         return f"it was not resolved to go ahead but `{resolution.outcome.value}`: {resolution.reason}"
     if now_ms >= proposal.expires_at_ms:
         return f"the proposal expired {now_ms - proposal.expires_at_ms} ms ago"
+    if needs_approval(proposal.action_class, fleet.service(proposal.service).mode, settings):
+        why = refusal_of_approval(order.approval, proposal, now_ms)
+        if why is not None:
+            return f"the mode of `{proposal.service}` is `{fleet.service(proposal.service).mode.value}`: {why}"
     return _refusal_of_changes(proposal)
 
 

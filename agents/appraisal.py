@@ -184,6 +184,29 @@ class Appraisal:
             interval_factor=self.interval_factor,
         )
 
+    def choice_of(self, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> Choice | str:
+        """Return a configuration that somebody else has chosen, with its prediction, or why nothing can be said of it.
+
+        `rules` are the TTL rules that go with it; without any, TTLs stay as they are.
+        """
+        ttl_ms = min((r.extended_ttl_ms for r in rules), default=None)
+        asked = replace(wanted, ttl_ms=self.evidence.current.ttl_ms if ttl_ms is None else ttl_ms)
+        answer = self._inquiry.ask([asked])[0]
+        if isinstance(answer, Insufficient):
+            return answer.reason
+        after = self._predicted(answer, rules)
+        if replace(asked, maxmemory_bytes=self.evidence.current.maxmemory_bytes) == self.evidence.current:
+            after = self._no_miracle(after, asked.maxmemory_bytes)
+        return Choice(
+            configuration=asked,
+            ttl_rules=rules,
+            before=self._observed,
+            after=after,
+            words=self._words(asked, rules),
+            method=answer.method,
+            interval_factor=self.interval_factor,
+        )
+
     def _predicted(self, answer: Answer, rules: tuple[TtlRule, ...]) -> Estimate:
         """Return an answer for the whole service, as wide as past outcomes have shown it must be."""
         found = answer.hit_ratio

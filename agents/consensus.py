@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agents.obstacles import Obstacle, Situation, find_obstacle
+from agents.obstacles import Obstacle, Situation, clock_words, find_obstacle
+from cachewarden.approval import needs_approval, refusal_of_approval
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, Received, Send
-from cachewarden.messages import ExecutionState, Intent, Mode, Proposal, Resolution, ResolutionOutcome, Verdict
+from cachewarden.messages import ExecutionState, Intent, Proposal, Resolution, ResolutionOutcome, Verdict
 from cachewarden.policy.surroundings import budgeted_services, memory_change
 from cachewarden.protocol import ExecutionReport, History, Settle, Settled
 from cachewarden.settings import CacheOptimizerSettings
@@ -101,6 +102,7 @@ class _Round:
             reason=self._reason_to_go(proposal) if fate is None else fate.reason,
             conflicts_with=() if fate is None else fate.conflicts_with,
             resolved_at_ms=self._now_ms,
+            awaits_approval=fate is not None and fate.awaits_approval,
         )
 
     def _refuse_doubled_ids(self) -> None:
@@ -147,7 +149,7 @@ class _Round:
     def _given_for_nobody(self, proposal: Proposal) -> Obstacle | None:
         before, after = memory_change(proposal) or (0, 0)
         gain = proposal.prediction.gain.value
-        if after >= before or gain > 0:
+        if after >= before or gain > 0 or proposal.takes_back is not None:
             return None
         dependents = self._dependents.get(proposal.proposal_id, [])
         if any(not self._refused(dependent) for dependent in dependents):
@@ -253,12 +255,22 @@ class _Round:
                 )
             if growth_bytes > free_bytes:
                 return self._no_room(proposal, growth_bytes, free_bytes, at_start_bytes, growers)
-        if self._situation.modes[service] is Mode.APPROVE:
-            return Obstacle(
-                outcome=ResolutionOutcome.WAIT,
-                reason=f"`{service}` is in mode `approve`: it awaits approval by someone other than its author",
-            )
-        return None
+        return self._approval_missing(proposal)
+
+    def _approval_missing(self, proposal: Proposal) -> Obstacle | None:
+        mode = self._situation.modes[proposal.service]
+        if not needs_approval(proposal.action_class, mode, self._settings):
+            return None
+        approval = self._situation.approvals.get(proposal.proposal_id)
+        why = refusal_of_approval(approval, proposal, self._now_ms)
+        if why is None:
+            return None
+        until = "" if approval is None else f", until {clock_words(approval.expires_at_ms)}"
+        return Obstacle(
+            outcome=ResolutionOutcome.WAIT,
+            reason=f"`{proposal.service}` is in mode `{mode.value}`: {why}{until}",
+            awaits_approval=True,
+        )
 
     def _no_room(
         self, proposal: Proposal, growth_bytes: int, free_bytes: int, at_start_bytes: int, growers: list[str]
@@ -353,6 +365,8 @@ class Consensus:
             force=frozenset(question.force),
             kept=frozenset(self._kept),
             rollback_counts=self._count_rollbacks(question.history),
+            approvals={a.proposal_id: a for a in question.approvals},
+            rests=question.rests,
         )
         resolutions = settle(question.proposals, question.verdicts, situation, self._settings, now_ms)
         return Settled(cycle=question.cycle, resolutions=resolutions)

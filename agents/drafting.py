@@ -8,6 +8,7 @@ has now, and never a knob or a value outside the knob table.
 from __future__ import annotations
 
 from agents.choice import Choice
+from cachewarden.approval import PLANNER, needs_approval
 from cachewarden.cachemodel.scoring import FACTOR_EVIDENCE
 from cachewarden.codec import digest
 from cachewarden.fleet import Service
@@ -55,11 +56,24 @@ def knob_changes(choice: Choice, snapshot: Snapshot) -> tuple[KnobChange, ...]:
 
 
 def draft(
-    snapshot: Snapshot, choice: Choice, service: Service, why: str, settings: CacheOptimizerSettings, now_ms: int
+    snapshot: Snapshot,
+    choice: Choice,
+    service: Service,
+    why: str,
+    settings: CacheOptimizerSettings,
+    now_ms: int,
+    *,
+    author: str = PLANNER,
+    takes_back: str | None = None,
+    exactly: tuple[KnobChange, ...] | None = None,
 ) -> Proposal:
     """Return the proposal that carries out `choice`; `why` is the fleet's reason for a change of size, if there is
-    one."""
-    changes = knob_changes(choice, snapshot)
+    one.
+
+    One that needs approval lives as long as an approval may. `takes_back` is the kept proposal whose old values
+    `choice` sets again, where `author`, a person, wants them back; `exactly` the knob changes that a person asked for.
+    """
+    changes = knob_changes(choice, snapshot) if exactly is None else exactly
     shrinks = any(c.knob == "maxmemory" and int(c.after) < int(c.before) for c in changes)
     to_lfu = any(
         c.knob == "maxmemory-policy" and c.after.endswith("-lfu") and not c.before.endswith("-lfu") for c in changes
@@ -69,16 +83,21 @@ def draft(
     classes += [ActionClass.REVERSIBLE] * len(choice.ttl_rules)
     kinds = (["memory"] if changes else []) + (["ttl"] if choice.ttl_rules else []) + (["hotspot"] if to_lfu else [])
     content = {"service": service.name, "changes": changes, "ttl_rules": choice.ttl_rules, "at_ms": now_ms}
+    if author != PLANNER:
+        content["author"] = author
+    action_class = max(classes, default=ActionClass.OBSERVE)
+    awaits = author != PLANNER or needs_approval(action_class, service.mode, settings)
+    lives_ms = max(settings.proposal_ttl_ms, settings.approval_ttl_ms if awaits else 0)
     return Proposal(
         proposal_id=f"p-{digest(content)[:16]}",
         service=service.name,
-        author="planner",
+        author=author,
         created_at_ms=now_ms,
-        expires_at_ms=now_ms + settings.proposal_ttl_ms,
+        expires_at_ms=now_ms + lives_ms,
         kinds=tuple(kinds),
         knob_changes=changes,
         ttl_rules=choice.ttl_rules,
-        action_class=max(classes, default=ActionClass.OBSERVE),
+        action_class=action_class,
         reversible=not shrinks,
         playbook=playbook,
         rollback=_rollback(changes, choice, shrinks, to_lfu),
@@ -86,6 +105,7 @@ def draft(
         evidence=(*_evidence(snapshot), *_widening(choice)),
         prediction=_prediction(snapshot, choice),
         cost=_cost(snapshot, choice, playbook, len(changes), settings),
+        takes_back=takes_back,
     )
 
 

@@ -92,6 +92,8 @@ def begin(order: Execute, settings: CacheOptimizerSettings, now_ms: int, refusal
         "constitution_digest": order.verdict.constitution_digest,
         "resolution_digest": digest(order.resolution),
     }
+    if order.approval is not None:
+        run.judged_by["approved_by"] = order.approval.decided_by
     if refusal is not None:
         return run, abandon(run, refusal)
     return run, (run.ask(run.acquire(now_ms), Phase.LEASING), *run.report(now_ms))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from cachewarden.approval import Approval, Rest, rest_over
 from cachewarden.codec import digest
 from cachewarden.messages import (
     AGENT_ID,
@@ -34,6 +35,7 @@ __all__ = [
     "DAMPING_MS_MAX",
     "Obstacle",
     "Situation",
+    "clock_words",
     "damping_ms",
     "find_obstacle",
     "touched",
@@ -51,6 +53,8 @@ class Obstacle:
     outcome: ResolutionOutcome
     reason: str
     conflicts_with: tuple[str, ...] = ()
+    awaits_approval: bool = False
+    """Whether only the consent of another identity is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,9 @@ class Situation:
     rollback_counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(service, change signature) to how often it was taken back; 1 where the history knows of one and nobody
     counted."""
+    approvals: Mapping[str, Approval] = field(default_factory=dict)
+    """Proposal id to its open approval."""
+    rests: tuple[Rest, ...] = ()
 
 
 def touched(proposal: Proposal) -> dict[str, int]:
@@ -95,7 +102,8 @@ def damping_ms(times: int) -> int:
     return min(DAMPING_MS << doublings, DAMPING_MS_MAX)
 
 
-def _clock(at_ms: int) -> str:
+def clock_words(at_ms: int) -> str:
+    """Return a moment as reasons name it: UTC, to the second."""
     return datetime.fromtimestamp(at_ms / 1000.0, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -117,7 +125,7 @@ def _verdict_obstacle(proposal: Proposal, verdict: Verdict | None, now_ms: int) 
     if verdict.proposal_digest != digest(proposal):
         return _yield("the verdict is on another content than the proposal has now")
     if proposal.expires_at_ms <= now_ms:
-        return _yield(f"it expired at {_clock(proposal.expires_at_ms)}")
+        return _yield(f"it expired at {clock_words(proposal.expires_at_ms)}")
     return None
 
 
@@ -129,7 +137,7 @@ def _intent_obstacle(proposal: Proposal, intents: tuple[Intent, ...], now_ms: in
         ours = resources.get(intent.resource)
         if ours is None:
             continue
-        until = f" until {_clock(intent.until_ms)}" if intent.until_ms else ""
+        until = f" until {clock_words(intent.until_ms)}" if intent.until_ms else ""
         if intent.holder == AGENT_ID:
             return _wait(f"`{intent.resource}` of `{intent.service}` is being changed already{until}", intent.holder)
         if ours != intent.direction or ours == 0:
@@ -161,8 +169,14 @@ def _history_obstacle(
         if now_ms < rests_until_ms:
             return _wait(
                 f"exactly this change of `{service}` was taken back {times} time{'s' if times > 1 else ''}, last at "
-                f"{_clock(rolled_back_ms)}, and rests until {_clock(rests_until_ms)}"
+                f"{clock_words(rolled_back_ms)}, and rests until {clock_words(rests_until_ms)}"
             )
+    rest = rest_over(proposal, situation.rests, now_ms)
+    if rest is not None:
+        return _wait(
+            f"`{rest.by}` turned this change of `{service}` down ({rest.reason}), it rests until "
+            f"{clock_words(rest.until_ms)}"
+        )
     if history.changes_last_hour >= settings.changes_per_hour:
         return _wait(
             f"`{service}` had {history.changes_last_hour} changes within the last hour, its change budget is "
@@ -172,8 +186,8 @@ def _history_obstacle(
         cool_until_ms = history.last_change_ms + settings.cool_down_ms
         if now_ms < cool_until_ms:
             return _wait(
-                f"`{service}` was changed at {_clock(history.last_change_ms)} and cools down for "
-                f"{settings.cool_down_ms // 1000} s, until {_clock(cool_until_ms)}"
+                f"`{service}` was changed at {clock_words(history.last_change_ms)} and cools down for "
+                f"{settings.cool_down_ms // 1000} s, until {clock_words(cool_until_ms)}"
             )
     return None
 

@@ -129,6 +129,14 @@ class RecordKind(StrEnum):
     CHANGE_ROLLED_BACK = "change_rolled_back"
     CHANGE_ABANDONED = "change_abandoned"
     ROLLBACK_FAILED = "rollback_failed"
+    APPROVAL_REQUESTED = "approval_requested"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    EDITED = "edited"
+    ROLLBACK_REQUESTED = "rollback_requested"
+    APPROVAL_EXPIRED = "approval_expired"
+    APPROVAL_SUPERSEDED = "approval_superseded"
+    APPROVAL_WITHDRAWN = "approval_withdrawn"
     REQUEST_DECIDED = "request_decided"
     REQUEST_REFUSED = "request_refused"
     KEYS_WARMED = "keys_warmed"
@@ -247,6 +255,8 @@ class Proposal(Message):
     """Predicted cost of carrying it out: `server_cpu_ms`, `commands`, `keys_touched`, `bytes_moved`."""
     needs: tuple[str, ...] = ()
     """Proposals that must have been kept first (whoever gives memory goes before whoever gets it)."""
+    takes_back: str | None = None
+    """Id of the kept proposal that a person wants back, where this one sets its old values again."""
 
     @property
     def memory_delta_bytes(self) -> int:
@@ -311,6 +321,8 @@ class Resolution(Message):
     reason: str
     conflicts_with: tuple[str, ...] = ()
     resolved_at_ms: int = 0
+    awaits_approval: bool = False
+    """Whether nothing is missing but the consent of another identity than the author."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

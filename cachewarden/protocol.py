@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cachewarden.approval import Approval, Rest
 from cachewarden.cachemodel.scoring import Score
 from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
@@ -141,6 +142,9 @@ class Settle(Message):
     intents: tuple[Intent, ...]
     budget_bytes: int | None = None
     force: tuple[str, ...] = ()
+    approvals: tuple[Approval, ...] = ()
+    """Those that are open, one per service at most."""
+    rests: tuple[Rest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +163,17 @@ class Execute(Message):
     resolution: Resolution
     hit_ratio_before: float | None
     latency_us_p99_before: float | None
+    approval: Approval | None = None
+    """The consent under which it goes ahead, where one is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelExecution(Message):
-    """Stop and take back whatever is in flight for a service (`*` for all)."""
+    """Stop and take back whatever is in flight for a service (`*` for all), or only one proposal of it."""
 
     service: str
     reason: str
+    proposal_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +279,10 @@ class FleetState(Message):
     """When this life of the coordinator began; `version` counts within a life. 0 where nobody counts lives."""
     peers: Mapping[str, PeerHealth] = field(default_factory=dict)
     """HTTP peers that are configured."""
+    approvals: tuple[Approval, ...] = ()
+    """Open ones first, then those that ended lately, newest first."""
+    approval_answers: Mapping[str, str] = field(default_factory=dict)
+    """Decision or submission id to the reason why the coordinator did not take it, empty where it did; the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

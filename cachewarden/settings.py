@@ -92,6 +92,15 @@ class CacheOptimizerSettings(BaseSettings):
     )
     memory_step_share: float = Field(0.15, gt=0.0, le=1.0, description="largest single step of maxmemory downwards")
     proposal_ttl_ms: int = Field(300_000, ge=10_000, description="after which a proposal is stale")
+    approval_ttl_ms: int = Field(
+        1_800_000, ge=10_000, le=604_800_000, description="how long a plan awaits approval, and an approval holds"
+    )
+    rejection_rest_ms: int = Field(
+        3_600_000, ge=0, le=2_592_000_000, description="how long a change that a person turned down is not proposed"
+    )
+    lossy_needs_approval: bool = Field(
+        default=False, description="whether lossy changes (class 3) need approval in mode `auto` too"
+    )
     lease_ttl_ms: int = Field(15_000, ge=1_000, le=600_000, description="of the right to write to one cache")
 
     probe_sample_keys: int = Field(1_000, ge=0, le=100_000, description="random keys per look")

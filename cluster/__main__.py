@@ -21,8 +21,10 @@ from cluster.whatif_commands import add_whatif_command
 app = typer.Typer(help="cachewarden: a governed autopilot for fleets of Redis and Valkey caches.", no_args_is_help=True)
 audit_app = typer.Typer(help="Verify, show and export the journal.", no_args_is_help=True)
 token_app = typer.Typer(help="Bearer tokens of the API.", no_args_is_help=True)
+plans_app = typer.Typer(help="Approve, reject, edit and take back plans, over the API.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 app.add_typer(token_app, name="token")
+app.add_typer(plans_app, name="plans")
 
 
 @app.command()
@@ -100,10 +102,12 @@ def score(
 def main() -> None:
     """Run the command line; an error that an operator can mend is one line, not a stack trace."""
     from cluster.audit_commands import add_audit_commands
+    from cluster.plan_commands import add_plan_commands
     from cluster.token_commands import add_token_commands
 
     add_audit_commands(audit_app)
     add_token_commands(token_app)
+    add_plan_commands(plans_app)
     try:
         app()
     except CachewardenError as error:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from cachewarden.approval import DecideApproval, SubmitProposal
 from cachewarden.cachemodel.shards import hash_key
 from cachewarden.chain import ChainReport
 from cachewarden.errors import JournalUnavailable, OperatingError
@@ -153,13 +154,21 @@ class AgentBackend:
         A message to an agent between two lives is lost, and nobody may believe in a kill switch that was not pulled.
         """
         reason = command.reason if command.paused else ""
+        await self._ordered(command, lambda state: (state.paused, state.pause_reason) == (command.paused, reason))
+
+    async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
+        """Hand over; returns once the coordinator has the journal's word for it, raises OrderNotTaken as above."""
+        state = await self._ordered(command, lambda state: command.decision_id in state.approval_answers)
+        return state.approval_answers[command.decision_id] or None
+
+    async def _ordered(self, command: Any, taken: Callable[[FleetState], bool]) -> FleetState:
         try:
             await self._runtime.send("api", "coordinator", command)
             async with asyncio.timeout(_ORDER_S):
                 while True:
                     state = await self.state()
-                    if state is not None and (state.paused, state.pause_reason) == (command.paused, reason):
-                        return
+                    if state is not None and taken(state):
+                        return state
                     await self.changed(_ORDER_S)
         except (OperatingError, RuntimeError, TimeoutError) as error:
             raise OrderNotTaken(f"{OrderNotTaken.public_reason} ({type(error).__name__}: {error})") from None

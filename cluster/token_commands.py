@@ -29,18 +29,22 @@ def add_token_commands(app: typer.Typer) -> None:
         name: Annotated[str, typer.Argument(help="Who will use it; the author of what it proposes.")],
         scope: Annotated[list[str], typer.Option(help=f"One or more of {', '.join(SCOPES)}.")],
         state_dir: _StateDir = None,
+        subject: Annotated[
+            str | None, typer.Option(help="Who holds it, if that is not its name; all his tokens are one identity.")
+        ] = None,
     ) -> None:
         """Make a token and print it; only its hash is kept."""
         unknown = sorted(set(scope) - set(SCOPES))
         if unknown:
             raise SettingsError(f"unknown scope `{unknown[0]}`, known are {', '.join(SCOPES)}")
-        typer.echo(create_token(_directory(state_dir), name, tuple(s for s in SCOPES if s in scope)))
+        typer.echo(create_token(_directory(state_dir), name, tuple(s for s in SCOPES if s in scope), subject))
 
     @app.command("list")
     def show(state_dir: _StateDir = None) -> None:
-        """List names and scopes."""
+        """List names, scopes and holders."""
         for token in list_tokens(_directory(state_dir)):
-            typer.echo(f"{token.name}\t{', '.join(sorted(token.scopes))}")
+            of = "" if token.subject is None else f"\tof {token.subject}"
+            typer.echo(f"{token.name}\t{', '.join(sorted(token.scopes))}{of}")
 
     @app.command("revoke")
     def revoke(name: Annotated[str, typer.Argument(help="Name of the token.")], state_dir: _StateDir = None) -> None:

@@ -1,13 +1,13 @@
 """The coordinator: what runs when, and what is known.
 
 It runs one cycle after the other (observe, plan, judge, settle), hands agreed proposals to the actuator, keeps the
-standing decision of
-every service, pauses and resumes, and mirrors what happened onto the blackboard. It never decides what a proposal is
-worth, never
-judges, and never writes to a cache.
+standing decision of every service, asks persons for approval where it is needed (`approvals.py`), pauses and resumes,
+and mirrors what happened onto the blackboard. It never decides what a proposal is worth, never judges, and never
+writes to a cache.
 
 INVARIANT: at most one question of a cycle is open; an answer that is late, doubled or of an earlier cycle changes
-nothing. No order leaves before proposal, verdict and resolution are durable in the journal.
+nothing. No order leaves before proposal, verdict and resolution are durable in the journal, and none that needs
+approval without one in force.
 """
 
 from __future__ import annotations
@@ -15,18 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cachewarden.approval import DecideApproval, SubmitProposal
 from cachewarden.codec import to_jsonable
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, Received, Record, Recorded, Send, SetTimer, Started, TimerFired
-from cachewarden.messages import (
-    Execution,
-    ExecutionState,
-    Proposal,
-    RecordKind,
-    Resolution,
-    ResolutionOutcome,
-    Verdict,
-)
+from cachewarden.messages import Execution, ExecutionState, Proposal, RecordKind, Resolution, ResolutionOutcome, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import (
     AgentBeat,
@@ -52,6 +45,7 @@ from cachewarden.protocol import (
 )
 from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
+from coordination.approvals import REF_PREFIX, ApprovalBook
 from coordination.fleet_memory import FleetMemory
 from coordination.state_feed import StateFeed
 
@@ -74,12 +68,15 @@ class Coordinator:
     ends in idle."""
 
     name = "coordinator"
-    replay_kinds = FleetMemory.replay_kinds
+    replay_kinds = tuple(dict.fromkeys((*FleetMemory.replay_kinds, *ApprovalBook.replay_kinds)))
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self._fleet = fleet
         self._settings = settings
         self._memory = FleetMemory(fleet, settings)
+        self._approvals = ApprovalBook(fleet, settings)
+        self._hurry = False
+        """Whether somebody waits for the next cycle."""
         self._cycle = 0
         self._stage = "idle"
         self._force: tuple[str, ...] = ()
@@ -103,6 +100,8 @@ class Coordinator:
             RunCycle: self._on_run_cycle,
             SetPaused: self._on_set_paused,
             Execute: self._on_execute,
+            DecideApproval: lambda message, _sender, now_ms: self._approvals.decide(message, now_ms),
+            SubmitProposal: self._on_submit,
             AgentBeat: self._on_beat,
             ChainChecked: self._on_chain_checked,
             PeerReport: self._on_peer_report,
@@ -122,12 +121,17 @@ class Coordinator:
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event; unknown messages change nothing."""
+        effects = self._stepped(event, now_ms)
+        self._memory.note_approvals(self._approvals.known, self._approvals.answers, now_ms)
+        return effects
+
+    def _stepped(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         if isinstance(event, Started):
             return self._on_started(event, now_ms)
         if isinstance(event, TimerFired):
             return self._on_timer(event.ref, now_ms)
         if isinstance(event, Recorded):
-            return self._on_recorded(event)
+            return self._on_recorded(event, now_ms)
         if isinstance(event, EffectFailed):
             return self._on_not_recorded(event, now_ms) if event.effect == "Record" else ()
         if isinstance(event, Received):
@@ -137,20 +141,35 @@ class Coordinator:
 
     # --- Journal ----------------------------------------------------------------------------------------------------
 
-    def _on_recorded(self, event: Recorded) -> tuple[Effect, ...]:
+    def _on_recorded(self, event: Recorded, now_ms: int) -> tuple[Effect, ...]:
         self._memory.note_journal(event.record.seq)
+        if event.ref.startswith(REF_PREFIX):
+            asked, effects = self._approvals.recorded(event.ref)
+            return (*effects, *self._hasten(now_ms)) if asked else effects
         if self._pause_record is not None and event.ref == self._pause_record.ref:
             self._pause_record = None
         _, order = self._recording.pop(event.ref, ("", None))
         if order is None:
             return ()
-        if self._memory.paused:
+        return self._send_order(order, now_ms)
+
+    def _send_order(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
+        # Between the decision and this moment it may have been paused, or the approval may have ended.
+        if self._memory.paused or self._approvals.missing(order.proposal, now_ms) is not None:
             self._memory.note_not_handed_over(order.proposal)
             return ()
+        self._approvals.note_sent(order.proposal)
         return (Send(to="actuator", message=order),)
+
+    def _hasten(self, now_ms: int) -> tuple[Effect, ...]:
+        self._hurry = self._stage != "idle"
+        return () if self._hurry else (SetTimer(ref="cycle", due_ms=now_ms),)
 
     def _on_not_recorded(self, event: EffectFailed, now_ms: int) -> tuple[Effect, ...]:
         self._memory.journal_trouble = event.reason
+        if event.ref.startswith(REF_PREFIX):
+            self._approvals.not_recorded(event.ref)
+            return ()
         service, order = self._recording.pop(event.ref, ("", None))
         # What the journal does not hold was not told, and is not done: the next cycle decides it anew.
         self._told.pop(service, None)
@@ -165,6 +184,7 @@ class Coordinator:
     def _on_started(self, event: Started, now_ms: int) -> tuple[Effect, ...]:
         self._memory.replay(event.records)
         self._life_ms = now_ms
+        self._approvals.replay(event.records)
         return (
             *projection.register(now_ms),
             Record(
@@ -197,6 +217,7 @@ class Coordinator:
         self._proposals, self._verdicts = {}, {}
         services = tuple(s.name for s in self._fleet.services if s.mode != "off")
         return (
+            *self._approvals.sweep(now_ms),
             Send(to="collector", message=ObserveFleet(cycle=self._cycle, services=services)),
             *self._enter("observing", now_ms),
         )
@@ -208,7 +229,8 @@ class Coordinator:
     def _end(self, now_ms: int, pause_ms: int | None = None) -> tuple[Effect, ...]:
         self._stage = "idle"
         self._force = ()
-        pause_ms = self._settings.cycle_interval_ms if pause_ms is None else pause_ms
+        pause_ms = 0 if self._hurry else self._settings.cycle_interval_ms if pause_ms is None else pause_ms
+        self._hurry = False
         return (SetTimer(ref="cycle", due_ms=now_ms + pause_ms),)
 
     def _phase(self) -> str:
@@ -251,18 +273,21 @@ class Coordinator:
     def _on_planned(self, message: FleetPlanned, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         if not self._answers(message, "planning"):
             return ()
-        self._memory.note_idle(message.idle_reasons, now_ms)
-        if not message.proposals:
-            return self._end(now_ms)
-        self._proposals = {p.proposal_id: p for p in message.proposals}
+        busy = frozenset(name for name in self._fleet.names if self._memory.in_flight(name, now_ms))
+        proposals, ended = self._approvals.arrange(message.proposals, self._snapshots, busy, now_ms)
+        placed = {p.service for p in proposals}
+        self._memory.note_idle({s: why for s, why in message.idle_reasons.items() if s not in placed}, now_ms)
+        if not proposals:
+            return (*ended, *self._end(now_ms))
+        self._proposals = {p.proposal_id: p for p in proposals}
         # All snapshots, not only those of the services concerned: budget and blast radius are the fleet's.
         question = Judge(
             cycle=self._cycle,
-            proposals=message.proposals,
+            proposals=proposals,
             snapshots=tuple(s.light() for s in self._snapshots),
             budget_bytes=self._memory.budget_bytes,
         )
-        return (Send(to="validator", message=question), *self._enter("judging", now_ms))
+        return (*ended, Send(to="validator", message=question), *self._enter("judging", now_ms))
 
     def _on_judged(self, message: Judged, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         if not self._answers(message, "judging"):
@@ -277,7 +302,9 @@ class Coordinator:
             memory_bytes=self._memory.reserved_memory_bytes(),
             intents=(),
             budget_bytes=self._memory.budget_bytes,
-            force=self._force,
+            force=tuple(sorted({*self._force, *self._approvals.in_haste()})),
+            approvals=self._approvals.open,
+            rests=self._approvals.rests(now_ms),
         )
         return (Send(to="consensus", message=question), *self._enter("settling", now_ms))
 
@@ -300,9 +327,12 @@ class Coordinator:
                 )
             )
             order = None
-            if resolution.outcome is ResolutionOutcome.GO and not self._memory.paused:
+            consented = self._approvals.missing(proposal, now_ms) is None
+            if resolution.outcome is ResolutionOutcome.GO and not self._memory.paused and consented:
                 order = self._order(proposal, verdict, resolution)
             effects += self._tell(proposal, verdict, resolution, order, now_ms)
+            if resolution.awaits_approval:
+                effects += self._approvals.request(proposal, now_ms)
         return (*effects, *self._end(now_ms))
 
     def _tell(
@@ -335,6 +365,7 @@ class Coordinator:
             resolution=resolution,
             hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
             latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
+            approval=self._approvals.of(proposal),
         )
         self._memory.note_handed_over(proposal)
         return order
@@ -345,6 +376,7 @@ class Coordinator:
         execution: Execution = message.execution
         before = self._memory.execution(execution.proposal.proposal_id)
         self._memory.note_execution(execution, now_ms)
+        self._approvals.note_execution(execution)
         effects: list[Effect] = list(
             projection.execution_changed(before, execution, now_ms, self._memory.verdict(execution.proposal))
         )
@@ -372,8 +404,12 @@ class Coordinator:
                 resolution=message.resolution,
             )
         )
-        order = self._order(message.proposal, message.verdict, message.resolution)
-        return (Send(to="actuator", message=order),)
+        return self._send_order(self._order(message.proposal, message.verdict, message.resolution), now_ms)
+
+    def _on_submit(self, message: SubmitProposal, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        subject = message.proposal or message.takes_back
+        busy = None if subject is None else self._memory.in_flight(subject.service, now_ms)
+        return self._approvals.submit(message, busy, now_ms)
 
     def _on_set_paused(self, message: SetPaused, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         self._memory.note_pause(message.reason, paused=message.paused)

@@ -8,11 +8,13 @@ the change ends.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from pydantic import ValidationError
 
+from cachewarden.approval import Approval
 from cachewarden.cachemodel.scoring import OUTCOMES_MAX, Outcome, outcome_of, score
 from cachewarden.codec import decode, digest
 from cachewarden.fleet import Fleet
@@ -84,6 +86,8 @@ class FleetMemory:
         self._health: dict[str, AgentHealth] = {}
         self._starts: dict[str, int] = {}
         self._peers: dict[str, PeerHealth] = {}
+        self._approvals: tuple[Approval, ...] = ()
+        self._approval_answers: dict[str, str] = {}
         self._outcomes: dict[str, Outcome] = {}
         self.score = score(())
         self._journal_seq = 0
@@ -256,6 +260,14 @@ class FleetMemory:
             self._peers |= told
             self._touch(now_ms)
 
+    def note_approvals(self, known: tuple[Approval, ...], answers: Mapping[str, str], now_ms: int) -> None:
+        """Take note of the approvals and of what became of decisions on them."""
+        # Approvals are immutable: what is the same object has not changed.
+        same = len(known) == len(self._approvals) and all(map(operator.is_, known, self._approvals))
+        if not same or answers != self._approval_answers:
+            self._approvals, self._approval_answers = known, dict(answers)
+            self._touch(now_ms)
+
     def note_journal(self, seq: int) -> None:
         self._journal_seq = max(self._journal_seq, seq)
         self.journal_trouble = ""
@@ -363,4 +375,6 @@ class FleetMemory:
             history=self.history(now_ms),
             life_ms=life_ms,
             peers=dict(self._peers),
+            approvals=self._approvals,
+            approval_answers=self._approval_answers,
         )

@@ -21,6 +21,7 @@ from cachewarden.feed import BODY_BYTES_MAX
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.models import CacheOptimizationRequest
 from serve import (
+    approval_routes,
     control_routes,
     curve_routes,
     feed_routes,
@@ -31,6 +32,7 @@ from serve import (
     whatif_routes,
 )
 from serve.admission import Admission
+from serve.approval_views import EditRequest
 from serve.backend import Backend
 from serve.context import Context
 from serve.docket import Grounds
@@ -52,6 +54,7 @@ _FIELDS: Final = {
     "/api/v1/cache/whatif": frozenset([*WhatifRequest.model_fields, *WhatifCandidate.model_fields]),
 }
 _CONTROL_FIELDS: Final = frozenset(ControlRequest.model_fields)
+_PLAN_FIELDS: Final = frozenset(EditRequest.model_fields)
 _WARM_BODY_BYTES: Final = 512 * 1024
 """A thousand keys of usual length do not fit into the bound of the other bodies."""
 
@@ -76,7 +79,8 @@ async def _on_known_error(request: Request, error: Exception) -> Response:
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    known = _FIELDS.get(request.url.path, _CONTROL_FIELDS)
+    of_plans = request.url.path.startswith("/api/v1/cache/plans/")
+    known = _FIELDS.get(request.url.path, _PLAN_FIELDS if of_plans else _CONTROL_FIELDS)
     message, problems = validation_problems(error.errors(), known)
     return error_response(request, ApiError(422, message, details={"validation_errors": problems}))
 
@@ -147,6 +151,7 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         memory_routes,
         feed_routes,
         read_routes,
+        approval_routes,
         control_routes,
     ):
         app.include_router(routes.router)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from cachewarden.approval import DecideApproval, SubmitProposal
 from cachewarden.chain import ChainReport
 from cachewarden.fed_accesses import FeedBatch, FeedReport
 from cachewarden.fleet import Fleet
@@ -82,6 +83,11 @@ class Backend(Protocol):
 
     async def set_paused(self, command: SetPaused) -> None:
         """Pause or resume all changes; returns once the coordinator has taken it."""
+        ...
+
+    async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
+        """Hand a person's decision or plan to the coordinator; returns None once it is recorded and in force, or why it
+        is not taken. Raises an OperatingError where the coordinator does not say."""
         ...
 
     async def run_cycle(self, command: RunCycle) -> None:

@@ -113,7 +113,7 @@ def _about_resolution(asked: Asked, service: Service, standing: StandingDecision
         return Course(state="advised", reason=reason, proposal=proposal)
     if resolution.outcome is ResolutionOutcome.GO and service.mode is Mode.AUTO:
         return Course(state="accepted", reason=resolution.reason, proposal=proposal, go=True)
-    if service.mode is Mode.APPROVE:
+    if service.mode is Mode.APPROVE or resolution.awaits_approval:
         return Course(state="awaits_approval", reason=resolution.reason, proposal=proposal)
     state = "waiting" if resolution.outcome is ResolutionOutcome.WAIT else "yielded"
     return Course(state=state, reason=resolution.reason, proposal=proposal, wants_cycle=forced)

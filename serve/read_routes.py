@@ -137,6 +137,10 @@ async def plan(request: Request, plan_id: Annotated[str, Path(max_length=200)]) 
         )
     if execution is not None:
         return json_answer(PlanResponse(plan=plan_view(execution.proposal, execution)))
+    ended = next((a for a in state.approvals if a.proposal_id == plan_id), None)
+    if ended is not None:
+        view = plan_view(ended.proposal, None)
+        return json_answer(PlanResponse(plan=view.model_copy(update={"state": ended.state, "reason": ended.reason})))
     known = {e.proposal.proposal_id for e in state.executions} | {
         d.proposal.proposal_id for d in state.standing.values() if d.proposal
     }

@@ -17,11 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from cachewarden.approval import PLANNER
 from cachewarden.errors import ConfigurationError
 
 __all__ = [
+    "RESERVED_SUBJECTS",
     "SCOPES",
     "Caller",
     "Scope",
@@ -40,6 +42,10 @@ TOKENS_FILE: Final = "tokens.json"
 _FIRST_FILE: Final = "admin-token"
 _PREFIX: Final = "cw_"
 _MAX_TOKEN_CHARS: Final = 200
+_NAME: Final = r"^[a-z][a-z0-9_.-]{0,62}$"
+
+RESERVED_SUBJECTS: Final = frozenset({PLANNER})
+"""Authors of the agents' own proposals."""
 
 
 class TokenEntry(BaseModel):
@@ -47,10 +53,22 @@ class TokenEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_.-]{0,62}$", description="stands in the audit trail as the caller")
+    name: str = Field(pattern=_NAME, description="stands in the audit trail as the caller")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     scopes: tuple[Scope, ...] = Field(min_length=1)
     created_at: str
+    subject: str | None = Field(
+        None,
+        pattern=_NAME,
+        description="who holds it; several tokens of one subject are one identity. The name where it is not given",
+    )
+
+    @field_validator("name", "subject")
+    @classmethod
+    def _nobody_of_ours(cls, value: str | None) -> str | None:
+        if value in RESERVED_SUBJECTS:
+            raise ValueError(f"`{value}` is an agent of ours, choose another name")
+        return value
 
 
 class _TokenFile(BaseModel):
@@ -61,10 +79,16 @@ class _TokenFile(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the name of the token and what it permits."""
+    """Who asks: the name of the token, what it permits, and who holds it."""
 
     name: str
     scopes: frozenset[str]
+    subject: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Who counts as the author of what is proposed, and as the one who approves: the holder, not the token."""
+        return self.subject or self.name
 
     def may(self, scope: Scope) -> bool:
         """`admin` may everything; every token may read, but one that only feeds: it lies on application servers."""
@@ -129,9 +153,10 @@ def list_tokens(state_dir: Path) -> tuple[TokenEntry, ...]:
     return _read(state_dir / TOKENS_FILE)
 
 
-def create_token(state_dir: Path, name: str, scopes: tuple[Scope, ...]) -> str:
+def create_token(state_dir: Path, name: str, scopes: tuple[Scope, ...], subject: str | None = None) -> str:
     """Make a token and return it, the only time that it is shown; raises ConfigurationError for a bad or used name or
-    scope."""
+    scope. `subject` says who holds it, where that is not its name: nobody approves what he proposed with another of
+    his tokens."""
     path = state_dir / TOKENS_FILE
     entries = _read(path)
     if any(entry.name == name for entry in entries):
@@ -145,11 +170,13 @@ def create_token(state_dir: Path, name: str, scopes: tuple[Scope, ...]) -> str:
             sha256=_hash(token),
             scopes=tuple(sorted(set(scopes))),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            subject=subject,
         )
     except ValidationError:
         raise ConfigurationError(
-            f"a token needs a name of small letters, digits, `_`, `.`, `-` and scopes out of {', '.join(SCOPES)}, "
-            f"got `{name[:80]}` with `{', '.join(str(s)[:20] for s in scopes)}`"
+            f"a token needs a name (and subject) of small letters, digits, `_`, `.`, `-`, not that of an agent "
+            f"({', '.join(sorted(RESERVED_SUBJECTS))}), and scopes out of {', '.join(SCOPES)}, got `{name[:80]}`"
+            f"{f' of `{subject[:80]}`' if subject else ''} with `{', '.join(str(s)[:20] for s in scopes)}`"
         ) from None
     _write(path, (*entries, entry))
     return token
@@ -213,5 +240,5 @@ class TokenStore:
         found: Caller | None = None
         for entry in self._current():
             if hmac.compare_digest(entry.sha256, given):
-                found = Caller(entry.name, frozenset(entry.scopes))
+                found = Caller(entry.name, frozenset(entry.scopes), entry.subject or "")
         return found

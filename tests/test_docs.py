@@ -62,14 +62,17 @@ def anchors(path: Path) -> set[str]:
 
 def command_line() -> Any:
     """Return `python -m cluster` with every command that it has."""
-    from cluster.__main__ import app, audit_app, token_app
+    from cluster.__main__ import app, audit_app, plans_app, token_app
     from cluster.audit_commands import add_audit_commands
+    from cluster.plan_commands import add_plan_commands
     from cluster.token_commands import add_token_commands
 
     if not audit_app.registered_commands:
         add_audit_commands(audit_app)
     if not token_app.registered_commands:
         add_token_commands(token_app)
+    if not plans_app.registered_commands:
+        add_plan_commands(plans_app)
     return typer.main.get_command(app)
 
 
@@ -80,6 +83,7 @@ def make_targets() -> set[str]:
 def routes() -> set[str]:
     """Return the paths of the API as their routers declare them."""
     from serve import (
+        approval_routes,
         control_routes,
         curve_routes,
         feed_routes,
@@ -91,6 +95,7 @@ def routes() -> set[str]:
     )
 
     modules = (
+        approval_routes,
         control_routes,
         curve_routes,
         feed_routes,

@@ -113,6 +113,7 @@ def _change_facts(proposal: Proposal, snapshot: Snapshot) -> dict[str, Any]:
         "knobs_stale": [c.knob for c in proposal.knob_changes if snapshot.knobs.get(c.knob) != c.before],
         "can_config_set": snapshot.capabilities.config_set,
         "expires_at_ms": proposal.expires_at_ms,
+        "takes_back": proposal.takes_back is not None,
     }
 
 

@@ -51,6 +51,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str]]] = {
     "knob_problems": ([""], "what is wrong with knobs or values, in words"),
     "knobs_unsupported": ([""], "changed knobs that this server does not have"),
     "knobs_stale": ([""], "changed knobs whose value before is not the one that was last read"),
+    "takes_back": (False, "whether a person wants the old values of a kept change back"),
     # Transparency.
     "hashes_agree": (True, "whether proposal, all its parts and the snapshot carry the constitutional hash"),
     "rationale_given": (True, "whether the rationale says anything"),

@@ -15,7 +15,7 @@ from tests.integration.world import MIB, CacheSpec, World, order_for, traffic, u
 
 pytestmark = pytest.mark.integration
 
-QUIET = {"mode": Mode.APPROVE, "capture": False, "minimum_memory_bytes": 2 * MIB}
+QUIET = {"mode": Mode.AUTO, "capture": False, "minimum_memory_bytes": 2 * MIB}
 SHRINK = [("maxmemory", str(3 * MIB))]
 
 
@@ -28,7 +28,7 @@ def fence(world: World) -> int:
 
 
 async def test_an_actuator_that_dies_between_two_steps_takes_everything_back_in_its_next_life(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         await agents.send("test", "coordinator", order_for(world, await world.seen(lookups=400), SHRINK))
         await world.recorded("step_applied")
         epoch = fence(world)
@@ -43,7 +43,7 @@ async def test_an_actuator_that_dies_between_two_steps_takes_everything_back_in_
 
 
 async def test_an_actuator_that_dies_while_it_observes_goes_on_observing_under_a_new_epoch(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         state = await world.seen(lookups=400)
         await agents.send("test", "coordinator", order_for(world, state, [("maxmemory-samples", "10")]))
         await world.reached(ExecutionState.OBSERVING)
@@ -58,7 +58,7 @@ async def test_an_actuator_that_dies_while_it_observes_goes_on_observing_under_a
 
 
 async def test_everybody_else_may_die_during_a_change_and_it_still_comes_to_its_end(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         state = await world.seen(lookups=400)
         await agents.send("test", "coordinator", order_for(world, state, [("maxmemory-samples", "10")]))
         await world.reached(ExecutionState.OBSERVING)
@@ -78,7 +78,7 @@ async def test_everybody_else_may_die_during_a_change_and_it_still_comes_to_its_
 
 
 async def test_what_a_whole_deployment_left_behind_is_resolved_before_anything_else(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world:
         async with world.agents() as agents:
             await agents.send("test", "coordinator", order_for(world, await world.seen(lookups=400), SHRINK))
             await world.recorded("step_applied")
@@ -90,7 +90,7 @@ async def test_what_a_whole_deployment_left_behind_is_resolved_before_anything_e
 
 
 async def test_two_deployments_of_the_same_fleet_never_write_to_one_cache_at_the_same_time(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as first:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as first:
         state = await world.seen(lookups=400)
         await first.send("test", "actuator", order_for(world, state, SHRINK))
         await world.recorded("step_applied")
@@ -118,7 +118,7 @@ class JumpingClock(SystemClock):
 async def test_a_clock_that_jumps_by_an_hour_in_the_middle_of_a_change_leaves_it_whole(tmp_path, monkeypatch, jump_ms):
     monkeypatch.setattr(JumpingClock, "offset_ms", 0)
     monkeypatch.setattr(cluster.wiring, "SystemClock", JumpingClock)
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         await agents.send("test", "coordinator", order_for(world, await world.seen(lookups=400), SHRINK))
         await world.recorded("step_applied")
         JumpingClock.offset_ms = jump_ms

@@ -13,7 +13,7 @@ from tests.integration.world import MIB, CacheSpec, World, order_for, traffic, u
 
 pytestmark = pytest.mark.integration
 
-QUIET = {"mode": Mode.APPROVE, "capture": False, "minimum_memory_bytes": 2 * MIB}
+QUIET = {"mode": Mode.AUTO, "capture": False, "minimum_memory_bytes": 2 * MIB}
 """The loop proposes and waits for a person, so that only what a test orders is done."""
 SHRINK = [("maxmemory", str(3 * MIB))]
 """From 8 MiB in steps of at most 15 %: long enough for something to happen in the middle."""
@@ -32,7 +32,7 @@ async def order_shrink(world: World, agents: Any) -> None:
 
 async def test_a_cache_that_is_down_at_the_start_is_told_and_the_others_are_managed(tmp_path):
     down = CacheSpec(name="down", wishes=QUIET)
-    async with World(tmp_path, quiet_spec(), down) as world:
+    async with World(tmp_path, quiet_spec(), down, minimum_gain=1.0) as world:
         world.caches["down"].kill()
         async with world.agents() as agents:
             state = await world.seen(lookups=400)
@@ -51,7 +51,7 @@ async def test_a_cache_that_is_down_at_the_start_is_told_and_the_others_are_mana
 
 
 async def test_a_cache_that_dies_in_the_middle_of_a_step_is_not_half_changed_when_it_is_back(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         await order_shrink(world, agents)
         await asyncio.to_thread(world.caches["shop"].kill)
 
@@ -68,7 +68,7 @@ async def test_a_cache_that_dies_in_the_middle_of_a_step_is_not_half_changed_whe
 
 
 async def test_a_cache_that_restarts_with_its_old_settings_while_it_is_observed_is_told_apart(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         order = order_for(
             world, await world.seen(lookups=400), [("maxmemory-policy", "allkeys-lfu")], playbook="keep_hot_set"
         )
@@ -84,7 +84,7 @@ async def test_a_cache_that_restarts_with_its_old_settings_while_it_is_observed_
 
 
 async def test_a_value_that_an_administrator_sets_in_the_middle_is_left_as_it_is(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         await order_shrink(world, agents)
         theirs = str(11 * MIB)
         world.client("shop").config_set("maxmemory", theirs)
@@ -110,7 +110,7 @@ async def test_a_cache_that_refuses_config_gets_advice_at_most(tmp_path, monkeyp
         load=traffic("shop"),
         wishes={"username": "limited", "password_env": "LIMITED_PASSWORD"},
     )
-    async with World(tmp_path, spec) as world:
+    async with World(tmp_path, spec, minimum_gain=1.0) as world:
         await limited_user(world, monkeypatch, *rules)
         async with world.agents():
 
@@ -134,7 +134,7 @@ async def test_a_permission_that_is_taken_away_in_the_middle_leaves_a_call_for_a
     tmp_path, monkeypatch
 ):
     spec = quiet_spec(wishes={**QUIET, "username": "limited", "password_env": "LIMITED_PASSWORD"})
-    async with World(tmp_path, spec) as world:
+    async with World(tmp_path, spec, minimum_gain=1.0) as world:
         await limited_user(world, monkeypatch)
         async with world.agents() as agents:
             await order_shrink(world, agents)
@@ -148,7 +148,7 @@ async def test_a_permission_that_is_taken_away_in_the_middle_leaves_a_call_for_a
 
 
 async def test_a_cache_that_hangs_in_the_middle_of_a_step_is_whole_when_it_answers_again(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         await order_shrink(world, agents)
         # Longer than a command may take and than a lease lasts, for every command.
         world.client("shop").execute_command("CLIENT", "PAUSE", "6000", "ALL")

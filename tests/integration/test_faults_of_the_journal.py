@@ -15,7 +15,7 @@ from tests.integration.world import MIB, CacheSpec, World, order_for, traffic, u
 
 pytestmark = pytest.mark.integration
 
-QUIET = {"mode": Mode.APPROVE, "capture": False, "minimum_memory_bytes": 2 * MIB}
+QUIET = {"mode": Mode.AUTO, "capture": False, "minimum_memory_bytes": 2 * MIB}
 SHRINK = [("maxmemory", str(3 * MIB))]
 
 
@@ -24,7 +24,7 @@ def quiet_spec() -> CacheSpec:
 
 
 async def test_a_journal_that_is_gone_in_the_middle_stops_the_writes_and_its_return_ends_the_change(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         await agents.send("test", "coordinator", order_for(world, await world.seen(lookups=400), SHRINK))
         await world.recorded("step_applied")
         await asyncio.to_thread(world.blackboard.kill)
@@ -51,7 +51,7 @@ async def test_a_journal_that_is_gone_in_the_middle_stops_the_writes_and_its_ret
 
 
 async def test_no_change_begins_without_a_journal(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         order = order_for(world, await world.seen(lookups=400), SHRINK)
         await asyncio.to_thread(world.blackboard.kill)
         await agents.send("test", "coordinator", order)
@@ -64,7 +64,7 @@ async def test_no_change_begins_without_a_journal(tmp_path):
 
 
 async def test_the_api_answers_503_with_retry_after_while_the_journal_is_gone_and_recovers_by_itself(tmp_path):
-    async with World(tmp_path, quiet_spec()) as world, world.agents() as agents:
+    async with World(tmp_path, quiet_spec(), minimum_gain=1.0) as world, world.agents() as agents:
         await world.seen(lookups=400)
         token = create_token(tmp_path, "operator", ("operate",))
         backend = AgentBackend(world.plan, agents)

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-QUIET = {"mode": Mode.APPROVE, "capture": False, "minimum_memory_bytes": 2 * MIB}
+QUIET = {"mode": Mode.AUTO, "capture": False, "minimum_memory_bytes": 2 * MIB}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ async def kill(agents, name: str) -> None:
 
 async def test_every_agent_may_be_killed_under_load_and_the_loop_goes_on(tmp_path, ray_here):
     spec = CacheSpec(maxmemory_bytes=8 * MIB, load=traffic("shop", rate_per_s=250.0), wishes=QUIET)
-    async with RayWorld(tmp_path, spec, cycle_interval_ms=1_000) as world:
+    async with RayWorld(tmp_path, spec, minimum_gain=1.0, cycle_interval_ms=1_000) as world:
         agents = ray_here.RayAgents(world.plan, namespace="test")
         world.mailbox = ray_here.RayMailbox("test")
         try:

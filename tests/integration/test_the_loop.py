@@ -191,9 +191,9 @@ async def test_a_change_that_makes_things_worse_is_taken_back_and_the_value_is_a
     spec = CacheSpec(
         maxmemory_bytes=8 * MIB,
         load=traffic("shop"),
-        wishes={"mode": Mode.APPROVE, "minimum_memory_bytes": 2 * MIB, "capture": False},
+        wishes={"mode": Mode.AUTO, "minimum_memory_bytes": 2 * MIB, "capture": False},
     )
-    async with World(tmp_path, spec) as world, world.agents() as agents:
+    async with World(tmp_path, spec, minimum_gain=1.0) as world, world.agents() as agents:
         # Given an order whose prediction promises that a third of the memory does as well
         order = order_for(world, await world.seen(lookups=400), [("maxmemory", str(5 * MIB // 2))])
         await agents.send("test", "coordinator", order)
@@ -214,9 +214,9 @@ async def test_a_cache_that_is_above_its_limit_and_may_evict_nothing_can_still_b
         engine=engine,
         eviction_policy="noeviction",
         load=traffic("shop"),
-        wishes={"mode": Mode.APPROVE, "capture": False},
+        wishes={"mode": Mode.AUTO, "capture": False},
     )
-    async with World(tmp_path, spec) as world, world.agents() as agents:
+    async with World(tmp_path, spec, minimum_gain=1.0) as world, world.agents() as agents:
         used = world.client("shop").info("memory")["used_memory"]
         world.client("shop").config_set("maxmemory", used - 300_000)
         found = world.knob("maxmemory")

@@ -291,7 +291,7 @@ def test_an_order_is_refused_with_its_reason_and_touches_nothing(name):
     assert words in world.last.reason
     assert world.kinds == ["change_abandoned"]
     assert names(world) == ["Record"]
-    assert refusal_of(bad, FLEET, T0) == world.last.reason
+    assert refusal_of(bad, FLEET, SETTINGS, T0) == world.last.reason
 
 
 def test_a_paused_actuator_begins_nothing_and_stays_paused_over_a_restart():

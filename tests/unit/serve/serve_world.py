@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 
 from cachewarden import chain
+from cachewarden.approval import DecideApproval, SubmitProposal
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.errors import JournalUnavailable
 from cachewarden.estimate import Estimate
@@ -226,6 +227,8 @@ class MemoryBackend:
         self.journal_down = False
         self.executed: list[Execute] = []
         self.reports: list[Execution] = []
+        self.decisions: list[DecideApproval | SubmitProposal] = []
+        self.decision_refusal: str | None = None
         self.commands: list[SetPaused | RunCycle] = []
         self.after_cycle: FleetState | None = None
         self.parts: dict[str, str] = {"journal": "healthy"}
@@ -281,6 +284,10 @@ class MemoryBackend:
         self.commands.append(command)
         if self.known is not None:
             self.known = dataclasses.replace(self.known, paused=command.paused, pause_reason=command.reason)
+
+    async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
+        self.decisions.append(command)
+        return self.decision_refusal
 
     async def run_cycle(self, command: RunCycle) -> None:
         self.commands.append(command)

@@ -290,6 +290,8 @@ async def test_the_published_document_describes_every_route_its_errors_and_the_t
         "/api/v1/control/pause",
         "/api/v1/control/resume",
         "/api/v1/control/kill",
+        "/api/v1/cache/approvals",
+        *(f"/api/v1/cache/plans/{{plan_id}}/{verb}" for verb in ("approve", "reject", "edit", "rollback")),
     }
     for path, methods in document["paths"].items():
         for operation in methods.values():
