@@ -123,8 +123,8 @@ def main(folder: Path) -> None:
 def _show(name: str, found: list[tuple[float, bool, float]]) -> None:
     error = 100 * np.array([e for e, _, _ in found])
     print(
-        f"{name:32s} mean |error| {np.abs(error).mean():5.2f}, worst {np.abs(error).max():5.2f}, bias {error.mean():+5.2f}"
-        f" points, {np.mean([i for _, i, _ in found]):.0%} inside, median width"
+        f"{name:32s} mean |error| {np.abs(error).mean():5.2f}, worst {np.abs(error).max():5.2f},"
+        f" bias {error.mean():+5.2f} points, {np.mean([i for _, i, _ in found]):.0%} inside, median width"
         f" {100 * np.median([w for _, _, w in found]):.1f}, n={len(found)}"
     )
 

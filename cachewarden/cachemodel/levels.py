@@ -44,8 +44,10 @@ class Levels(Protocol):
     def hit_ratios(self, capacity_bytes: float, wanted: CacheConfiguration) -> Floats:
         """Return hit ratios [1 + replicates]: of the fit, and of each replicate of it."""
 
-    def decisive_age_ms(self, capacity_bytes: float, wanted: CacheConfiguration) -> float:
-        """Return the age up to which reuses decide the answer: the eviction age or the TTL, whichever is shorter."""
+    def decisive_ages_ms(self, capacity_bytes: float, wanted: CacheConfiguration) -> tuple[tuple[float, float], ...]:
+        """Return (age, share of the lookups) up to which reuses decide the answer: the eviction age or the TTL,
+        whichever is shorter.
+        """
 
     def fits(self, capacity_bytes: float, wanted: CacheConfiguration) -> bool:
         """Say whether everything that is alive at once fits with a tenth to spare, so that eviction never happens."""
@@ -72,11 +74,11 @@ class OneLifetime:
         """Return hit ratios [1 + replicates]."""
         return np.array([_lru(m, capacity_bytes, wanted.ttl_ms) for m in (self.mixture, *self.replicates)])
 
-    def decisive_age_ms(self, capacity_bytes: float, wanted: CacheConfiguration) -> float:
-        """Return the eviction age or the TTL, whichever is shorter."""
+    def decisive_ages_ms(self, capacity_bytes: float, wanted: CacheConfiguration) -> tuple[tuple[float, float], ...]:
+        """Return the eviction age or the TTL, whichever is shorter, for all lookups."""
         unlimited = math.isinf(capacity_bytes)
         age_ms = math.inf if unlimited else float(self.mixture.characteristic_time_ms(capacity_bytes)[0])
-        return min(age_ms, math.inf if wanted.ttl_ms is None else float(wanted.ttl_ms))
+        return ((min(age_ms, math.inf if wanted.ttl_ms is None else float(wanted.ttl_ms)), 1.0),)
 
     def fits(self, capacity_bytes: float, wanted: CacheConfiguration) -> bool:
         """Say whether eviction never happens."""
@@ -114,12 +116,12 @@ class OwnLifetimes:
         ttls = changed_ttls(self.evidence, wanted)
         return self.shared.whole(self._room(capacity_bytes, ttls), ttls).hits
 
-    def decisive_age_ms(self, capacity_bytes: float, wanted: CacheConfiguration) -> float:
-        """Return the residence time of keys without a TTL, or the longest TTL if that is shorter."""
+    def decisive_ages_ms(self, capacity_bytes: float, wanted: CacheConfiguration) -> tuple[tuple[float, float], ...]:
+        """Return the residence time of keys without a TTL, or the TTL if that is shorter, for each prefix."""
         ttls = changed_ttls(self.evidence, wanted)
         residence_ms = self.shared.whole(self._room(capacity_bytes, ttls), ttls).residence_ms
-        lives = [ttls.get(p.pattern, p.ttl_ms) for p in self.evidence.prefixes]
-        return min(residence_ms, max(math.inf if life is None else float(life) for life in lives))
+        lives = [(ttls.get(p.pattern, p.ttl_ms), p.lookups_share or 0.0) for p in self.evidence.prefixes]
+        return tuple((residence_ms if ttl is None else min(residence_ms, float(ttl)), share) for ttl, share in lives)
 
     def fits(self, capacity_bytes: float, wanted: CacheConfiguration) -> bool:
         """Say whether eviction never happens."""

@@ -71,6 +71,9 @@ _PASSIVE_DIFFERENCE_ERROR = 0.5
 _EXTRAPOLATION = 0.015
 # A current configuration that the model misses by more than this is not a base for differences.
 _ANCHOR_LIMIT = 0.08
+# The same by prefix, whose differences stay true where their level is off: they were within 2.5 points where the level
+# was off by 8 (`benchmarks/own_lifetimes.py`).
+_PREFIX_ANCHOR_LIMIT = 0.2
 # Keys that would leave sooner than this are not told apart by idle times of whole seconds.
 _PASSIVE_AGE_MIN_S = 3.0
 
@@ -160,7 +163,10 @@ class Inquiry:
         if self.by_prefix is not None and self._lived is not None:
             if self.by_prefix.unknown:
                 return f"the prefixes live by different TTLs, and {self.by_prefix.unknown}"
-            return _Subject(self._evidence, OwnLifetimes(self.by_prefix, self._evidence), self._policy_difference)
+            levels_by_prefix = OwnLifetimes(self.by_prefix, self._evidence)
+            return _Subject(
+                self._evidence, levels_by_prefix, self._policy_difference, anchor_limit=_PREFIX_ANCHOR_LIMIT
+            )
         fitted = self._fitted
         if isinstance(fitted, str):
             return fitted
@@ -308,6 +314,7 @@ class _Subject:
     policy_difference: Callable[[CacheConfiguration], PolicyDifference | str]
     captured: bool = True
     notes: tuple[str, ...] = ()
+    anchor_limit: float = _ANCHOR_LIMIT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -317,7 +324,7 @@ class _Modelled:
     value: float
     replicates: tuple[float, ...]
     policy: PolicyDifference | None
-    age_ms: float
+    ages_ms: tuple[tuple[float, float], ...]
     notes: tuple[str, ...]
 
 
@@ -345,8 +352,8 @@ def _modelled(subject: _Subject, wanted: CacheConfiguration) -> _Modelled | str:
         replicates = [replicate + found.value for replicate in replicates]
     if wanted.maxmemory_samples < 3 and wanted.family in ("lru", "lfu"):
         notes.append("below 3 samples eviction comes close to random, which is not counted here")
-    age_ms = levels.decisive_age_ms(capacity, wanted)
-    return _Modelled(value, tuple(replicates), difference, age_ms, tuple(notes))
+    ages_ms = levels.decisive_ages_ms(capacity, wanted)
+    return _Modelled(value, tuple(replicates), difference, ages_ms, tuple(notes))
 
 
 def _answer(subject: _Subject, base: _Modelled | str | None, candidate: CacheConfiguration) -> Answer | Insufficient:
@@ -357,7 +364,7 @@ def _answer(subject: _Subject, base: _Modelled | str | None, candidate: CacheCon
     observed = evidence.hit_ratio
     notes = [*subject.notes, *wanted.notes]
     floor, doubt = (_FLOOR, _DIFFERENCE_ERROR) if subject.captured else (_PASSIVE_FLOOR, _PASSIVE_DIFFERENCE_ERROR)
-    anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= _ANCHOR_LIMIT
+    anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= subject.anchor_limit
     if anchored and isinstance(base, _Modelled):
         residual = (observed - base.value) * _residual_share(evidence, candidate)
         value = wanted.value + residual
@@ -379,7 +386,7 @@ def _answer(subject: _Subject, base: _Modelled | str | None, candidate: CacheCon
     if wanted.policy is not None:
         method += f"; eviction policy by {wanted.policy.method}"
         margin_parts.append(wanted.policy.margin)
-    margin_parts.append(_beyond(levels.horizon_ms, wanted.age_ms, notes))
+    margin_parts.append(_beyond(levels.horizon_ms, wanted.ages_ms, notes))
     return Answer(
         candidate,
         Estimate.around(min(max(value, 0.0), 1.0), math.hypot(*margin_parts), 0.0, 1.0),
@@ -426,12 +433,13 @@ def _residual_share(evidence: Evidence, candidate: CacheConfiguration) -> float:
     return min(1.0, math.sqrt(then / now))
 
 
-def _beyond(horizon_ms: float, age_ms: float, notes: list[str]) -> float:
+def _beyond(horizon_ms: float, ages_ms: tuple[tuple[float, float], ...], notes: list[str]) -> float:
     """Return the margin for reuses that take longer than the evidence reaches back, with a note."""
-    if age_ms <= horizon_ms:
+    longest_ms = max((age_ms for age_ms, _ in ages_ms), default=0.0)
+    if longest_ms <= horizon_ms:
         return 0.0
-    doublings = math.log2(min(age_ms / horizon_ms, 1024.0))
     notes.append(
-        f"residence of {min(age_ms, 1e12) / 1000:.0f} s is beyond the {horizon_ms / 1000:.0f} s of the evidence"
+        f"residence of {min(longest_ms, 1e12) / 1000:.0f} s is beyond the {horizon_ms / 1000:.0f} s of the evidence"
     )
-    return _EXTRAPOLATION * doublings
+    doublings = [share * math.log2(min(max(age_ms / horizon_ms, 1.0), 1024.0)) for age_ms, share in ages_ms]
+    return _EXTRAPOLATION * sum(doublings)
