@@ -10,7 +10,6 @@ INVARIANT: no choice has a TTL above the staleness that the owner declared, or a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,10 +17,8 @@ import numpy as np
 
 from agents.choice import Choice
 from agents.evidence import evidence_of
-from agents.prefix_evidence import prefixes_of
 from agents.ttl_review import TTL_GAIN_SHARE
 from cachewarden.cachemodel.candidates import SearchSpace, candidates_around
-from cachewarden.cachemodel.prefix_curves import SharedCache
 from cachewarden.cachemodel.search import Evaluation, Evaluator, Finding, Search, SearchOutcome, run_search
 from cachewarden.cachemodel.ttl_model import (
     TtlGain,
@@ -95,14 +92,6 @@ class Appraisal:
         return Inquiry(self.evidence, _SEED)
 
     @cached_property
-    def _shared(self) -> SharedCache | None:
-        """The prefixes, where they live by different TTLs: no single TTL of the whole cache tells what a rule gives."""
-        if not self.rules:
-            return None
-        shared = SharedCache(self.evidence, prefixes_of(self.snapshot, self.in_force), _SEED)
-        return shared if not shared.reason and shared.lifetimes_differ else None
-
-    @cached_property
     def chosen(self) -> CacheConfiguration | str:
         """The best eviction policy and TTL at the present size, or why nothing can be said."""
         answer = self._inquiry.ask([self.evidence.current])[0]
@@ -166,10 +155,10 @@ class Appraisal:
         wanted = replace(chosen, maxmemory_bytes=maxmemory_bytes)
         if wanted == self.evidence.current:
             return self._unchanged("nothing is to be gained by another configuration")
-        answer = self._inquiry.ask([wanted])[0]
+        rules = self._rules_for(wanted.ttl_ms)
+        answer = self._inquiry.ask([self._under(wanted, rules)])[0]
         if isinstance(answer, Insufficient):
             return self._unchanged(answer.reason)
-        rules = self._rules_for(wanted.ttl_ms)
         after = self._predicted(answer, rules)
         if replace(wanted, maxmemory_bytes=self.evidence.current.maxmemory_bytes) == self.evidence.current:
             after = self._no_miracle(after, maxmemory_bytes)
@@ -191,7 +180,7 @@ class Appraisal:
         """
         ttl_ms = min((r.extended_ttl_ms for r in rules), default=None)
         asked = replace(wanted, ttl_ms=self.evidence.current.ttl_ms if ttl_ms is None else ttl_ms)
-        answer = self._inquiry.ask([asked])[0]
+        answer = self._inquiry.ask([self._under(asked, rules)])[0]
         if isinstance(answer, Insufficient):
             return answer.reason
         after = self._predicted(answer, rules)
@@ -207,32 +196,19 @@ class Appraisal:
             interval_factor=self.interval_factor,
         )
 
+    def _under(self, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> CacheConfiguration:
+        """Return the configuration as it is asked about: where prefixes live by different TTLs, rules change theirs."""
+        if self._inquiry.by_prefix is None:
+            return wanted
+        given = tuple((rule.pattern, rule.extended_ttl_ms) for rule in rules)
+        return replace(wanted, ttl_ms=self.evidence.current.ttl_ms, prefix_ttls_ms=given)
+
     def _predicted(self, answer: Answer, rules: tuple[TtlRule, ...]) -> Estimate:
         """Return an answer for the whole service, as wide as past outcomes have shown it must be."""
         found = answer.hit_ratio
-        if rules and self._shared is not None:
-            found = self._with_rules(answer, rules, self._shared)
-        elif rules:
+        if rules and self._inquiry.by_prefix is None:
             found = self._covered(found)
         return found.widened(self.interval_factor, 0.0, 1.0)
-
-    def _with_rules(self, answer: Answer, rules: tuple[TtlRule, ...], shared: SharedCache) -> Estimate:
-        """Return what longer TTLs of these prefixes give, together with the size under LRU; with another eviction
-        policy, on top of what that gives with the TTLs as they are.
-        """
-        ttls = {rule.pattern: rule.extended_ttl_ms for rule in rules}
-        wanted, current = answer.candidate, self.evidence.current
-        if wanted.eviction_policy == current.eviction_policy:
-            level = self._observed
-            same = wanted.maxmemory_bytes == current.maxmemory_bytes or not self.evidence.full
-            capacity = self.evidence.capacity_bytes(wanted)
-            gain = shared.whole_gain(ttls) if same else shared.whole_change(capacity, ttls)
-        else:
-            plain = self._inquiry.ask([replace(wanted, ttl_ms=current.ttl_ms)])[0]
-            level = self._observed if isinstance(plain, Insufficient) else plain.hit_ratio
-            gain = shared.whole_gain(ttls)
-        margin = math.hypot(0.5 * (level.high - level.low), 0.5 * (gain.high - gain.low))
-        return Estimate.around(level.value + gain.value, margin, 0.0, 1.0)
 
     def _no_miracle(self, after: Estimate, maxmemory_bytes: int) -> Estimate:
         """Return the estimate of a mere change of size, cut where it would say that less memory gives more hits."""
@@ -281,8 +257,8 @@ class Appraisal:
         # level is ours.
         shape = replace(chosen, eviction_policy="allkeys-lru") if chosen.family == "lfu" else chosen
         lift = self._lift(chosen, shape)
-        answers = self._inquiry.ask([replace(shape, maxmemory_bytes=s) for s in sizes])
         rules = self._rules_for(chosen.ttl_ms)
+        answers = self._inquiry.ask([self._under(replace(shape, maxmemory_bytes=s), rules) for s in sizes])
         points = []
         for size, answer in zip(sizes, answers, strict=True):
             if isinstance(answer, Answer):
@@ -297,7 +273,8 @@ class Appraisal:
 
     def _lift(self, chosen: CacheConfiguration, shape: CacheConfiguration) -> float:
         """Return which share of the misses of `shape` the chosen configuration avoids at the present size."""
-        ours, theirs = self._inquiry.ask([chosen, shape])
+        rules = self._rules_for(chosen.ttl_ms)
+        ours, theirs = self._inquiry.ask([self._under(chosen, rules), self._under(shape, rules)])
         if not isinstance(ours, Answer) or not isinstance(theirs, Answer) or theirs.hit_ratio.value >= 1.0:
             return 0.0
         return (ours.hit_ratio.value - theirs.hit_ratio.value) / (1.0 - theirs.hit_ratio.value)
@@ -309,9 +286,9 @@ class Appraisal:
             return None
         gains: tuple[TtlGain, ...] | str
         covered = 1.0
-        if self._shared is not None:
+        if self._inquiry.by_prefix is not None:
             staleness = {rule.pattern: rule.max_staleness_ms for rule in self.rules}
-            gains = gains_by_prefix(self._shared, self.evidence.hit_ratio, staleness)
+            gains = gains_by_prefix(self._inquiry, policy, staleness)
         else:
             gains = gains_of_longer_ttls(self._inquiry, policy, min(r.max_staleness_ms for r in self.rules))
             covered = self._coverage

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from agents.prefix_evidence import prefixes_of
 from cachewarden.cachemodel.evidence import ResidentSample
 from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.cachemodel.whatif import CacheConfiguration, Evidence, MissShares, TtlStats
@@ -67,6 +68,7 @@ def evidence_of(snapshot: Snapshot, in_force: tuple[TtlRule, ...] = ()) -> Evide
         refused_per_s=snapshot.refused_per_s,
         sampled=None if sample is None else _residents(sample, snapshot.cost.server_us),
         window_parts=snapshot.window_parts,
+        prefixes=prefixes_of(snapshot, in_force),
     )
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cachewarden.cachemodel.evidence import PrefixEvidence
 from cachewarden.cachemodel.fills import FoldedCapture, fold_fills
 from cachewarden.cachemodel.fixed_size_sample import KeyCounts, hit_ratio_estimate, ratio_estimate
-from cachewarden.cachemodel.prefix_curves import PrefixEvidence
 from cachewarden.cachemodel.trace import Op
 from cachewarden.estimate import Estimate
 from cachewarden.messages import TtlRule

@@ -16,8 +16,9 @@ from agents.captured_reads import read_capture
 from agents.miss_split import Flows, split_misses
 from agents.prefix_evidence import access_of, residents_of
 from cachewarden.cachemodel.dead_memory import DeadMemory, Residents, expired_memory, unread_memory
+from cachewarden.cachemodel.evidence import PrefixEvidence
 from cachewarden.cachemodel.fills import fold_fills
-from cachewarden.cachemodel.prefix_curves import PrefixEvidence, SharedCache
+from cachewarden.cachemodel.prefix_curves import SharedCache
 from cachewarden.cachemodel.ttl_model import (
     TtlGain,
     gains_by_prefix,
@@ -69,21 +70,19 @@ def review_ttls(
     snapshot: Snapshot,
     service: Service,
     inquiry: Inquiry | str,
-    shared: SharedCache | str,
     prefixes: tuple[PrefixEvidence, ...],
 ) -> tuple[TtlReview, tuple[TtlReview, ...]]:
     """Return the review of the whole service and those of its prefixes.
 
-    `inquiry` and `shared` rest on the same snapshot, or are the reason why there is none.
+    `inquiry` rests on the same snapshot, or is the reason why there is none.
     """
+    shared = inquiry if isinstance(inquiry, str) else inquiry.shared
     staleness = {p.prefix: int(p.max_staleness_s * 1000) for p in service.patterns if p.max_staleness_s is not None}
     of_prefixes = tuple(_of_prefix(snapshot, known, staleness.get(known.pattern), shared) for known in prefixes)
-    return _of_service(snapshot, inquiry, shared, staleness), of_prefixes
+    return _of_service(snapshot, inquiry, staleness), of_prefixes
 
 
-def _of_service(
-    snapshot: Snapshot, inquiry: Inquiry | str, shared: SharedCache | str, staleness: dict[str, int]
-) -> TtlReview:
+def _of_service(snapshot: Snapshot, inquiry: Inquiry | str, staleness: dict[str, int]) -> TtlReview:
     gains: tuple[TtlGain, ...] | str
     longest_ms = min(staleness.values(), default=None)
     ttl_ms = None if isinstance(inquiry, str) else inquiry.evidence.current.ttl_ms
@@ -91,9 +90,9 @@ def _of_service(
         gains = inquiry
     elif longest_ms is None:
         gains = "no pattern has a declared staleness, so no TTL may be lengthened"
-    elif not isinstance(shared, str) and shared.lifetimes_differ:
+    elif inquiry.by_prefix is not None:
         longest_ms = max(staleness.values())
-        gains = gains_by_prefix(shared, inquiry.evidence.hit_ratio, staleness)
+        gains = gains_by_prefix(inquiry, inquiry.evidence.current, staleness)
     else:
         gains = gains_of_longer_ttls(inquiry, inquiry.evidence.current, longest_ms)
     return _review(snapshot, None, ttl_ms, longest_ms, snapshot.miss_split, gains)

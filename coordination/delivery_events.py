@@ -54,6 +54,7 @@ _PLANNING = EventClass("governance_decision", "low", "cache_optimization_plan")
 _CONFIGURING = EventClass("system_configuration", "medium", "cache_configuration")
 _ROLLING_BACK = EventClass("rollback_operation", "medium", "cache_configuration")
 
+_APPROVING: Final = EventClass("governance_decision", "medium", "cache_optimization_plan")
 _CLASSES: Final[Mapping[str, EventClass]] = {
     RecordKind.AGENT_STARTED.value: EventClass("system_configuration", "low", "agent"),
     RecordKind.PROPOSED.value: _PLANNING,
@@ -69,6 +70,14 @@ _CLASSES: Final[Mapping[str, EventClass]] = {
     RecordKind.CHANGE_ROLLED_BACK.value: _ROLLING_BACK,
     RecordKind.CHANGE_ABANDONED.value: EventClass("system_configuration", "low", "cache_configuration"),
     RecordKind.ROLLBACK_FAILED.value: EventClass("rollback_operation", "critical", "cache_configuration"),
+    RecordKind.APPROVAL_REQUESTED.value: _APPROVING,
+    RecordKind.APPROVED.value: _APPROVING,
+    RecordKind.REJECTED.value: _APPROVING,
+    RecordKind.EDITED.value: _APPROVING,
+    RecordKind.ROLLBACK_REQUESTED.value: _APPROVING,
+    RecordKind.APPROVAL_EXPIRED.value: _APPROVING,
+    RecordKind.APPROVAL_SUPERSEDED.value: _APPROVING,
+    RecordKind.APPROVAL_WITHDRAWN.value: _APPROVING,
     RecordKind.REQUEST_DECIDED.value: EventClass("governance_decision", "low", "optimization_request"),
     RecordKind.REQUEST_REFUSED.value: EventClass("access_control", "high", "optimization_request"),
     RecordKind.KEYS_WARMED.value: EventClass("system_configuration", "low", "cache_content"),

@@ -40,7 +40,7 @@ from serve.approval_views import (
     judged_view,
 )
 from serve.context import Context, known_state
-from serve.decision import others_of
+from serve.docket import others_of
 from serve.errors import ApiError, clip, near_miss
 from serve.looks import newest_look, rules_in_force
 from serve.security import Caller

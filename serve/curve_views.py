@@ -143,9 +143,8 @@ def curve_answer(look: Look, target: float | None) -> CurveResponse:
     if isinstance(look.inquiry, str):
         return CurveResponse(service_name=name, answered=False, reason=look.inquiry)
     binding = _binding(diagnose(look.inquiry.evidence))
-    shared = None if isinstance(look.shared, str) else look.shared
-    prefixes = [] if shared is None else [_prefix(p) for p in shared.curves()]
-    found = curve(look.inquiry, shared)
+    prefixes = [_prefix(p) for p in look.inquiry.shared.curves()]
+    found = curve(look.inquiry)
     if isinstance(found, Insufficient):
         return CurveResponse(
             service_name=name,
@@ -155,7 +154,7 @@ def curve_answer(look: Look, target: float | None) -> CurveResponse:
             binding=binding,
             per_prefix=prefixes,
         )
-    reached = None if target is None else memory_for(look.inquiry, target, shared)
+    reached = None if target is None else memory_for(look.inquiry, target)
     answer = _curve(name, found)
     return answer.model_copy(
         update={"target": None if target is None else _target(target, reached), "per_prefix": prefixes}

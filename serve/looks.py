@@ -10,7 +10,7 @@ from typing import Final
 
 from agents.evidence import evidence_of
 from agents.prefix_evidence import prefixes_of
-from cachewarden.cachemodel.prefix_curves import PrefixEvidence, SharedCache
+from cachewarden.cachemodel.evidence import PrefixEvidence
 from cachewarden.cachemodel.whatif import Evidence, Inquiry
 from cachewarden.fleet import Service
 from cachewarden.messages import ExecutionState, TtlRule
@@ -47,12 +47,7 @@ class Look:
     @cached_property
     def prefixes(self) -> tuple[PrefixEvidence, ...]:
         """What was seen of each prefix."""
-        return prefixes_of(self.snapshot, self.rules)
-
-    @cached_property
-    def shared(self) -> SharedCache | str:
-        """The prefixes, fitted."""
-        return self.evidence if isinstance(self.evidence, str) else SharedCache(self.evidence, self.prefixes, _SEED)
+        return prefixes_of(self.snapshot, self.rules) if isinstance(self.evidence, str) else self.evidence.prefixes
 
     def is_of(self, snapshot: Snapshot, rules: tuple[TtlRule, ...]) -> bool:
         """Say whether this is the look that a snapshot under these rules would give."""

@@ -119,7 +119,7 @@ class TtlResponse(BaseModel):
 
 def ttl_answer(look: Look, service: Service) -> TtlResponse:
     """Return the review of a look; takes up to seconds."""
-    whole, prefixes = review_ttls(look.snapshot, service, look.inquiry, look.shared, look.prefixes)
+    whole, prefixes = review_ttls(look.snapshot, service, look.inquiry, look.prefixes)
     return TtlResponse(
         service_name=service.name, answered=True, service=_review(whole), per_prefix=[_review(p) for p in prefixes]
     )

@@ -3,8 +3,7 @@ memory that reaches a goal.
 
 It asks an `Inquiry` and puts its answers side by side; it proposes no size and weighs no other service
 (`arbitration` does). Less memory never gives more hits, so answers that would say so are cut, from the operating point
-on. An inquiry knows one TTL for the whole cache; where prefixes live by different ones, their sum (`prefix_curves`)
-gives the levels instead.
+on.
 
 INVARIANT: along rising memory no hit ratio and no end of its interval falls, and at the present size stands what was
 observed.
@@ -55,10 +54,8 @@ _AGE_ERROR = 0.15
 _WORKING_SET_ERROR = 0.08
 """Relative error of a working set: of four published traces nine in ten lay within it."""
 _WINDOWS = 12
-_UNLIMITED = 1e18
 _LONGEST_MS = 1e11
 """Residence times beyond this mean that nothing is ever evicted."""
-_BY_PREFIX = "observed hit ratio plus the modelled differences of the prefixes, which live by different TTLs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +120,9 @@ class MemoryCurve:
     notes: tuple[str, ...]
 
 
-def curve(inquiry: Inquiry, shared: SharedCache | None = None) -> MemoryCurve | Insufficient:
-    """Return the curve around the present size, or what is missing for one.
-
-    `shared` are the prefixes of the same evidence: they give the levels where prefixes live by different TTLs.
-    """
-    basis = _basis(inquiry, shared)
+def curve(inquiry: Inquiry) -> MemoryCurve | Insufficient:
+    """Return the curve around the present size, or what is missing for one."""
+    basis = _basis(inquiry)
     if isinstance(basis, Insufficient):
         return basis
     evidence, now_bytes, fitted = basis.evidence, basis.now_bytes, basis.fitted
@@ -156,17 +150,17 @@ def curve(inquiry: Inquiry, shared: SharedCache | None = None) -> MemoryCurve | 
     )
 
 
-def memory_for(inquiry: Inquiry, target: float, shared: SharedCache | None = None) -> MemoryForTarget | Insufficient:
+def memory_for(inquiry: Inquiry, target: float) -> MemoryForTarget | Insufficient:
     """Return the least memory that reaches a hit ratio, looked for between 2 % and 16 times the present size.
 
-    `shared` as in `curve`. Raises ValueError for a target outside 0..1 (both excluded).
+    Raises ValueError for a target outside 0..1 (both excluded).
     """
     if not 0.0 < target < 1.0:
         raise ValueError(f"a target hit ratio of `{target}` is impossible, use more than 0 and less than 1")
-    basis = _basis(inquiry, shared)
+    basis = _basis(inquiry)
     if isinstance(basis, Insufficient):
         return basis
-    more = () if basis.shared is None and _replayed(basis.shape) else tuple(np.geomspace(*_SEARCHED, _SEARCH_STEPS))
+    more = () if _replayed(basis.shape) else tuple(np.geomspace(*_SEARCHED, _SEARCH_STEPS))
     found = _ladder(basis, _sizes(basis, (*_FACTORS, *more)))
     if isinstance(found, Insufficient):
         return found
@@ -184,7 +178,7 @@ def memory_for(inquiry: Inquiry, target: float, shared: SharedCache | None = Non
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Basis:
-    """What a curve is made from; `shared` only where the prefixes are to give the levels."""
+    """What a curve is made from; `shared` only where prefixes live by different TTLs."""
 
     inquiry: Inquiry
     fitted: Workload
@@ -205,22 +199,21 @@ class _Level:
     notes: tuple[str, ...]
 
 
-def _basis(inquiry: Inquiry, shared: SharedCache | None) -> _Basis | Insufficient:
+def _basis(inquiry: Inquiry) -> _Basis | Insufficient:
     """Choose the configuration whose curve can be told: the present one or, where that refuses writes, allkeys-lru."""
     evidence, fitted = inquiry.evidence, inquiry.workload
     current = evidence.current
     if isinstance(fitted, str):
         return Insufficient(current, fitted)
     now_bytes = evidence.maxmemory_bytes or max(evidence.used_memory_bytes, 1)
-    if shared is not None and not shared.reason and shared.lifetimes_differ:
-        return _Basis(inquiry, fitted, current, shared, now_bytes, ())
+    shared = inquiry.by_prefix
     if evidence.refuses(current) is not False:
         shape = replace(current, eviction_policy="allkeys-lru")
         words = f"the curve is that of allkeys-lru: which keys `{current.eviction_policy}` would keep no model can tell"
-        return _Basis(inquiry, fitted, shape, None, now_bytes, (words,))
+        return _Basis(inquiry, fitted, shape, shared, now_bytes, (words,))
     words = f"`{current.eviction_policy}` is replayed at every size; the slope of one MiB is LRU's"
     notes = (words,) if evidence.full and _replayed(current) else ()
-    return _Basis(inquiry, fitted, current, None, now_bytes, notes)
+    return _Basis(inquiry, fitted, current, shared, now_bytes, notes)
 
 
 def _sizes(basis: _Basis, factors: Sequence[float]) -> list[int]:
@@ -231,18 +224,10 @@ def _sizes(basis: _Basis, factors: Sequence[float]) -> list[int]:
 
 def _level(basis: _Basis, maxmemory_bytes: int) -> _Level | str:
     """Return the hit ratio at a size (0 = unlimited), or in words why it is not known."""
-    evidence = basis.evidence
-    if basis.shared is None:
-        answer = basis.inquiry.ask([replace(basis.shape, maxmemory_bytes=maxmemory_bytes)])[0]
-        if isinstance(answer, Insufficient):
-            return answer.reason
-        return _Level(answer.hit_ratio, answer.method, answer.notes)
-    now = basis.shared.whole(basis.shared.capacity_bytes)
-    size = maxmemory_bytes - evidence.fixed_overhead_bytes if maxmemory_bytes else _UNLIMITED
-    difference = basis.shared.whole(size).hits - now.hits
-    value = float(difference[0])
-    margin = math.hypot(_Z90 * float(difference[1:].std()), _FLOOR, _DIFFERENCE_ERROR * value)
-    return _Level(Estimate.around(evidence.hit_ratio + value, margin, 0.0, 1.0), _BY_PREFIX, ())
+    answer = basis.inquiry.ask([replace(basis.shape, maxmemory_bytes=maxmemory_bytes)])[0]
+    if isinstance(answer, Insufficient):
+        return answer.reason
+    return _Level(answer.hit_ratio, answer.method, answer.notes)
 
 
 def _replayed(configuration: CacheConfiguration) -> bool:
@@ -351,7 +336,7 @@ def _marginal(basis: _Basis) -> MarginalValue:
         gains = missed[:, 0] - missed[:, 1]
     value, error = max(float(gains[0]), 0.0), _DIFFERENCE_ERROR
     method = "slope of the modelled curve at the present size, interval from replicates of both ends together"
-    if basis.shared is None and _replayed(shape):
+    if _replayed(shape):
         # LRU's slope, for as much as there is left to win under the present policy.
         missed_by_lru = float(fitted.mixture.miss_ratio_curve(before, shape.ttl_ms)[0])
         value *= min(1.0, (1.0 - evidence.hit_ratio) / max(missed_by_lru, 1e-9))

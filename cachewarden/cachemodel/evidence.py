@@ -15,15 +15,17 @@ import numpy.typing as npt
 
 from cachewarden.cachemodel.eviction import ResidentSet
 from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.estimate import Estimate
 from cachewarden.knobs import EVICTION_POLICIES, EvictionPolicy
 
-__all__ = ["CacheConfiguration", "Evidence", "MissShares", "ResidentSample", "TtlStats"]
+__all__ = ["CacheConfiguration", "Evidence", "MissShares", "PrefixEvidence", "ResidentSample", "TtlStats"]
 
 
 @dataclass(frozen=True, slots=True)
 class CacheConfiguration:
     """The knobs that decide which keys stay. `maxmemory_bytes` 0 = no limit; `ttl_ms` a fixed TTL given at every load,
-    None = none known.
+    None = none known; where prefixes live by different ones it stands for all of them, and an unchanged one leaves each
+    its own. `prefix_ttls_ms` (prefix, TTL) of prefixes that are given another TTL.
     """
 
     maxmemory_bytes: int
@@ -32,6 +34,7 @@ class CacheConfiguration:
     lfu_log_factor: int = 10
     lfu_decay_time_min: int = 1
     ttl_ms: int | None = None
+    prefix_ttls_ms: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.maxmemory_bytes < 0:
@@ -41,8 +44,9 @@ class CacheConfiguration:
             raise ValueError(f"unknown eviction policy `{self.eviction_policy}`, use one of {known}")
         if self.maxmemory_samples < 1 or self.lfu_log_factor < 0 or self.lfu_decay_time_min < 0:
             raise ValueError("maxmemory-samples must be at least 1, lfu-log-factor and lfu-decay-time at least 0")
-        if self.ttl_ms is not None and self.ttl_ms <= 0:
-            raise ValueError(f"ttl of `{self.ttl_ms}` ms is impossible, use None for no TTL")
+        for ttl_ms in (self.ttl_ms, *(given for _, given in self.prefix_ttls_ms)):
+            if ttl_ms is not None and ttl_ms <= 0:
+                raise ValueError(f"ttl of `{ttl_ms}` ms is impossible, use None for no TTL")
 
     @property
     def family(self) -> str:
@@ -119,6 +123,25 @@ class ResidentSample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PrefixEvidence:
+    """What is known of one prefix (`""`: the keys that match none); None = not measured.
+
+    `trace` its captured accesses with fills folded in; `lookups_share` of all lookups; `hit_ratio` measured;
+    `keys_share` and `bytes_share` of the residents, from the keyspace sample; `idle_ms` of its sampled residents;
+    `ttl_ms` its usual TTL, None = none.
+    """
+
+    pattern: str
+    trace: AccessTrace | None
+    lookups_share: float | None
+    hit_ratio: Estimate | None = None
+    keys_share: Estimate | None = None
+    bytes_share: Estimate | None = None
+    idle_ms: npt.NDArray[np.int64] | None = None
+    ttl_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """One cache over one observation window.
 
@@ -127,8 +150,8 @@ class Evidence:
     `idle_ms` of random residents; `trace` the access sample, kept at spatial rate `sampling_rate` of `all_accesses`
     (None = not counted) and ended at `capture_end_ms`; `residents` present when the capture began, kept by the same
     filter; `sampled` all that is known of random residents (None: their idle times at most). `window_parts` (lookups,
-    misses) of consecutive parts of the window. Rates per second of evicted and expired keys and refused writes, None =
-    not measured. Raises ValueError when inconsistent.
+    misses) of consecutive parts of the window. `prefixes` what of all this is known of each key prefix. Rates per
+    second of evicted and expired keys and refused writes, None = not measured. Raises ValueError when inconsistent.
     """
 
     lookups_per_s: float
@@ -153,6 +176,7 @@ class Evidence:
     refused_per_s: float | None = None
     sampled: ResidentSample | None = None
     window_parts: tuple[tuple[int, int], ...] = ()
+    prefixes: tuple[PrefixEvidence, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.hit_ratio <= 1.0:
@@ -183,7 +207,8 @@ class Evidence:
         if self.trace is None or share >= 1.0:
             return self
         rate = self.sampling_rate * share
-        return replace(self, trace=self.trace.thin(rate), sampling_rate=rate)
+        prefixes = tuple(p if p.trace is None else replace(p, trace=p.trace.thin(rate)) for p in self.prefixes)
+        return replace(self, trace=self.trace.thin(rate), sampling_rate=rate, prefixes=prefixes)
 
     def capacity_bytes(self, configuration: CacheConfiguration) -> float:
         """Return the memory left for entries under a configuration, infinity without a limit."""

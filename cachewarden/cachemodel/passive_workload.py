@@ -52,8 +52,8 @@ def passive_workload(evidence: Evidence, seed: int) -> PassiveWorkload | str:
         return "no residents were sampled, let the cache be probed"
     if evidence.current.family == "lfu":
         return (
-            "under LFU the server keeps counters instead of idle times, and these are too coarse for a model that was "
-            "proven, capture accesses instead"
+            "under LFU the server keeps frequency counters instead of idle times, and these are not used yet, capture "
+            "accesses instead"
         )
     known = residents.rows(residents.idle_ms >= 0)
     if len(known) < IDLE_KEYS_MIN:

@@ -15,20 +15,18 @@ cache grows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from cachewarden.cachemodel import residence
-from cachewarden.cachemodel.evidence import Evidence
+from cachewarden.cachemodel.evidence import Evidence, PrefixEvidence
 from cachewarden.cachemodel.popularity import Anchor, PopularityMixture
 from cachewarden.cachemodel.popularity_fit import Floats, IdleTable, ReuseTable
-from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.estimate import Estimate
 
-__all__ = ["PrefixCurve", "PrefixEvidence", "PrefixPoint", "SharedCache", "WholeCache"]
+__all__ = ["PrefixCurve", "PrefixPoint", "SharedCache", "WholeCache"]
 
 _ACCESSES_MIN = 500
 _IDLE_KEYS_MIN = 200
@@ -44,30 +42,13 @@ _STEP = 1.02
 _SCALE_MAX = 4.0
 """A prefix whose modelled bytes differ from the sampled ones by more than this is not understood."""
 _ROOMY = 1e18
+_MODELLED_MIN = 0.5
+"""Share of the lookups whose prefixes must have a curve before the whole cache has one."""
 _MATTERS = 0.03
 """Share of the lookups from which on a prefix with another TTL makes a difference."""
 _POLLUTES_BYTES = 0.05
 _POLLUTES_DENSITY = 0.25
 """A prefix pollutes if it surely holds so much of the memory and gives less than so much of the mean hits per byte."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PrefixEvidence:
-    """What is known of one prefix (`""`: the keys that match none); None = not measured.
-
-    `trace` its captured accesses with fills folded in; `lookups_share` of all lookups; `hit_ratio` measured;
-    `keys_share` and `bytes_share` of the residents, from the keyspace sample; `idle_ms` of its sampled residents;
-    `ttl_ms` its usual TTL, None = none.
-    """
-
-    pattern: str
-    trace: AccessTrace | None
-    lookups_share: float | None
-    hit_ratio: Estimate | None = None
-    keys_share: Estimate | None = None
-    bytes_share: Estimate | None = None
-    idle_ms: npt.NDArray[np.int64] | None = None
-    ttl_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +82,8 @@ class PrefixCurve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeCache:
-    """All prefixes together: residence time of keys without a TTL, and hits per lookup [1 + replicates] that prefixes
-    with a curve contribute; the others contribute the same at every size, so only differences mean something.
+    """All prefixes together: residence time of keys without a TTL, and hits per lookup [1 + replicates]. Prefixes
+    without a curve contribute what was measured of them, or as much as the whole cache, the same at every size.
     """
 
     residence_ms: float
@@ -128,24 +109,36 @@ class _Division:
 
 
 class SharedCache:
-    """The prefixes of one cache, fitted once; `reason` says why no curves can be told at all, empty where they can."""
+    """The prefixes of one cache, fitted once; `reason` says why no curves can be told at all, empty where they can.
 
-    def __init__(self, evidence: Evidence, prefixes: Sequence[PrefixEvidence], seed: int) -> None:
+    `as_lru` imagines a cache that evicts by another rule as LRU: what was measured then says nothing about shares.
+    """
+
+    def __init__(self, evidence: Evidence, seed: int, *, as_lru: bool = False) -> None:
         self._evidence = evidence
-        self._prefixes = tuple(prefixes)
+        self._prefixes = evidence.prefixes
         self._capacity = _capacity(evidence)
         self._refused: dict[str, str] = {}
         self._parts: list[_Part] = []
-        self.reason = _cannot(evidence)
+        self.reason = _cannot(evidence, as_lru=as_lru)
         if not self.reason:
             rng = np.random.default_rng(seed)
-            for known in prefixes:
-                fitted = _fitted(evidence, known, rng)
+            for known in self._prefixes:
+                fitted = _fitted(evidence, known, rng, anchored=not as_lru)
                 if isinstance(fitted, str):
                     self._refused[known.pattern] = fitted
                 else:
                     self._parts.append(_Part(known, fitted, 1.0))
-            self._scale()
+            if not as_lru:
+                self._scale()
+
+    @property
+    def _fixed_hits(self) -> float:
+        """Return the hits per lookup of prefixes that have no curve."""
+        modelled = {part.known.pattern for part in self._parts}
+        fixed = [known for known in self._prefixes if known.pattern not in modelled]
+        ratios = [self._evidence.hit_ratio if known.hit_ratio is None else known.hit_ratio.value for known in fixed]
+        return sum((known.lookups_share or 0.0) * ratio for known, ratio in zip(fixed, ratios, strict=True))
 
     @property
     def fixed_share(self) -> float:
@@ -206,29 +199,31 @@ class SharedCache:
         """Return the usual TTL in milliseconds of each prefix that has a curve and a TTL."""
         return {part.known.pattern: part.known.ttl_ms for part in self._parts if part.known.ttl_ms is not None}
 
-    def whole_gain(self, ttls: Mapping[str, int]) -> Estimate:
-        """Return the change of the whole cache's hit ratio if the named prefixes were given these TTLs."""
-        return self.whole_change(self._room, ttls)
-
-    def whole_change(self, capacity_bytes: float, ttls: Mapping[str, int]) -> Estimate:
-        """Return the change of the whole cache's hit ratio with so many bytes for entries and these TTLs."""
-        now = self._room if capacity_bytes == self._room else self._capacity
-        differences = self.whole(capacity_bytes, ttls).hits - self.whole(now).hits
-        value = float(differences[0])
-        margin = math.hypot(_Z90 * float(np.std(differences[1:])), _FLOOR, _DIFFERENCE_ERROR * abs(value))
-        return Estimate.around(value, margin, -1.0, 1.0)
-
     @property
     def lifetimes_differ(self) -> bool:
         """Say whether prefixes with different TTLs take part, which no single TTL of the whole cache can stand for."""
-        asked = [part for part in self._parts if (part.known.lookups_share or 0.0) >= _MATTERS]
-        return len({part.known.ttl_ms for part in asked}) > 1
+        asked = [known for known in self._prefixes if (known.lookups_share or 0.0) >= _MATTERS]
+        return len({known.ttl_ms for known in asked}) > 1
 
-    def whole(self, capacity_bytes: float, ttls: Mapping[str, int] | None = None) -> WholeCache:
-        """Return the cache of all prefixes with so many bytes for entries; `ttls` of prefixes in place of theirs."""
+    @property
+    def unknown(self) -> str:
+        """Say why the whole cache is not known: no model at all, or none for most lookups; empty where it is."""
+        if self.reason or sum(part.known.lookups_share or 0.0 for part in self._parts) >= _MODELLED_MIN:
+            return self.reason
+        return "; ".join(f"`{pattern}`: {why}" for pattern, why in sorted(self._refused.items()))
+
+    @property
+    def horizon_ms(self) -> float:
+        """Return how far back the captured accesses reach."""
+        return max((part.mixtures[0].horizon_ms for part in self._parts), default=0.0)
+
+    def whole(self, capacity_bytes: float, ttls: Mapping[str, int | None] | None = None) -> WholeCache:
+        """Return the cache of all prefixes with so many bytes for entries; `ttls` of prefixes in place of theirs, None
+        = no TTL any more.
+        """
         division = self._divide(capacity_bytes, ttls)
         shares = np.array([part.known.lookups_share or 0.0 for part in self._parts])
-        return WholeCache(division.residence_ms, division.hits @ shares)
+        return WholeCache(division.residence_ms, division.hits @ shares + self._fixed_hits)
 
     @property
     def capacity_bytes(self) -> float:
@@ -252,7 +247,7 @@ class SharedCache:
                 self._parts[i] = _Part(part.known, part.mixtures, scale)
         self._parts = [part for part in self._parts if part.known.pattern not in self._refused]
 
-    def _divide(self, capacity_bytes: float, ttls: Mapping[str, int] | None = None) -> _Division:
+    def _divide(self, capacity_bytes: float, ttls: Mapping[str, int | None] | None = None) -> _Division:
         """Return how the prefixes divide a cache among them, for the fit and for each replicate."""
         grid = residence.residence_grid_s()
         steps = np.arange(len(grid), dtype=np.float64)
@@ -368,11 +363,11 @@ def _capacity(evidence: Evidence) -> float:
     return float(max(used - evidence.fixed_overhead_bytes, 1))
 
 
-def _cannot(evidence: Evidence) -> str:
+def _cannot(evidence: Evidence, *, as_lru: bool) -> str:
     """Say why the prefixes of a cache are not ruled by one residence time; empty where they are."""
     current = evidence.current
     binds = evidence.full or bool(evidence.evicted_per_s)
-    if binds and (current.family != "lru" or evidence.refuses(current) is not False):
+    if binds and not as_lru and (current.family != "lru" or evidence.refuses(current) is not False):
         return f"under `{current.eviction_policy}` no one residence time rules all prefixes, so no curve can be told"
     if evidence.lookups_per_s <= 0:
         return "the cache has no lookups in the window, observe for longer"
@@ -388,7 +383,9 @@ def _on_grid(mixture: PopularityMixture, ttl_ms: int | None, grid: Floats) -> tu
     return np.interp(grid, limits, held), np.interp(grid, limits, hits)
 
 
-def _fitted(evidence: Evidence, known: PrefixEvidence, rng: np.random.Generator) -> tuple[PopularityMixture, ...] | str:
+def _fitted(
+    evidence: Evidence, known: PrefixEvidence, rng: np.random.Generator, *, anchored: bool
+) -> tuple[PopularityMixture, ...] | str:
     """Fit the accesses of one prefix and its replicates, or say in words why not."""
     trace, share = known.trace, known.lookups_share
     if trace is None or not share:
@@ -398,7 +395,8 @@ def _fitted(evidence: Evidence, known: PrefixEvidence, rng: np.random.Generator)
     table = ReuseTable.of(trace, evidence.capture_end_ms)
     anchor, idle = None, None
     evicts = evidence.misses is None or evidence.misses.expired + evidence.misses.refused < 0.1
-    if evidence.full and evicts and known.ttl_ms is None and known.keys_share and known.hit_ratio:
+    measured = anchored and evidence.full and evicts and known.ttl_ms is None
+    if measured and known.keys_share and known.hit_ratio:
         anchor = Anchor(max(1, round(known.keys_share.value * evidence.resident_keys)), 1.0 - known.hit_ratio.value)
         if known.idle_ms is not None and len(known.idle_ms) >= _IDLE_KEYS_MIN:
             idle = IdleTable.of(known.idle_ms)

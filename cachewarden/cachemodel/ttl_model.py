@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cachewarden.cachemodel.evidence import CacheConfiguration
-from cachewarden.cachemodel.prefix_curves import SharedCache
 from cachewarden.cachemodel.whatif import Answer, Inquiry
 from cachewarden.estimate import Estimate
 
@@ -98,22 +97,30 @@ def gains_of_longer_ttls(
     return tuple(found)
 
 
-def gains_by_prefix(shared: SharedCache, observed: float, staleness_ms: Mapping[str, int]) -> tuple[TtlGain, ...] | str:
+def gains_by_prefix(
+    inquiry: Inquiry, configuration: CacheConfiguration, staleness_ms: Mapping[str, int]
+) -> tuple[TtlGain, ...] | str:
     """Return what each TTL of the ladder would give the whole cache if it were given to every prefix that may have it:
-    up to its own staleness, and only where that is longer than what it has. `observed` is the hit ratio now.
+    up to its own staleness, and only where that is longer than what it has; or in words why nothing can be said.
     """
-    if shared.reason:
-        return shared.reason
-    present = {name: ttl_ms for name, ttl_ms in shared.ttls.items() if ttl_ms < staleness_ms.get(name, 0)}
-    if not present:
-        return "no prefix with a known TTL has a declared staleness above it"
+    present = inquiry.shared.ttls if inquiry.by_prefix is None else inquiry.by_prefix.ttls
+    given = {name: ttl_ms for name, ttl_ms in present.items() if ttl_ms < staleness_ms.get(name, 0)}
+    if not given:
+        return inquiry.shared.reason or "no prefix with a known TTL has a declared staleness above it"
+    ladder = ttl_ladder(min(given.values()), max(staleness_ms[name] for name in given))
+    answers = inquiry.ask([replace(configuration, prefix_ttls_ms=_given(ttl, given, staleness_ms)) for ttl in ladder])
     found = []
-    for ttl_ms in ttl_ladder(min(present.values()), max(staleness_ms[name] for name in present)):
-        given = {name: min(ttl_ms, staleness_ms[name]) for name in present}
-        gain = shared.whole_gain({name: longer for name, longer in given.items() if longer > present[name]})
-        low, value, high = (min(max(observed + g, 0.0), 1.0) for g in (gain.low, gain.value, gain.high))
-        found.append(TtlGain(ttl_ms, Estimate(value, low, high), gain, None))
+    for ttl_ms, answer in zip(ladder, answers, strict=True):
+        if not isinstance(answer, Answer):
+            return answer.reason
+        found.append(TtlGain(ttl_ms, answer.hit_ratio, answer.change, None))
     return tuple(found)
+
+
+def _given(ttl_ms: int, present_ms: Mapping[str, int], staleness_ms: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Return the prefixes that a TTL lengthens, each to no more than its own staleness."""
+    longest = {name: min(ttl_ms, staleness_ms[name]) for name in sorted(present_ms)}
+    return tuple((name, longer) for name, longer in longest.items() if longer > present_ms[name])
 
 
 def shortest_with_most_of_the_gain(gains: Sequence[TtlGain], share: float) -> TtlGain:

@@ -12,7 +12,7 @@ INVARIANT: one result per candidate, in order, and the same evidence and seed gi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,11 +21,20 @@ import numpy as np
 from cachewarden.cachemodel.capture_replay import CaptureReplay
 from cachewarden.cachemodel.diagnosis import Binding, Diagnosis, diagnose
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
+from cachewarden.cachemodel.levels import (
+    Levels,
+    OneLifetime,
+    OwnLifetimes,
+    changed_ttls,
+    own_lifetimes,
+    with_lifetimes,
+)
 from cachewarden.cachemodel.passive_curve import PassiveCurve
 from cachewarden.cachemodel.passive_workload import IDLE_KEYS_MIN, passive_workload
 from cachewarden.cachemodel.policy_difference import PolicyDifference, policy_difference
 from cachewarden.cachemodel.popularity import Anchor, PopularityMixture
 from cachewarden.cachemodel.popularity_fit import IdleTable, ReuseTable
+from cachewarden.cachemodel.prefix_curves import SharedCache
 from cachewarden.estimate import Estimate
 
 __all__ = [
@@ -62,6 +71,9 @@ _PASSIVE_DIFFERENCE_ERROR = 0.5
 _EXTRAPOLATION = 0.015
 # A current configuration that the model misses by more than this is not a base for differences.
 _ANCHOR_LIMIT = 0.08
+# The same by prefix, whose differences stay true where their level is off: they were within 2.5 points where the level
+# was off by 8 (`benchmarks/own_lifetimes.py`).
+_PREFIX_ANCHOR_LIMIT = 0.2
 # Keys that would leave sooner than this are not told apart by idle times of whole seconds.
 _PASSIVE_AGE_MIN_S = 3.0
 
@@ -124,7 +136,9 @@ class Inquiry:
         self._evidence = evidence
         self._seed = seed
         self._answers: dict[CacheConfiguration, Answer | Insufficient] = {}
-        self._capture = CaptureReplay(evidence, seed)
+        # Where prefixes live by different TTLs each row has its own, and the cache as a whole none.
+        self._lived = own_lifetimes(evidence)
+        self._capture = CaptureReplay(self._lived or evidence, seed)
 
     @cached_property
     def _fitted(self) -> Workload | str:
@@ -132,12 +146,50 @@ class Inquiry:
         return workload(self._evidence, self._seed)
 
     @cached_property
+    def shared(self) -> SharedCache:
+        """The prefixes, fitted."""
+        return SharedCache(self._lived or self._evidence, self._seed)
+
+    @cached_property
+    def by_prefix(self) -> SharedCache | None:
+        """The prefixes where they live by different TTLs, so that answers rest on them; None where one TTL will do."""
+        if self._lived is None:
+            return None
+        shared = SharedCache(self._lived, self._seed, as_lru=True) if self.shared.reason else self.shared
+        return shared if shared.lifetimes_differ else None
+
+    @cached_property
+    def _subject(self) -> _Subject | str:
+        if self.by_prefix is not None and self._lived is not None:
+            if self.by_prefix.unknown:
+                return f"the prefixes live by different TTLs, and {self.by_prefix.unknown}"
+            levels_by_prefix = OwnLifetimes(self.by_prefix, self._evidence)
+            return _Subject(
+                self._evidence, levels_by_prefix, self._policy_difference, anchor_limit=_PREFIX_ANCHOR_LIMIT
+            )
+        fitted = self._fitted
+        if isinstance(fitted, str):
+            return fitted
+        levels = OneLifetime(self._evidence, fitted.mixture, fitted.replicates, fitted.source)
+        return _Subject(self._evidence, levels, self._policy_difference, fitted.captured, fitted.notes)
+
+    def _policy_difference(self, wanted: CacheConfiguration) -> PolicyDifference | str:
+        if isinstance(self._fitted, str):
+            return self._fitted
+        evidence = self._evidence
+        if self.by_prefix is not None and self._lived is not None:
+            own = with_lifetimes(evidence.prefixes, changed_ttls(evidence, wanted))
+            evidence, wanted = replace(self._lived, trace=own), replace(wanted, ttl_ms=None, prefix_ttls_ms=())
+        return policy_difference(evidence, self._fitted.mixture, wanted, self._seed)
+
+    @cached_property
     def _base(self) -> _Modelled | str | None:
         evidence = self._evidence
-        frozen = evidence.full and evidence.refuses(evidence.current) is True
-        if isinstance(self._fitted, str) or frozen:
+        if isinstance(self._subject, str):
             return None
-        return _modelled(evidence, self._fitted, evidence.current, self._seed)
+        if evidence.full and self._subject.levels.refuses(evidence.current) is True:
+            return None
+        return _modelled(self._subject, evidence.current)
 
     @property
     def evidence(self) -> Evidence:
@@ -160,14 +212,30 @@ class Inquiry:
         if (evidence := self._evidence).trace is None and _has_room(evidence, candidate):
             certain = Estimate(evidence.hit_ratio, evidence.hit_ratio, evidence.hit_ratio)
             return Answer(candidate, certain, evidence.hit_ratio, "nothing is evicted, so memory does not bind")
-        replayed = self._capture.difference(candidate)
+        replayed = self._replayed(candidate)
         if replayed is not None:
             # A capture that warms its own caches needs no model.
             now = evidence.hit_ratio
             return Answer(candidate, _shifted(now, replayed), now, self._capture.method)
-        if isinstance(self._fitted, str):
-            return Insufficient(candidate, self._fitted)
-        return _answer(self._evidence, self._fitted, self._base, candidate, self._seed)
+        subject = self._subject
+        if isinstance(subject, str):
+            return Insufficient(candidate, subject)
+        if isinstance(subject.levels, OneLifetime):
+            if candidate.prefix_ttls_ms:
+                return Insufficient(candidate, "all prefixes live by one TTL, ask about that one")
+            fitted = self._fitted
+            passive = None if isinstance(fitted, str) else fitted.passive
+            if passive is not None and candidate.family == "lru" and candidate.ttl_ms is None:
+                return _passive_answer(evidence, subject.notes, subject.levels.source, passive, candidate)
+        return _answer(subject, self._base, candidate)
+
+    def _replayed(self, candidate: CacheConfiguration) -> Estimate | None:
+        """Return the difference that the capture itself shows; TTLs other than the present ones it does not."""
+        if self._lived is None:
+            return None if candidate.prefix_ttls_ms else self._capture.difference(candidate)
+        if changed_ttls(self._evidence, candidate):
+            return None
+        return self._capture.difference(replace(candidate, ttl_ms=None))
 
 
 def _has_room(evidence: Evidence, candidate: CacheConfiguration) -> bool:
@@ -238,87 +306,76 @@ def _from_idle(evidence: Evidence, seed: int) -> Workload | str:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Subject:
+    """What is asked: the model of the cache under LRU, and what tells other eviction policies from it."""
+
+    evidence: Evidence
+    levels: Levels
+    policy_difference: Callable[[CacheConfiguration], PolicyDifference | str]
+    captured: bool = True
+    notes: tuple[str, ...] = ()
+    anchor_limit: float = _ANCHOR_LIMIT
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Modelled:
     """The modelled hit ratio of a configuration, one value per replicate beside it, and what qualifies it."""
 
     value: float
     replicates: tuple[float, ...]
     policy: PolicyDifference | None
-    age_ms: float
+    ages_ms: tuple[tuple[float, float], ...]
     notes: tuple[str, ...]
 
 
-def _modelled(evidence: Evidence, fitted: Workload, wanted: CacheConfiguration, seed: int) -> _Modelled | str:
+def _modelled(subject: _Subject, wanted: CacheConfiguration) -> _Modelled | str:
     """Return the modelled hit ratio of a configuration, or in words why the evidence cannot carry one."""
-    refuses = evidence.refuses(wanted)
+    evidence, levels = subject.evidence, subject.levels
+    refuses = levels.refuses(wanted)
     capacity = evidence.capacity_bytes(wanted)
     notes: list[str] = []
     if refuses is None:
         return f"some keys may have a TTL and others not, `{wanted.eviction_policy}` then depends on which; sample TTLs"
-    if refuses and not _fits(fitted.mixture, capacity, wanted.ttl_ms):
+    if refuses and not levels.fits(capacity, wanted):
         return f"a full cache under `{wanted.eviction_policy}` keeps what it happened to hold, which no model can tell"
     if capacity <= 0:
         return f"maxmemory of `{wanted.maxmemory_bytes}` leaves no room for entries"
-    value = _lru(fitted.mixture, capacity, wanted.ttl_ms)
-    replicates = tuple(_lru(replicate, capacity, wanted.ttl_ms) for replicate in fitted.replicates)
-    age_ms = _age_ms(fitted.mixture, capacity, wanted.ttl_ms)
+    value, *replicates = levels.hit_ratios(capacity, wanted).tolist()
     difference = None
     if wanted.family not in ("lru", "noeviction") and math.isfinite(capacity):
-        found = policy_difference(evidence, fitted.mixture, wanted, seed)
+        found = subject.policy_difference(wanted)
         if isinstance(found, str):
             return found
         difference = found
         notes.extend(found.notes)
         value += found.value
-        replicates = tuple(replicate + found.value for replicate in replicates)
+        replicates = [replicate + found.value for replicate in replicates]
     if wanted.maxmemory_samples < 3 and wanted.family in ("lru", "lfu"):
         notes.append("below 3 samples eviction comes close to random, which is not counted here")
-    return _Modelled(value, replicates, difference, age_ms, tuple(notes))
+    ages_ms = levels.decisive_ages_ms(capacity, wanted)
+    return _Modelled(value, tuple(replicates), difference, ages_ms, tuple(notes))
 
 
-def _lru(mixture: PopularityMixture, capacity: float, ttl_ms: int | None) -> float:
-    if math.isinf(capacity):
-        return 1.0 - mixture.cold if ttl_ms is None else float(mixture.ttl_hit_ratio(ttl_ms)[0])
-    return float(1.0 - mixture.miss_ratio_curve(capacity, ttl_ms)[0])
-
-
-def _age_ms(mixture: PopularityMixture, capacity: float, ttl_ms: int | None) -> float:
-    """Return the age up to which reuses decide the answer: the eviction age or the TTL, whichever is shorter."""
-    age_ms = math.inf if math.isinf(capacity) else float(mixture.characteristic_time_ms(capacity)[0])
-    return min(age_ms, math.inf if ttl_ms is None else float(ttl_ms))
-
-
-def _fits(mixture: PopularityMixture, capacity: float, ttl_ms: int | None) -> bool:
-    """Say whether everything that is alive at once fits with a tenth to spare, so that eviction never happens."""
-    if math.isinf(capacity):
-        return True
-    lifetime_ms = math.inf if ttl_ms is None else float(ttl_ms)
-    return float(mixture.characteristic_time_ms(0.9 * capacity)[0]) >= min(lifetime_ms, 1e11)
-
-
-def _answer(
-    evidence: Evidence, fitted: Workload, base: _Modelled | str | None, candidate: CacheConfiguration, seed: int
-) -> Answer | Insufficient:
-    if fitted.passive is not None and candidate.family == "lru" and candidate.ttl_ms is None:
-        return _passive_answer(evidence, fitted, fitted.passive, candidate)
-    wanted = _modelled(evidence, fitted, candidate, seed)
+def _answer(subject: _Subject, base: _Modelled | str | None, candidate: CacheConfiguration) -> Answer | Insufficient:
+    evidence, levels = subject.evidence, subject.levels
+    wanted = _modelled(subject, candidate)
     if isinstance(wanted, str):
         return Insufficient(candidate, wanted)
     observed = evidence.hit_ratio
-    notes = [*fitted.notes, *wanted.notes]
-    floor, doubt = (_FLOOR, _DIFFERENCE_ERROR) if fitted.captured else (_PASSIVE_FLOOR, _PASSIVE_DIFFERENCE_ERROR)
-    anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= _ANCHOR_LIMIT
+    notes = [*subject.notes, *wanted.notes]
+    floor, doubt = (_FLOOR, _DIFFERENCE_ERROR) if subject.captured else (_PASSIVE_FLOOR, _PASSIVE_DIFFERENCE_ERROR)
+    anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= subject.anchor_limit
     if anchored and isinstance(base, _Modelled):
         residual = (observed - base.value) * _residual_share(evidence, candidate)
         value = wanted.value + residual
         spread = np.std([ours - theirs for ours, theirs in zip(wanted.replicates, base.replicates, strict=True)])
         missed = abs(observed - base.value)
         margin_parts = [_Z90 * float(spread), floor, doubt * abs(value - observed), missed]
-        method = f"observed hit ratio plus modelled difference, from {fitted.source}"
+        method = f"observed hit ratio plus modelled difference, from {levels.source}"
     else:
         value = wanted.value
         margin_parts = [_Z90 * float(np.std(wanted.replicates)), 2.0 * floor]
-        method = f"modelled hit ratio as such, from {fitted.source}"
+        method = f"modelled hit ratio as such, from {levels.source}"
         if isinstance(base, _Modelled):
             margin_parts.append(abs(observed - base.value))
             notes.append(f"the model gives {base.value:.3f} for the current configuration, which has {observed:.3f}")
@@ -329,7 +386,7 @@ def _answer(
     if wanted.policy is not None:
         method += f"; eviction policy by {wanted.policy.method}"
         margin_parts.append(wanted.policy.margin)
-    margin_parts.append(_beyond(fitted.mixture, wanted.age_ms, notes))
+    margin_parts.append(_beyond(levels.horizon_ms, wanted.ages_ms, notes))
     return Answer(
         candidate,
         Estimate.around(min(max(value, 0.0), 1.0), math.hypot(*margin_parts), 0.0, 1.0),
@@ -340,7 +397,7 @@ def _answer(
 
 
 def _passive_answer(
-    evidence: Evidence, fitted: Workload, curve: PassiveCurve, candidate: CacheConfiguration
+    evidence: Evidence, fit_notes: tuple[str, ...], source: str, curve: PassiveCurve, candidate: CacheConfiguration
 ) -> Answer | Insufficient:
     if (refuses := evidence.refuses(candidate)) is not False:
         why = "takes no key without a TTL" if refuses else "may take some keys only"
@@ -359,10 +416,10 @@ def _passive_answer(
     # The cache may stand a little below its limit: what a candidate adds to the limit, it adds to what is held.
     now = evidence.capacity_bytes(evidence.current)
     found = curve.at(curve.memory_bytes * capacity / now, candidate.maxmemory_samples)
-    notes = [*fitted.notes]
+    notes = [*fit_notes]
     if capacity > 2.0 * now:
         notes.append("residents show nothing of keys that were evicted, so growth beyond double is mostly experience")
-    method = f"observed hit ratio plus the passive curve, from {fitted.source}"
+    method = f"observed hit ratio plus the passive curve, from {source}"
     return Answer(candidate, found, evidence.hit_ratio, method, tuple(notes))
 
 
@@ -376,12 +433,13 @@ def _residual_share(evidence: Evidence, candidate: CacheConfiguration) -> float:
     return min(1.0, math.sqrt(then / now))
 
 
-def _beyond(mixture: PopularityMixture, age_ms: float, notes: list[str]) -> float:
+def _beyond(horizon_ms: float, ages_ms: tuple[tuple[float, float], ...], notes: list[str]) -> float:
     """Return the margin for reuses that take longer than the evidence reaches back, with a note."""
-    if age_ms <= mixture.horizon_ms:
+    longest_ms = max((age_ms for age_ms, _ in ages_ms), default=0.0)
+    if longest_ms <= horizon_ms:
         return 0.0
-    doublings = math.log2(min(age_ms / mixture.horizon_ms, 1024.0))
     notes.append(
-        f"residence of {min(age_ms, 1e12) / 1000:.0f} s is beyond the {mixture.horizon_ms / 1000:.0f} s of the evidence"
+        f"residence of {min(longest_ms, 1e12) / 1000:.0f} s is beyond the {horizon_ms / 1000:.0f} s of the evidence"
     )
-    return _EXTRAPOLATION * doublings
+    doublings = [share * math.log2(min(max(age_ms / horizon_ms, 1.0), 1024.0)) for age_ms, share in ages_ms]
+    return _EXTRAPOLATION * sum(doublings)

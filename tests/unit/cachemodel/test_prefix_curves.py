@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, TtlStats
-from cachewarden.cachemodel.prefix_curves import PrefixEvidence, SharedCache
+from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, PrefixEvidence, TtlStats
+from cachewarden.cachemodel.prefix_curves import SharedCache
 from cachewarden.estimate import Estimate
 
 from .shared_lru import Lived, Prefix, live, reads_of, requests
@@ -74,7 +74,7 @@ def evidence(**changes: object) -> Evidence:
 
 @cache
 def shared(*, measures: bool = True) -> SharedCache:
-    return SharedCache(evidence(), [measured(p.name, measures=measures) for p in PREFIXES], 1)
+    return SharedCache(evidence(prefixes=tuple(measured(p.name, measures=measures) for p in PREFIXES)), 1)
 
 
 @pytest.mark.parametrize("measures", [True, False])
@@ -141,7 +141,7 @@ def test_points_of_all_prefixes_at_one_size_add_up_to_the_memory_for_entries():
 def test_a_prefix_with_too_few_accesses_says_so_and_keeps_its_share_of_the_memory():
     few = measured("once:")
     thin = replace(few, trace=few.trace.rows(slice(0, 100)))
-    found = SharedCache(evidence(), [measured("page:"), measured("session:"), thin], 1)
+    found = SharedCache(evidence(prefixes=(measured("page:"), measured("session:"), thin)), 1)
     poor = next(c for c in found.curves() if c.pattern == "once:")
     assert "100 captured accesses are too few" in poor.reason
     assert poor.points == ()
@@ -153,9 +153,8 @@ def test_a_prefix_with_too_few_accesses_says_so_and_keeps_its_share_of_the_memor
 
 
 def test_under_lfu_measured_figures_stand_and_curves_are_refused():
-    found = SharedCache(evidence(current=CacheConfiguration(CAPACITY, "allkeys-lfu")), [measured("page:")], 1).curves()[
-        0
-    ]
+    lfu = CacheConfiguration(CAPACITY, "allkeys-lfu")
+    (found,) = SharedCache(evidence(current=lfu, prefixes=(measured("page:"),)), 1).curves()
     assert "`allkeys-lfu`" in found.reason
     assert found.points == ()
     assert found.hit_ratio is not None
@@ -163,8 +162,13 @@ def test_under_lfu_measured_figures_stand_and_curves_are_refused():
 
 
 def test_a_cache_with_room_to_spare_gains_nothing_per_prefix_either():
-    roomy = evidence(maxmemory_bytes=4 * CAPACITY, current=CacheConfiguration(4 * CAPACITY), evicted_per_s=0.0)
-    for found in SharedCache(roomy, [measured(p.name) for p in PREFIXES], 1).curves():
+    roomy = evidence(
+        maxmemory_bytes=4 * CAPACITY,
+        current=CacheConfiguration(4 * CAPACITY),
+        evicted_per_s=0.0,
+        prefixes=tuple(measured(p.name) for p in PREFIXES),
+    )
+    for found in SharedCache(roomy, 1).curves():
         assert found.marginal_hits_per_s == Estimate(0.0, 0.0, 0.0)
         assert max(p.maxmemory_bytes for p in found.points) == CAPACITY
 
