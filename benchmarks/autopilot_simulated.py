@@ -131,11 +131,12 @@ class SimulatedCache:
             maxmemory_samples=int(knobs.get("maxmemory-samples", old.maxmemory_samples)),
         )
         residents = self._residents()
-        hot = residents[np.argsort(-self._running.table[state.COL.touched, residents], kind="stable")[:_HOT_KEYS]]
+        hot = residents[np.argsort(-self._running.table[state.COL.access, residents], kind="stable")[:_HOT_KEYS]]
         self._running.change(ScheduledChange(self.now_ms, config))
         if keep_hot:
             hot = hot[self._running.table[state.COL.slot, hot] >= 0]
-            self._running.table[state.COL.counter, hot] = _HOT_COUNTER
+            access = self._running.table[state.COL.access]
+            access[hot] = access[hot] // state.LFU_COUNTERS * state.LFU_COUNTERS + _HOT_COUNTER
 
     def _residents(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         return self._running.lists[state.RESIDENT, : int(self._running.register[state.REG.resident])]
@@ -188,15 +189,14 @@ class SimulatedCache:
     def _sample(self, keys: int) -> KeyspaceSample:
         residents = self._residents()
         chosen = residents[self._rng.integers(0, len(residents), keys)] if len(residents) else residents
-        table, running = self._running.table, self._running
         lfu = self.config.eviction_policy.endswith("-lfu")
-        tick = (self.now_ms - running.origin_ms) // self.config.tick_ms
-        idle = (tick - table[state.COL.touched, chosen].astype(np.int64)) * self.config.tick_ms
+        access = self._running.table[state.COL.access, chosen].astype(np.int64)
+        tick = (self.now_ms - self._running.origin_ms) // self.config.tick_ms
         unknown = np.full(len(chosen), -1, np.int64)
         return KeyspaceSample(
             key=self._hash[chosen],
-            idle_ms=unknown if lfu else idle,
-            frequency=table[state.COL.counter, chosen] if lfu else unknown.astype(np.int32),
+            idle_ms=unknown if lfu else (tick - access) * self.config.tick_ms,
+            frequency=(access % state.LFU_COUNTERS if lfu else unknown).astype(np.int32),
             size_bytes=np.full(len(chosen), ENTRY_BYTES, np.int64),
             ttl_ms=unknown,
             pattern=unknown.astype(np.int32),
