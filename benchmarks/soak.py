@@ -1,9 +1,9 @@
 """Whether the decision plane stays as it is under a steady load: memory, errors, availability, audit.
 
 Run from the repository root: `python -m benchmarks.soak [--minutes N] [--per-s RATE]`, 3 minutes at 200 requests a
-second unless told otherwise; 30 minutes tell more about memory. The load comes in slices of a minute from processes of their
-own, with about a second between them. Memory is the resident set of every process that was started, but the managed
-caches and the load. The journal is left out of the slope: it is append-only and grows with what is decided.
+second unless told otherwise; 30 minutes tell more about memory. The load comes in slices of a minute from processes of
+their own, with about a second between them. Memory is the resident set of every process that was started, but the
+managed caches and the load. The journal is left out of the slope: it is append-only and grows with what is decided.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from cachewarden.messages import Decision, KnobChange, RecordKind
 from cachewarden.policy.constitution import REQUIRED_CHECKS
 from serve.context import Context
 from serve.courses import Asked
-from serve.decision import decide, others_of
+from serve.decision import decide
+from serve.docket import others_of
 from serve.optimize_routes import optimize_request
 from serve.telemetry import Telemetry
 from tests.constitutional_case import ConstitutionalTestCase
