@@ -37,7 +37,7 @@ from tests.facade_world import SERVICES, embedded_world
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = (50.0, 200.0, 500.0, 1_000.0)
-_MARK = "CACHEWARDEN_BENCH_MARK"
+MARK = "CACHEWARDEN_BENCH_MARK"
 _OPTIMIZE = "/api/v1/cache/optimize"
 _BODY = json.dumps({"service_name": SERVICES[0]})
 
@@ -48,7 +48,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-def _name_of(command: str) -> str:
+def name_of(command: str) -> str:
     """Return what a process is for, from its command line; empty for load and for the caches that are looked after."""
     if "http_load" in command or "demo.driver" in command or "demo.player" in command or "demo.reaper" in command:
         return ""
@@ -78,9 +78,9 @@ def cpu_by_process(mark: str) -> dict[str, float]:
         if not entry.name.isdigit():
             continue
         try:
-            if f"{_MARK}={mark}".encode() not in (entry / "environ").read_bytes():
+            if f"{MARK}={mark}".encode() not in (entry / "environ").read_bytes():
                 continue
-            name = _name_of((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            name = name_of((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
@@ -239,7 +239,7 @@ def _steps(outcome: Outcome) -> str:
 
 async def measure(seconds: float, rates: Sequence[float], replicas: int, console: Console) -> None:
     mark = secrets.token_hex(8)
-    os.environ[_MARK] = mark
+    os.environ[MARK] = mark
     console.print(machine())
     async with api_up(replicas) as api:
         console.print(f"ingress: {api.ingress}; {replicas} replica(s); load generator on the same machine")

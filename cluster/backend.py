@@ -108,6 +108,9 @@ class AgentBackend:
         """Return for how long the coordinator has not confirmed the state; None before the first time."""
         return None if self._confirmed_s is None else time.monotonic() - self._confirmed_s
 
+    def journal_waiting(self) -> int:
+        return self._journal.waiting
+
     async def changed(self, timeout_s: float) -> None:
         """Return when a newer state has come, at the latest after `timeout_s`."""
         await self.start()

@@ -53,6 +53,10 @@ class Backend(Protocol):
         the first time."""
         ...
 
+    def journal_waiting(self) -> int:
+        """Return how many records of this process wait for their turn to be written."""
+        ...
+
     async def changed(self, timeout_s: float) -> None:
         """Return when a newer state has come, at the latest after `timeout_s`."""
         ...

@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
+from cachewarden.errors import JournalUnavailable
 from cachewarden.messages import Execution, ExecutionState
 from cachewarden.models import CacheOptimizationResponse
 from cachewarden.protocol import RunCycle
 from serve.context import Context, require_contact
-from serve.decision import Apply, Asked, DecisionOutcome, decide, with_execution
+from serve.decision import Apply, Asked, DecisionOutcome, StateTooOld, decide, with_execution
 
 __all__ = ["DECISION_STEPS", "Stopwatch", "optimize_request"]
 
@@ -105,7 +106,17 @@ async def optimize_request(context: Context, asked: Asked, watch: Stopwatch | No
 
     Raises what `decide` raises, and JournalUnavailable where the decision cannot be recorded.
     """
-    watch = Stopwatch() if watch is None else watch
+    try:
+        return await _answered(context, asked, Stopwatch() if watch is None else watch)
+    except StateTooOld:
+        context.telemetry.undecided("state")
+        raise
+    except JournalUnavailable:
+        context.telemetry.undecided("journal")
+        raise
+
+
+async def _answered(context: Context, asked: Asked, watch: Stopwatch) -> CacheOptimizationResponse:
     with context.admission:
         outcome = await _decide(context, asked, watch)
         decision_ms = sum(watch.laps_ms.get(step, 0.0) for step in DECISION_STEPS)

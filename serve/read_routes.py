@@ -22,6 +22,7 @@ from serve.context import ERRORS, Context, context_of, json_answer, known_state
 from serve.decision import StateTooOld, fresh_state, max_age_ms_of
 from serve.errors import SERVICE_NAME, ApiError, clip, near_miss
 from serve.gate import GovernedRoute, needs
+from serve.gauges import Moment
 from serve.peer_views import DEGRADED, peer_components
 from serve.schemas import (
     AgentsResponse,
@@ -282,4 +283,13 @@ async def prometheus(request: Request) -> Response:
     except OperatingError:
         state = None
     rate = None if state is None else compliance_rate(state, telemetry.decisions, telemetry.decisions_compliant)
-    return Response(telemetry.render(state, context.backend.now_ms(), rate), media_type=CONTENT_TYPE)
+    moment = Moment(
+        state=state,
+        now_ms=context.backend.now_ms(),
+        compliance_rate=rate,
+        state_age_s=context.backend.state_age_s(),
+        journal_waiting=context.backend.journal_waiting(),
+        deciding=context.admission.deciding,
+        refused={"rate": context.admission.limited, "room": context.admission.shed},
+    )
+    return Response(telemetry.render(moment), media_type=CONTENT_TYPE)

@@ -8,91 +8,20 @@ not mix.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from cachewarden import __version__
 from cachewarden.messages import CONSTITUTIONAL_HASH
-from cachewarden.observation import Snapshot
-from cachewarden.protocol import FleetState
 from serve.errors import SERVICE_NAME
-from serve.peer_views import peer_metrics
+from serve.gauges import Moment, MomentGauges
 
 __all__ = ["CONTENT_TYPE", "Telemetry"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WINDOW_S = 60.0
-
-
-class _StateGauges(Collector):
-    """The newest fleet state as gauges; nothing where there is none, so that absence alerts can see it."""
-
-    def __init__(self) -> None:
-        self.state: FleetState | None = None
-        self.now_ms = 0
-        self.compliance_rate: float | None = None
-
-    def collect(self) -> list[Metric]:
-        state = self.state
-        known = GaugeMetricFamily("cachewarden_state_known", "1 if a fleet state has been received")
-        known.add_metric([], 0.0 if state is None else 1.0)
-        metrics: list[Metric] = [known]
-        if self.compliance_rate is not None:
-            for name in ("acgs_constitutional_compliance_rate", "acgs_constitutional_compliance_score"):
-                rate = GaugeMetricFamily(
-                    name, "decisions with a valid, complete verdict / decisions", labels=["service"]
-                )
-                rate.add_metric([SERVICE_NAME], self.compliance_rate)
-                metrics.append(rate)
-        if state is None:
-            return metrics
-        simple = {
-            "cachewarden_state_age_seconds": ("age of the fleet state", max(0, self.now_ms - state.at_ms) / 1000),
-            "cachewarden_paused": ("1 while changes are paused", float(state.paused)),
-            "cachewarden_cycle": ("number of the newest cycle", float(state.cycle)),
-            "cachewarden_journal_seq": ("newest audit record", float(state.journal_seq)),
-            "cachewarden_decisions": ("decisions of the agents since the start", float(state.decisions)),
-            "cachewarden_executions_in_flight": (
-                "changes not finished",
-                float(sum(not e.state.final for e in state.executions)),
-            ),
-        }
-        for name, (text, value) in simple.items():
-            metrics.append(GaugeMetricFamily(name, text, value=value))
-        metrics.extend(self._services(state))
-        alive = GaugeMetricFamily("cachewarden_agent_alive", "1 if the agent answers", labels=["agent"])
-        for agent in state.agents.values():
-            alive.add_metric([agent.name], float(agent.alive))
-        metrics.append(alive)
-        return [*metrics, *peer_metrics(state)]
-
-    @staticmethod
-    def _services(state: FleetState) -> list[Metric]:
-        families: dict[str, tuple[str, Callable[[Snapshot], float | None]]] = {
-            "cachewarden_hit_ratio": ("hit ratio of the last window, 0..1", lambda s: s.hit_ratio),
-            "cachewarden_lookups_per_second": ("lookups of the application", lambda s: s.lookups_per_s),
-            "cachewarden_evicted_keys_per_second": ("evicted keys", lambda s: s.evicted_per_s),
-            "cachewarden_refused_writes_per_second": ("writes refused for want of memory", lambda s: s.refused_per_s),
-            "cachewarden_used_memory_bytes": ("used_memory", lambda s: s.used_memory_bytes),
-            "cachewarden_maxmemory_bytes": ("maxmemory", lambda s: s.maxmemory_bytes),
-            "cachewarden_memory_efficiency": ("dataset / resident memory, 0..1", lambda s: s.memory_efficiency),
-            "cachewarden_read_latency_p99_seconds": (
-                "server-side P99 of reads",
-                lambda s: None if s.latency_us_p99 is None else s.latency_us_p99 / 1e6,
-            ),
-        }
-        metrics: list[Metric] = []
-        for name, (text, value_of) in families.items():
-            family = GaugeMetricFamily(name, text, labels=["cache"])
-            for service, snapshot in sorted(state.snapshots.items()):
-                value = value_of(snapshot)
-                if value is not None:
-                    family.add_metric([service], float(value))
-            metrics.append(family)
-        return metrics
 
 
 class Telemetry:
@@ -101,8 +30,10 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        self._gauges = _StateGauges()
+        self._gauges = MomentGauges()
         registry.register(self._gauges)
+        self.refused = {"state": 0, "journal": 0}
+        """Decisions that were not made, since the state was too old or the journal did not take the record."""
         self.decisions = 0
         self.decisions_compliant = 0
         self._optimizations_s: deque[float] = deque()
@@ -195,6 +126,10 @@ class Telemetry:
         self._hash_violations.labels(SERVICE_NAME, endpoint, f"wrong_{where}").inc()
         self._violations.labels("critical").inc()
 
+    def undecided(self, reason: str) -> None:
+        """Count one decision that was not made; `reason` is `state` or `journal`."""
+        self.refused[reason] += 1
+
     def unaudited(self) -> None:
         """Count one refusal that could not be recorded."""
         self._unaudited.inc()
@@ -239,7 +174,7 @@ class Telemetry:
         """Count the rows of one batch of a known service."""
         self._fed.labels(service).inc(rows)
 
-    def render(self, state: FleetState | None, now_ms: int, compliance_rate: float | None) -> bytes:
-        """Return the Prometheus text."""
-        self._gauges.state, self._gauges.now_ms, self._gauges.compliance_rate = state, now_ms, compliance_rate
+    def render(self, moment: Moment) -> bytes:
+        """Return the Prometheus text; what this replica refused is added to what the moment says."""
+        self._gauges.moment = replace(moment, refused={**self.refused, **moment.refused})
         return generate_latest(self.registry)

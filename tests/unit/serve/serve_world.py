@@ -246,6 +246,9 @@ class MemoryBackend:
     async def state(self) -> FleetState | None:
         return self.known
 
+    def journal_waiting(self) -> int:
+        return 0
+
     def state_age_s(self) -> float | None:
         return self.age_s
 
