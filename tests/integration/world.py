@@ -61,6 +61,8 @@ FAST: Mapping[str, Any] = {
     "capture_ms": 6_000,
     "capture_history_ms": 60_000,
     "cool_down_ms": 1_000,
+    # Three tests share two cores, and a fit in one of them must not make the coordinator of another look dead.
+    "state_age_max_ms": 15_000,
     "changes_per_hour": 100,
     "redis_timeout": 2.0,
     "agent_heartbeat_interval": 2,
