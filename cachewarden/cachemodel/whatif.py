@@ -71,8 +71,8 @@ _PASSIVE_DIFFERENCE_ERROR = 0.5
 _EXTRAPOLATION = 0.015
 # A current configuration that the model misses by more than this is not a base for differences.
 _ANCHOR_LIMIT = 0.08
-# The same by prefix, whose differences stay true where their level is off: they were within 2.5 points where the level
-# was off by 8 (`benchmarks/own_lifetimes.py`).
+# The same by prefix, whose differences stay true where their level is off: in the one case of that kind in
+# `benchmarks/own_lifetimes.py` they were within 2.5 points where the level was off by 8.
 _PREFIX_ANCHOR_LIMIT = 0.2
 # Keys that would leave sooner than this are not told apart by idle times of whole seconds.
 _PASSIVE_AGE_MIN_S = 3.0
