@@ -110,7 +110,7 @@ async def test_a_cache_that_refuses_config_gets_advice_at_most(tmp_path, monkeyp
         load=traffic("shop"),
         wishes={"username": "limited", "password_env": "LIMITED_PASSWORD"},
     )
-    async with World(tmp_path, spec, minimum_gain=1.0) as world:
+    async with World(tmp_path, spec) as world:
         await limited_user(world, monkeypatch, *rules)
         async with world.agents():
 
@@ -134,7 +134,7 @@ async def test_a_permission_that_is_taken_away_in_the_middle_leaves_a_call_for_a
     tmp_path, monkeypatch
 ):
     spec = quiet_spec(wishes={**QUIET, "username": "limited", "password_env": "LIMITED_PASSWORD"})
-    async with World(tmp_path, spec, minimum_gain=1.0) as world:
+    async with World(tmp_path, spec) as world:
         await limited_user(world, monkeypatch)
         async with world.agents() as agents:
             await order_shrink(world, agents)

@@ -35,7 +35,11 @@ CHECKS = (
     "unsupported_method",
     "ignored_auth",
 )
-NEVER_RIGHT = {"GET /api/v1/cache/plans/{plan_id}", "POST /api/v1/cache/feed"}
+NEVER_RIGHT = {
+    "GET /api/v1/cache/plans/{plan_id}",
+    "POST /api/v1/cache/feed",
+    *(f"POST /api/v1/cache/plans/{{plan_id}}/{verb}" for verb in ("approve", "edit", "reject", "rollback")),
+}
 """Needs the name of a plan that there is, or the fingerprint of the deployment's secret: nobody guesses them."""
 QUIET = {"mode": Mode.APPROVE, "capture": False, "feed": True, "minimum_memory_bytes": 2 * MIB}
 
