@@ -17,6 +17,10 @@ __all__ = ["actor_options", "create"]
 
 WATCHED: Final = frozenset({"coordinator"})
 """Agents whose news others wait for, each waiter in a thread of the actor."""
+PROMPT: Final = frozenset({"coordinator", "actuator"})
+"""Agents that somebody waits for: replicas for the state, caches for the next step."""
+NICENESS: Final = 10
+"""Of all other agents: they deliberate for seconds, and on a busy machine a decision must not wait for them."""
 WATCHERS_MAX: Final = 64
 """Replicas that may watch at once; more than that wait for each other."""
 
@@ -43,7 +47,8 @@ def actor_options(name: str, namespace: str, *, detached: bool) -> dict[str, Any
 class _Actor(AgentHost):
     """An agent host that takes its process with it when its loop ends, so that Ray starts the next life."""
 
-    def __init__(self, build: Callable[[], AgentShell]) -> None:
+    def __init__(self, build: Callable[[], AgentShell], niceness: int) -> None:
+        os.nice(niceness)
         super().__init__(build, on_end=lambda: os._exit(1))
 
     def process_id(self) -> int:
@@ -53,4 +58,8 @@ class _Actor(AgentHost):
 def create(name: str, namespace: str, build: Callable[[], AgentShell], *, detached: bool = False) -> Any:
     """Start (or find) the actor of one agent and return its handle."""
     remote = ray.remote(concurrency_groups={"watch": WATCHERS_MAX}) if name in WATCHED else ray.remote
-    return remote(_Actor).options(**actor_options(name, namespace, detached=detached)).remote(build)
+    return (
+        remote(_Actor)
+        .options(**actor_options(name, namespace, detached=detached))
+        .remote(build, 0 if name in PROMPT else NICENESS)
+    )

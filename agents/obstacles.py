@@ -115,14 +115,16 @@ def _wait(reason: str, *conflicts_with: str) -> Obstacle:
     return Obstacle(outcome=ResolutionOutcome.WAIT, reason=reason, conflicts_with=conflicts_with)
 
 
-def _verdict_obstacle(proposal: Proposal, verdict: Verdict | None, now_ms: int) -> Obstacle | None:
+def _verdict_obstacle(
+    proposal: Proposal, verdict: Verdict | None, now_ms: int, proposal_digest: str | None
+) -> Obstacle | None:
     if verdict is None:
         return _yield("there is no verdict on it, and nothing goes ahead without one")
     if verdict.decision is Decision.DENY:
         return _yield(f"the constitution denies it: {', '.join(verdict.denied_by) or 'no principle could be asked'}")
     if proposal.constitutional_hash != CONSTITUTIONAL_HASH or verdict.constitutional_hash != CONSTITUTIONAL_HASH:
         return _yield("proposal or verdict carries another constitutional hash than ours")
-    if verdict.proposal_digest != digest(proposal):
+    if verdict.proposal_digest != (digest(proposal) if proposal_digest is None else proposal_digest):
         return _yield("the verdict is on another content than the proposal has now")
     if proposal.expires_at_ms <= now_ms:
         return _yield(f"it expired at {clock_words(proposal.expires_at_ms)}")
@@ -193,10 +195,19 @@ def _history_obstacle(
 
 
 def find_obstacle(
-    proposal: Proposal, verdict: Verdict | None, situation: Situation, settings: CacheOptimizerSettings, now_ms: int
+    proposal: Proposal,
+    verdict: Verdict | None,
+    situation: Situation,
+    settings: CacheOptimizerSettings,
+    now_ms: int,
+    *,
+    proposal_digest: str | None = None,
 ) -> Obstacle | None:
-    """Return what keeps this proposal from going ahead by itself, or None; the first that binds is told."""
-    denied = _verdict_obstacle(proposal, verdict, now_ms)
+    """Return what keeps this proposal from going ahead by itself, or None; the first that binds is told.
+
+    `proposal_digest` where the caller has worked it out of this very object already.
+    """
+    denied = _verdict_obstacle(proposal, verdict, now_ms, proposal_digest)
     if denied is not None:
         return denied
     mode = situation.modes.get(proposal.service)

@@ -139,7 +139,7 @@ async def api_up(replicas: int) -> AsyncIterator[Api]:
     async with contextlib.AsyncExitStack() as stack:
         world = await stack.enter_async_context(
             embedded_world(
-                SERVICES, mode=Mode.ADVISE, cycle_interval_ms=5_000, capture_ms=0, requests_per_s_per_token=1e6
+                SERVICES, mode=Mode.ADVISE, cycle_interval_ms=5_000, capture_ms=3_000, requests_per_s_per_token=1e6
             )
         )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b")))
@@ -199,7 +199,9 @@ async def until_judged(api: Api, patience_s: float = 60.0) -> None:
             if response.status_code == 200 and response.json()["constitutional_compliance"]["judged"]:
                 return
             if time.monotonic() > end_s:
-                raise TimeoutError(f"no plan stood within {patience_s:g} s: {response.text[:300]}")
+                raise TimeoutError(
+                    f"no plan stood within {patience_s:g} s: {response.json().get('reason', response.text[:300])}"
+                )
             await asyncio.sleep(0.2)
 
 

@@ -42,6 +42,8 @@ __all__ = [
 
 GENESIS_HASH: Final = hashlib.sha256(f"cachewarden:{CONSTITUTIONAL_HASH}".encode()).hexdigest()
 
+_quoted: Final = json.encoder.encode_basestring
+
 DAMAGED: Final = "damaged_entry"
 """Kind of the stand-in that a journal returns for an entry that cannot be read; no record of ours has this kind."""
 
@@ -102,20 +104,38 @@ class ChainReport(Message):
         return self.problems_total == 0
 
 
+def _around_hash(record: AuditRecord, payload: str) -> tuple[str, str]:
+    """Return the canonical text of a record before and after the place of its hash; `payload` is its payload's.
+
+    The form is that of `codec.canonical_json`: keys sorted, no spaces, text as it is. Sealing is what a decision waits
+    for and verifying reads everything, so the payload is written once and the few other fields are put around it; a
+    test holds the two forms equal.
+    """
+    service = "null" if record.service is None else _quoted(record.service)
+    before = f'{{"agent":{_quoted(record.agent)},"at_ms":{record.at_ms:d},"constitutional_hash":'
+    after = (
+        f'"kind":{_quoted(record.kind)},"payload":{payload},"prev_hash":{_quoted(record.prev_hash)},'
+        f'"schema_version":{record.schema_version:d},"seq":{record.seq:d},"service":{service},'
+        f'"subject_id":{_quoted(record.subject_id)}}}'
+    )
+    return before + _quoted(record.constitutional_hash), after
+
+
+def _payload_text(record: AuditRecord) -> str:
+    return codec.canonical_json(record.payload).decode()
+
+
 def hash_of(record: AuditRecord) -> str:
     """Return SHA-256 over the canonical JSON of every field but `hash`."""
-    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "hash"}
-    return codec.digest(fields)
+    before, after = _around_hash(record, _payload_text(record))
+    return hashlib.sha256(f"{before},{after}".encode()).hexdigest()
 
 
 def _sealed(draft: RecordDraft, seq: int, prev_hash: str) -> tuple[AuditRecord, str]:
-    """Return the record and its canonical text.
-
-    The text of the payload is made once and put into both the hashed and the written form: sealing is what a decision
-    waits for. The form is that of `codec.canonical_json`, whose keys are sorted: `hash` stands before `kind`.
-    """
+    """Return the record and its canonical text."""
     try:
-        payload: dict[str, Any] = json.loads(codec.canonical_json(draft.payload))
+        written = codec.canonical_json(draft.payload).decode()
+        payload: dict[str, Any] = json.loads(written)
         record = AuditRecord(
             seq=seq,
             at_ms=draft.at_ms,
@@ -126,15 +146,12 @@ def _sealed(draft: RecordDraft, seq: int, prev_hash: str) -> tuple[AuditRecord, 
             payload=payload,
             prev_hash=prev_hash,
         )
-        text = codec.canonical_json(record).decode()
-        before, empty, after = text.partition(',"hash":"","kind":')
-        if not empty:
-            raise ValueError("the hash has no place in the canonical form")
-        record_hash = hashlib.sha256(f'{before},"kind":{after}'.encode()).hexdigest()
+        before, after = _around_hash(record, written)
+        record_hash = hashlib.sha256(f"{before},{after}".encode()).hexdigest()
     except (TypeError, ValueError) as error:
         what = f"a `{draft.kind}` record of `{draft.agent}`"
         raise InvariantViolation(f"{what} cannot be written as JSON: {error}") from error
-    return dataclasses.replace(record, hash=record_hash), f'{before},"hash":"{record_hash}","kind":{after}'
+    return dataclasses.replace(record, hash=record_hash), f'{before},"hash":"{record_hash}",{after}'
 
 
 def seal(draft: RecordDraft, seq: int, prev_hash: str) -> AuditRecord:
@@ -185,7 +202,8 @@ def parse_record(text: str, seq: int | None = None) -> AuditRecord:
             reason = f"the entry has schema version {version}, this program reads {SCHEMA_VERSION}: use a newer program"
             return damaged(place, ProblemKind.UNREADABLE, reason, text)
         record = codec.decode(AuditRecord, fields)
-        written = codec.canonical_json(record).decode()
+        before, after = _around_hash(record, _payload_text(record))
+        written = f'{before},"hash":{_quoted(record.hash)},{after}'
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return damaged(place, ProblemKind.UNREADABLE, f"the entry is no audit record: {reason}", text)

@@ -41,6 +41,10 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # A client that sends nothing for so long is gone; the default is an hour.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",
+    # A replica with more to do than it can refuses connections for a moment; taken off for that, as by default, it
+    # would leave all requests to a slower proxy, or to an answer 500 that is not ours. Checks still find a dead one.
+    "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "5",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }

@@ -7,6 +7,7 @@ level that is neither measured nor predicted is null.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cachewarden.fleet import Service
@@ -15,6 +16,7 @@ from cachewarden.messages import (
     ActionClass,
     Decision,
     Execution,
+    Finding,
     Proposal,
     TtlRule,
     Verdict,
@@ -24,13 +26,17 @@ from cachewarden.observation import Snapshot
 from serve.timestamps import iso
 
 __all__ = [
+    "Checks",
+    "Telling",
     "changes_in_words",
+    "checks_of",
     "compliance_of",
     "impact_of",
     "improvement_of",
     "plan_of",
     "risk_of",
     "target_notes",
+    "telling_of",
 ]
 
 _TYPES = {"ttl": "ttl_optimization", "memory": "memory_optimization", "hotspot": "hotspot_mitigation"}
@@ -193,14 +199,55 @@ def impact_of(proposal: Proposal | None) -> dict[str, float]:
     }
 
 
-def compliance_of(
-    proposal: Proposal | None, verdict: Verdict | None, constitution_digest: str, now_ms: int
-) -> dict[str, Any]:
-    """Return what the constitution says of the plan, principle by principle.
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What is told of a plan whoever asks: nothing of it depends on the request or on its time."""
 
-    Without a plan there was nothing to judge; a plan without a verdict is not compliant.
-    """
-    checks = [
+    proposal: Proposal | None
+    execution: Execution | None
+    levels: dict[str, float | None]
+    basis: dict[str, PredictionBasis]
+    words: tuple[str, ...]
+    plan: OptimizationPlan
+    risk: Risk
+    impact: dict[str, float]
+
+
+def telling_of(
+    proposal: Proposal | None,
+    execution: Execution | None,
+    service: Service,
+    snapshot: Snapshot | None,
+    verdict: Verdict | None,
+) -> Telling:
+    """Return the words on a plan; of the verdict only its decision counts."""
+    levels, basis = improvement_of(proposal, snapshot, execution)
+    return Telling(
+        proposal=proposal,
+        execution=execution,
+        levels=levels,
+        basis=basis,
+        words=() if proposal is None else tuple(changes_in_words(proposal)),
+        plan=plan_of(proposal, service, snapshot, verdict),
+        risk=risk_of(proposal),
+        impact=impact_of(proposal),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """The findings of a verdict as they are told."""
+
+    findings: tuple[Finding, ...]
+    told: list[dict[str, Any]]
+    denied_by: list[str]
+
+
+def checks_of(verdict: Verdict | None) -> Checks:
+    """Return the findings of a verdict as they are told; none where nothing was judged."""
+    if verdict is None:
+        return Checks((), [], [])
+    told = [
         {
             "check_type": f.principle_id,
             "title": f.title,
@@ -209,12 +256,22 @@ def compliance_of(
             "evaluated": f.evaluated,
             "details": f.reason,
         }
-        for f in (verdict.findings if verdict is not None else ())
+        for f in verdict.findings
     ]
+    return Checks(verdict.findings, told, list(verdict.denied_by))
+
+
+def compliance_of(
+    proposal: Proposal | None, verdict: Verdict | None, checks: Checks, constitution_digest: str, now_ms: int
+) -> dict[str, Any]:
+    """Return what the constitution says of the plan, principle by principle; `checks` are those of the verdict.
+
+    Without a plan there was nothing to judge; a plan without a verdict is not compliant.
+    """
     return {
         "compliant": proposal is None if verdict is None else verdict.decision is Decision.ALLOW,
-        "checks": checks,
-        "denied_by": list(verdict.denied_by) if verdict is not None else [],
+        "checks": checks.told,
+        "denied_by": checks.denied_by,
         "judged": verdict is not None,
         "constitution_digest": constitution_digest,
         "constitutional_hash": CONSTITUTIONAL_HASH,

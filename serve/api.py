@@ -40,6 +40,7 @@ from serve.envelope import Envelope
 from serve.errors import ApiError, api_error_of, clip, error_response, validation_problems
 from serve.feed import FeedBatchRequest
 from serve.gate import Gate, GovernedRoute, needs
+from serve.hot_route import CacheApi, HotPath, Raised
 from serve.schemas import ControlRequest, WarmRequest
 from serve.security import TokenStore
 from serve.telemetry import Telemetry
@@ -114,7 +115,7 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     settings = backend.settings
     admission = Admission(settings.requests_per_s_per_token, settings.decisions_in_flight_max)
     store = tokens if tokens is not None else TokenStore(backend.settings.state_dir)
-    app = FastAPI(
+    app = CacheApi(
         title="cachewarden",
         version=__version__,
         docs_url=None,
@@ -155,7 +156,9 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         control_routes,
     ):
         app.include_router(routes.router)
-    app.router.routes.insert(0, optimize_routes.hot_route())
+    route = optimize_routes.decision_route()
+    app.router.routes.insert(0, Raised(route))
+    app.hot = HotPath(route, app.whole, app.state.context, app.state.gate)
     _publish_openapi(app)
     app.add_middleware(Envelope, telemetry=telemetry, limits=_BODY_LIMITS, body_timeout_s=settings.body_timeout_s)
     return app

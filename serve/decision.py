@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from cachewarden.codec import digest
 from cachewarden.errors import ConstitutionalComplianceError, OperatingError
@@ -32,7 +32,7 @@ from cachewarden.policy.second_opinion import SECOND_OPINION, carried
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
-from serve.answers import changes_in_words, compliance_of, impact_of, improvement_of, plan_of, risk_of, target_notes
+from serve.answers import checks_of, compliance_of, improvement_of, target_notes
 from serve.courses import Apply, Asked, Course, already_so, confirmed, course_of
 from serve.docket import Docket, Grounds
 
@@ -47,6 +47,9 @@ __all__ = [
     "max_age_ms_of",
     "with_execution",
 ]
+
+
+NOTHING_JUDGED: Final = checks_of(None)
 
 
 def _no_lap(_step: str) -> None:
@@ -164,7 +167,7 @@ def decide(
     Raises ConstitutionalComplianceError for a wrong hash, UnknownService, and StateTooOld where the state is missing
     or older than three cycles.
     """
-    request, constitution = asked.request, grounds.constitution
+    request = asked.request
     if request.constitutional_hash != CONSTITUTIONAL_HASH:
         raise ConstitutionalComplianceError(request.constitutional_hash)
     service = grounds.fleet.service(request.service_name)
@@ -191,7 +194,7 @@ def decide(
             proposal=found.proposal,
         )
     lap("settlement_ms")
-    response = _response(asked, service, snapshot, found, verdict, constitution, now_ms, known)
+    response = _response(asked, service, snapshot, found, verdict, at_hand, now_ms)
     record = _record(asked, found, verdict, response, execute is not None, now_ms, known)
     lap("answer_ms")
     return DecisionOutcome(
@@ -226,29 +229,29 @@ def _response(
     snapshot: Snapshot | None,
     found: Course,
     verdict: Verdict | None,
-    constitution: Constitution,
+    docket: Docket,
     now_ms: int,
-    state: FleetState,
 ) -> CacheOptimizationResponse:
-    levels, basis = improvement_of(found.proposal, snapshot, found.execution)
-    _, notes = target_notes(asked.request.target_metrics, snapshot, levels)
-    recommendations = [] if found.proposal is None or found.applied else changes_in_words(found.proposal)
-    recommendations.append(found.reason)
-    recommendations.extend(notes)
-    missing = state.missing.get(service.name)
+    telling = docket.telling(service, found.proposal, found.execution, verdict)
+    checks = NOTHING_JUDGED if verdict is None else docket.checks(verdict)
+    _, notes = target_notes(asked.request.target_metrics, snapshot, telling.levels)
+    recommendations = [*(() if found.applied else telling.words), found.reason, *notes]
+    missing = docket.state.missing.get(service.name)
     if missing:
         recommendations.append(f"`{service.name}` could not be observed: {missing}")
     elif snapshot is None:
         recommendations.append(f"`{service.name}` has not been observed yet")
     return CacheOptimizationResponse(
         optimization_applied=found.applied,
-        optimization_plan=plan_of(found.proposal, service, snapshot, verdict),
-        performance_improvement=levels,
-        prediction_basis=basis,
-        constitutional_compliance=compliance_of(found.proposal, verdict, constitution.digest, now_ms),
+        optimization_plan=telling.plan,
+        performance_improvement=telling.levels,
+        prediction_basis=telling.basis,
+        constitutional_compliance=compliance_of(
+            found.proposal, verdict, checks, docket.grounds.constitution.digest, now_ms
+        ),
         recommendations=recommendations,
-        risk_assessment=risk_of(found.proposal),
-        estimated_impact=impact_of(found.proposal),
+        risk_assessment=telling.risk,
+        estimated_impact=telling.impact,
         decision_id=asked.decision_id,
         service_name=service.name,
         state=found.state,
@@ -286,7 +289,7 @@ def _record(
         if verdict is None
         else {
             "decision": verdict.decision.value,
-            "denied_by": list(verdict.denied_by),
+            "denied_by": response.constitutional_compliance["denied_by"],
             "proposal_digest": verdict.proposal_digest,
             "constitution_digest": verdict.constitution_digest,
             "judged_at_ms": verdict.judged_at_ms,

@@ -1,8 +1,8 @@
 """What is worked out once for every state version and then shared by all requests on it.
 
-The surroundings, the newest execution of each service, and for each standing proposal the facts and the context of the
-constitution's expressions. INVARIANT: everything in it follows from the one state and the grounds that it was made of,
-and no verdict is kept: each request is judged anew, at its own time.
+The surroundings, the newest execution of each service, for each standing proposal the facts and the context of the
+constitution's expressions, and the words in which a plan is told. INVARIANT: everything in it follows from the one
+state and the grounds that it was made of, and no verdict is kept: each request is judged anew, at its own time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agents.obstacles import Obstacle, Situation, find_obstacle
-from cachewarden.fleet import Fleet
-from cachewarden.messages import Execution, Proposal, Verdict
+from cachewarden.fleet import Fleet, Service
+from cachewarden.messages import Decision, Execution, Proposal, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import Prepared
@@ -19,6 +19,7 @@ from cachewarden.policy.facts import facts_of
 from cachewarden.policy.surroundings import Surroundings, budgeted_services, surroundings_of
 from cachewarden.protocol import FleetState
 from cachewarden.settings import CacheOptimizerSettings
+from serve.answers import Checks, Telling, checks_of, telling_of
 
 __all__ = ["Docket", "Grounds", "others_of"]
 
@@ -62,6 +63,8 @@ class Docket:
         self._others: Surroundings | None = None
         self._prepared: dict[str, Prepared] = {}
         self._situation: Situation | None = None
+        self._tellings: dict[tuple[str, str | None, Decision | None], Telling] = {}
+        self._checks: dict[str, Checks] = {}
 
     def holds(self, state: FleetState, grounds: Grounds) -> bool:
         """Whether this was made of the same version of the state on the same grounds."""
@@ -112,4 +115,26 @@ class Docket:
                 budgeted=situation.budgeted,
                 force=frozenset((proposal.service,)),
             )
-        return find_obstacle(proposal, verdict, situation, self.grounds.settings, now_ms)
+        ready = self._prepared.get(proposal.proposal_id)
+        known = ready.digest if ready is not None and ready.proposal is proposal else None
+        settings = self.grounds.settings
+        return find_obstacle(proposal, verdict, situation, settings, now_ms, proposal_digest=known)
+
+    def telling(
+        self, service: Service, proposal: Proposal | None, execution: Execution | None, verdict: Verdict | None
+    ) -> Telling:
+        """Return the words on a plan; `proposal` and `execution` are of this state."""
+        decision = None if verdict is None else verdict.decision
+        key = (service.name, None if proposal is None else proposal.proposal_id, decision)
+        found = self._tellings.get(key)
+        if found is None or found.proposal is not proposal or found.execution is not execution:
+            snapshot = self.state.snapshots.get(service.name)
+            found = self._tellings[key] = telling_of(proposal, execution, service, snapshot, verdict)
+        return found
+
+    def checks(self, verdict: Verdict) -> Checks:
+        """Return the words on a verdict's findings; those of the same findings are shared."""
+        found = self._checks.get(verdict.proposal_id)
+        if found is None or found.findings != verdict.findings:
+            found = self._checks[verdict.proposal_id] = checks_of(verdict)
+        return found

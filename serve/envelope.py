@@ -22,14 +22,18 @@ from cachewarden.messages import CONSTITUTIONAL_HASH
 from serve.errors import SECURITY_HEADERS, ApiError, error_response
 from serve.telemetry import Telemetry
 
-__all__ = ["MAX_BODY_BYTES", "Envelope"]
+__all__ = ["MAX_BODY_BYTES", "OUT_OF_TIME", "Envelope", "TooSlow", "body_part", "given_id", "own_headers"]
 
 MAX_BODY_BYTES: Final = 64 * 1024
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class _TooSlow(Exception):
-    pass
+OUT_OF_TIME: Final = "cachewarden.out_of_time"
+"""Set in the scope of a request whose body was waited for already, in vain."""
+
+
+class TooSlow(Exception):
+    """The next part of a body did not come in time."""
 
 
 _OURS: Final = {
@@ -46,6 +50,32 @@ class _TooLarge(Exception):
     pass
 
 
+def given_id(value: str) -> str:
+    """Return the id that a request gave itself if it can be one, else a new one."""
+    return value if _REQUEST_ID.fullmatch(value) else str(uuid4())
+
+
+def own_headers(status_code: int, request_id: str, began_s: float) -> dict[bytes, bytes]:
+    """Return what every answer carries; `began_s` of the performance counter."""
+    ours = {
+        **_OURS,
+        b"x-request-id": request_id.encode(),
+        b"x-processing-time-ms": f"{(time.perf_counter() - began_s) * 1000:.3f}".encode(),
+    }
+    if status_code < 400:
+        ours[b"x-constitutional-compliance"] = b"verified"
+    return ours
+
+
+async def body_part(receive: Receive, timeout_s: float) -> Message:
+    """Return the next message of a request; raises TooSlow."""
+    try:
+        async with asyncio.timeout(max(0.0, timeout_s)):
+            return await receive()
+    except TimeoutError:
+        raise TooSlow from None
+
+
 class Envelope:
     """Wraps the application; `limits` gives single paths another bound than MAX_BODY_BYTES."""
 
@@ -60,8 +90,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid4())
+        request_id = given_id(Headers(scope=scope).get("x-request-id", ""))
         scope.setdefault("state", {})["request_id"] = request_id
         status_code = 500
 
@@ -69,13 +98,7 @@ class Envelope:
             nonlocal status_code
             if message["type"] == "http.response.start":
                 status_code = message["status"]
-                ours = {
-                    **_OURS,
-                    b"x-request-id": request_id.encode(),
-                    b"x-processing-time-ms": f"{(time.perf_counter() - started_s) * 1000:.3f}".encode(),
-                }
-                if status_code < 400:
-                    ours[b"x-constitutional-compliance"] = b"verified"
+                ours = own_headers(status_code, request_id, started_s)
                 given = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _NEVER_TWICE]
                 present = {pair[0].lower() for pair in given}
                 message = {**message, "headers": [*given, *(pair for pair in ours.items() if pair[0] not in present)]}
@@ -83,6 +106,9 @@ class Envelope:
 
         try:
             replay = await self._buffered(scope, receive)
+            if replay is None:
+                status_code = 499
+                return
             await self._app(scope, replay, send_with_headers)
         except _TooLarge:
             limit = self._limit(scope)
@@ -93,7 +119,7 @@ class Envelope:
                 headers={"Connection": "close"},
             )
             await error_response(Request(scope), error)(scope, receive, send_with_headers)
-        except _TooSlow:
+        except TooSlow:
             error = ApiError(
                 408, f"the body must come within {self._body_timeout_s:g} s", headers={"Connection": "close"}
             )
@@ -111,17 +137,21 @@ class Envelope:
     def _limit(self, scope: Scope) -> int:
         return self._limits.get(scope["path"], MAX_BODY_BYTES)
 
-    async def _buffered(self, scope: Scope, receive: Receive) -> Receive:
+    async def _buffered(self, scope: Scope, receive: Receive) -> Receive | None:
         """Read the body up to the bound and return a `receive` that gives it again; a GET has none that anybody
-        reads."""
+        reads. None where the client has gone meanwhile: nobody is there to be answered."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
         limit = self._limit(scope)
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and (len(declared) > 12 or int(declared) > limit):
             raise _TooLarge
-        first = await self._next(receive, self._body_timeout_s)
-        if first["type"] != "http.request" or not first.get("more_body", False):
+        if OUT_OF_TIME in scope:
+            raise TooSlow
+        first = await body_part(receive, self._body_timeout_s)
+        if first["type"] != "http.request":
+            return None
+        if not first.get("more_body", False):
             if len(first.get("body", b"")) > limit:
                 raise _TooLarge
             return _replaying([first], receive)
@@ -130,23 +160,15 @@ class Envelope:
         while True:
             if len(body) > limit:
                 raise _TooLarge
-            message = await self._next(receive, end_s - time.perf_counter())
+            message = await body_part(receive, end_s - time.perf_counter())
             if message["type"] != "http.request":
-                return _replaying([message], receive)
+                return None
             body += message.get("body", b"")
             if not message.get("more_body", False):
                 break
         if len(body) > limit:
             raise _TooLarge
         return _replaying([{"type": "http.request", "body": bytes(body), "more_body": False}], receive)
-
-    @staticmethod
-    async def _next(receive: Receive, timeout_s: float) -> Message:
-        try:
-            async with asyncio.timeout(max(0.0, timeout_s)):
-                return await receive()
-        except TimeoutError:
-            raise _TooSlow from None
 
 
 def _replaying(first: list[Message], receive: Receive) -> Receive:

@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from cachewarden import __version__
 from cachewarden.messages import CONSTITUTIONAL_HASH
+from serve.durations import Durations
 from serve.errors import SERVICE_NAME
 from serve.gauges import Moment, MomentGauges
 
@@ -50,12 +51,11 @@ class Telemetry:
         self._requests = Counter(
             "acgs_http_requests_total", "requests", ["method", "endpoint", "status_code", "service"], registry=registry
         )
-        self._duration_s = Histogram(
+        self._duration_s = Durations(
             "acgs_http_request_duration_seconds",
             "duration",
-            ["method", "endpoint", "service"],
-            registry=registry,
-            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+            ("method", "endpoint", "service"),
+            (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
         )
         self._validations = Counter(
             "acgs_constitutional_validations_total",
@@ -95,29 +95,41 @@ class Telemetry:
         self._violations.labels("critical")
 
     def _add_times(self) -> None:
-        self._decision_s = Histogram(
+        self._decision_s = Durations(
             "cachewarden_decision_duration_seconds",
             "pure decision, without journal and actuator",
-            registry=self.registry,
-            buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
+            (),
+            (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
         )
-        self._step_s = Histogram(
+        self._step_s = Durations(
             "cachewarden_decision_step_seconds",
             "steps of an optimisation request",
-            ["step"],
-            registry=self.registry,
-            buckets=(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0),
+            ("step",),
+            (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0),
         )
-        self._steps: dict[str, Histogram] = {}
+        for durations in (self._duration_s, self._decision_s, self._step_s):
+            self.registry.register(durations)
+        # To find a child by its labels costs more than to count; routes, methods and states are few.
+        self._counted: dict[tuple[str, str, int], Counter] = {}
+        self._checked: dict[tuple[str, str], Counter] = {}
+        self._answered: dict[str, Counter] = {}
 
     def request(self, method: str, endpoint: str, status_code: int, duration_s: float) -> None:
         """Count one answered request; `endpoint` is a route template."""
-        self._requests.labels(method, endpoint, str(status_code), SERVICE_NAME).inc()
-        self._duration_s.labels(method, endpoint, SERVICE_NAME).observe(duration_s)
+        key = (method, endpoint, status_code)
+        child = self._counted.get(key)
+        if child is None:
+            child = self._counted[key] = self._requests.labels(method, endpoint, str(status_code), SERVICE_NAME)
+        child.inc()
+        self._duration_s.observe((method, endpoint, SERVICE_NAME), duration_s)
 
     def hash_checked(self, endpoint: str, method: str) -> None:
         """Count one request whose hash was right or absent."""
-        self._validations.labels(SERVICE_NAME, endpoint, method, "valid").inc()
+        child = self._checked.get((endpoint, method))
+        if child is None:
+            child = self._validations.labels(SERVICE_NAME, endpoint, method, "valid")
+            self._checked[(endpoint, method)] = child
+        child.inc()
 
     def hash_refused(self, endpoint: str, method: str, where: str) -> None:
         """Count one wrong hash; `where` is `header` or `body`."""
@@ -136,8 +148,11 @@ class Telemetry:
 
     def decided(self, state: str, decision_s: float, now_s: float, *, judged: bool, complete: bool) -> None:
         """Count one optimisation request; only those about a plan are decisions for the compliance rate."""
-        self._answers.labels(state).inc()
-        self._decision_s.observe(decision_s)
+        answers = self._answered.get(state)
+        if answers is None:
+            answers = self._answered[state] = self._answers.labels(state)
+        answers.inc()
+        self._decision_s.observe((), decision_s)
         self._started_s = now_s if self._started_s is None else self._started_s
         self._optimizations_s.append(now_s)
         while self._optimizations_s and self._optimizations_s[0] < now_s - _WINDOW_S:
@@ -148,10 +163,7 @@ class Telemetry:
     def steps(self, laps_ms: Mapping[str, float]) -> None:
         """Count the time of each step of one answered optimisation request."""
         for step, took_ms in laps_ms.items():
-            histogram = self._steps.get(step)
-            if histogram is None:
-                histogram = self._steps[step] = self._step_s.labels(step.removesuffix("_ms"))
-            histogram.observe(took_ms / 1000)
+            self._step_s.observe((step.removesuffix("_ms"),), took_ms / 1000)
 
     def requests_per_s(self, now_s: float) -> float:
         """Return optimisation requests per second over the last minute, or since the first if that is shorter (at least

@@ -69,7 +69,7 @@ class Prepared:
     judgement adds the moment and asks every principle anew. Nothing of a verdict is kept. Not for several threads.
     """
 
-    __slots__ = ("_context", "_facts", "constitution", "digest", "proposal", "unreadable")
+    __slots__ = ("_context", "_facts", "_questions", "_timed", "constitution", "digest", "proposal", "unreadable")
 
     def __init__(self, constitution: Constitution, proposal: Proposal, facts: Mapping[str, Any]) -> None:
         self.constitution = constitution
@@ -77,6 +77,19 @@ class Prepared:
         self.digest = _digest_of(proposal)
         self._facts = facts
         self._context: Any = None
+        self._timed = constitution.words & TIMED
+        asked = zip(constitution.principles, constitution.holding, constitution.programs, strict=True)
+        self._questions = tuple(
+            (None, principle, holding, program)
+            if principle.applies(proposal.kinds, proposal.playbook)
+            else (
+                principle.finding(Decision.ALLOW, "does not apply to this kind of change"),
+                principle,
+                holding,
+                program,
+            )
+            for principle, holding, program in asked
+        )
         self.unreadable = "" if self.digest else "the proposal holds values that cannot be written down"
         if self.unreadable:
             return
@@ -92,21 +105,23 @@ class Prepared:
             return refusal(constitution, proposal, now_ms, self.unreadable)
         timed = with_time(self._facts, now_ms)
         try:
-            self._context.update({w: timed[w] for w in constitution.words & TIMED if w in timed})
+            self._context.update({w: timed[w] for w in self._timed if w in timed})
         except (*EVALUATION_ERRORS, OverflowError) as error:
             return refusal(constitution, proposal, now_ms, f"the facts cannot be given to the expressions: {error}")
         findings: list[Finding] = []
-        applied = 0
-        questions = zip(constitution.principles, constitution.holding, constitution.programs, strict=True)
-        for principle, holding, program in questions:
-            if not principle.applies(proposal.kinds, proposal.playbook):
-                findings.append(principle.finding(Decision.ALLOW, "does not apply to this kind of change"))
+        applied, allowed = 0, True
+        for exempt, principle, holding, program in self._questions:
+            if exempt is not None:
+                findings.append(exempt)
                 continue
             applied += 1
-            findings.append(_ask(principle, holding, program, self._context, timed))
+            finding = _ask(principle, holding, program, self._context, timed)
+            findings.append(finding)
+            # A principle that holds gives one and the same finding.
+            if finding is not holding and finding.decision is not Decision.ALLOW:
+                allowed = False
         if not applied:
             return refusal(constitution, proposal, now_ms, "no principle applies to this kind of change")
-        allowed = all(finding.decision is Decision.ALLOW for finding in findings)
         return Verdict(
             proposal_id=proposal.proposal_id,
             proposal_digest=self.digest,

@@ -255,3 +255,28 @@ def test_no_tampering_that_changes_the_chain_gets_past_a_checkpoint_of_its_head(
 def test_a_checkpoint_is_json_and_back():
     mark = checkpoint_of(records(1)[0])
     assert codec.decode(Checkpoint, json.loads(codec.canonical_json(mark))) == mark
+
+
+@given(
+    kind=st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    agent=st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    service=st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    subject_id=st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    at_ms=st.integers(-(10**18), 10**18),
+    payload=st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text('aé"\\\n'),
+        max_size=5,
+    ),
+)
+def test_what_is_sealed_is_written_in_the_canonical_form(kind, agent, service, subject_id, at_ms, payload):
+    draft = RecordDraft(at_ms=at_ms, kind=kind, agent=agent, service=service, subject_id=subject_id, payload=payload)
+    ((record, text),) = chain.seal_texts([draft], 7, "ab" * 32)
+    assert text == codec.canonical_json(record).decode()
+    without = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "hash"}
+    assert record.hash == codec.digest(without) == chain.hash_of(record)
+    assert chain.parse_record(text, 7) == record

@@ -96,3 +96,20 @@ async def test_a_body_that_does_not_come_is_408(tmp_path):
     assert response.status_code == 408
     assert response.json()["error"]["code"] == "HTTP_408"
     assert response.headers["Connection"] == "close"
+
+
+@pytest.mark.parametrize("path", [OPTIMIZE, "/api/v1/cache/warm"])
+async def test_a_client_that_goes_before_its_body_came_is_answered_nothing_and_is_no_error(site: Site, path, capsys):
+    sent: list[object] = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [], "root_path": ""}
+    await site.app(scope, receive, send)
+    assert sent == []
+    assert "failed" not in capsys.readouterr().out
+    assert site.backend.records == []

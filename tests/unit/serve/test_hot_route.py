@@ -11,30 +11,26 @@ from hypothesis import strategies as st
 from serve_world import MemoryBackend, Site, idle, proposal, standing, state
 
 from cachewarden.messages import CONSTITUTIONAL_HASH
-from serve.hot_route import HotRoute
+from serve.hot_route import HotPath
 
 OPTIMIZE = "/api/v1/cache/optimize"
 GOOD: dict[str, object] = {"service_name": "constitutional_ai"}
 MOVING = {"performance_metrics", "decision_id"}
 
 
-def hot(site: Site) -> HotRoute:
-    route = site.app.router.routes[0]
-    assert isinstance(route, HotRoute)
-    return route
-
-
 @pytest.fixture
 def counted(site: Site, monkeypatch):
     """The site, and how often each way was gone."""
     gone: list[str] = []
-    whole = hot(site)._whole_way
+    hot = site.app.hot
+    assert hot is not None
+    whole = hot._whole
 
     async def counting(scope, receive, send) -> None:
         gone.append("whole")
         await whole(scope, receive, send)
 
-    monkeypatch.setattr(hot(site), "_whole_way", counting)
+    monkeypatch.setattr(hot, "_whole", counting)
     return site, gone
 
 
@@ -48,7 +44,7 @@ async def test_a_plain_request_goes_the_short_way_and_a_doubtful_one_the_whole(c
 
 
 def force_whole(monkeypatch) -> None:
-    monkeypatch.setattr(HotRoute, "_asked", lambda *_: None)
+    monkeypatch.setattr(HotPath, "_asked", lambda *_: (None, ""))
 
 
 def comparable(response: httpx.Response) -> tuple[int, dict, object]:
