@@ -58,8 +58,10 @@ class _Actor(AgentHost):
 def create(name: str, namespace: str, build: Callable[[], AgentShell], *, detached: bool = False) -> Any:
     """Start (or find) the actor of one agent and return its handle."""
     remote = ray.remote(concurrency_groups={"watch": WATCHERS_MAX}) if name in WATCHED else ray.remote
+    # Ray names a process after its class, and `top` should say which agent takes the time.
+    titled = type(name.capitalize(), (_Actor,), {"__module__": __name__})
     return (
-        remote(_Actor)
+        remote(titled)
         .options(**actor_options(name, namespace, detached=detached))
         .remote(build, 0 if name in PROMPT else NICENESS)
     )

@@ -139,7 +139,12 @@ async def api_up(replicas: int) -> AsyncIterator[Api]:
     async with contextlib.AsyncExitStack() as stack:
         world = await stack.enter_async_context(
             embedded_world(
-                SERVICES, mode=Mode.ADVISE, cycle_interval_ms=5_000, capture_ms=3_000, requests_per_s_per_token=1e6
+                SERVICES,
+                mode=Mode.ADVISE,
+                rate_per_s=150.0,
+                cycle_interval_ms=5_000,
+                capture_ms=0,
+                requests_per_s_per_token=1e6,
             )
         )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b")))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from cachewarden.messages import CONSTITUTIONAL_HASH
 from serve.errors import SECURITY_HEADERS, ApiError, error_response
 from serve.telemetry import Telemetry
 
-__all__ = ["MAX_BODY_BYTES", "OUT_OF_TIME", "Envelope", "TooSlow", "body_part", "given_id", "own_headers"]
+__all__ = ["MAX_BODY_BYTES", "OUT_OF_TIME", "Envelope", "TooSlow", "body_part", "given_id", "in_envelope"]
 
 MAX_BODY_BYTES: Final = 64 * 1024
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -55,8 +55,10 @@ def given_id(value: str) -> str:
     return value if _REQUEST_ID.fullmatch(value) else str(uuid4())
 
 
-def own_headers(status_code: int, request_id: str, began_s: float) -> dict[bytes, bytes]:
-    """Return what every answer carries; `began_s` of the performance counter."""
+def in_envelope(
+    headers: Iterable[tuple[bytes, bytes]], status_code: int, request_id: str, began_s: float
+) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer with what every answer carries; `began_s` of the performance counter."""
     ours = {
         **_OURS,
         b"x-request-id": request_id.encode(),
@@ -64,7 +66,9 @@ def own_headers(status_code: int, request_id: str, began_s: float) -> dict[bytes
     }
     if status_code < 400:
         ours[b"x-constitutional-compliance"] = b"verified"
-    return ours
+    given = [pair for pair in headers if pair[0].lower() not in _NEVER_TWICE]
+    present = {pair[0].lower() for pair in given}
+    return [*given, *(pair for pair in ours.items() if pair[0] not in present)]
 
 
 async def body_part(receive: Receive, timeout_s: float) -> Message:
@@ -98,10 +102,8 @@ class Envelope:
             nonlocal status_code
             if message["type"] == "http.response.start":
                 status_code = message["status"]
-                ours = own_headers(status_code, request_id, started_s)
-                given = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _NEVER_TWICE]
-                present = {pair[0].lower() for pair in given}
-                message = {**message, "headers": [*given, *(pair for pair in ours.items() if pair[0] not in present)]}
+                headers = in_envelope(message.get("headers", ()), status_code, request_id, started_s)
+                message = {**message, "headers": headers}
             await send(message)
 
         try:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.datastructures import URLPath
+from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,12 +26,13 @@ from cachewarden.models import CacheOptimizationRequest, CacheOptimizationRespon
 from serve.context import Context
 from serve.courses import Apply, Asked
 from serve.decide_request import Stopwatch, optimize_request
-from serve.envelope import MAX_BODY_BYTES, OUT_OF_TIME, TooSlow, body_part, given_id, own_headers
-from serve.errors import ApiError
+from serve.envelope import MAX_BODY_BYTES, OUT_OF_TIME, TooSlow, body_part, given_id, in_envelope
+from serve.errors import ApiError, error_response
 from serve.gate import Gate, strict_json
 
 __all__ = ["CacheApi", "HotPath", "Raised"]
 
+_JSON_TYPE: Final = (b"content-type", b"application/json")
 _HASH: Final = CONSTITUTIONAL_HASH.encode()
 _QUERIES: Final[dict[bytes, Apply]] = {b"": "auto", **{f"apply={how}".encode(): how for how in get_args(Apply)}}
 _JSON: Final = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
@@ -68,21 +70,24 @@ class HotPath:
         if asked is None:
             await self._whole(scope, _again(message, receive), send)
             return
-        gate, telemetry = self._gate, self._context.telemetry
+        gate, answer = self._gate, _Answer(scope, send, watch.began_s, given)
         try:
             gate.admission.charge(asked.caller, time.monotonic())
             gate.hash_passed(self.path, "POST")
             watch.lap("reading_ms")
             response = await optimize_request(self._context, asked, watch)
+        except ApiError as error:
+            # No rate or no room left: there are most of these when there is least time for them.
+            refused = error_response(Request(answer.scope), error)
+            await answer.give(error.status_code, refused.raw_headers, bytes(refused.body))
         except Exception as error:  # noqa: BLE001 - whatever it is, the framework has the answer to it
             await self._whole({**scope, _RAISED: error}, _again(message, receive), send)
             return
-        body = _TO_JSON(response)
-        ours = own_headers(200, given_id(given), watch.began_s)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ours.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-        telemetry.request("POST", self.path, 200, time.perf_counter() - watch.began_s)
+        else:
+            body = _TO_JSON(response)
+            await answer.give(200, [_JSON_TYPE, (b"content-length", b"%d" % len(body))], body)
+        took_s = time.perf_counter() - watch.began_s
+        self._context.telemetry.request("POST", self.path, answer.status_code, took_s)
 
     def _asked(self, scope: Scope, message: Message) -> tuple[Asked | None, str]:
         """Return what is asked, None where anything is missing, wrong or only unusual; and the request's own id."""
@@ -118,6 +123,22 @@ class HotPath:
         except (ApiError, ValidationError):
             return None, ""
         return Asked(request=request, decision_id=str(uuid4()), caller=caller.name, apply=apply), given
+
+
+class _Answer:
+    """One answer in the envelope of all answers; `scope` has the id that its error may name."""
+
+    def __init__(self, scope: Scope, send: Send, began_s: float, given: str) -> None:
+        self.status_code = 500
+        self._send, self._began_s, self._id = send, began_s, given_id(given)
+        self.scope = scope
+        scope.setdefault("state", {})["request_id"] = self._id
+
+    async def give(self, status_code: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        self.status_code = status_code
+        headers = in_envelope(headers, status_code, self._id, self._began_s)
+        await self._send({"type": "http.response.start", "status": status_code, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class Raised(BaseRoute):

@@ -36,10 +36,10 @@ class World:
     fleet: Fleet
 
 
-def _traffic(service: str) -> WorkloadSpec:
+def _traffic(service: str, rate_per_s: float) -> WorkloadSpec:
     return WorkloadSpec(
         service=service,
-        rate_per_s=1_000.0,
+        rate_per_s=rate_per_s,
         universe=2_000,
         zipf_skew=0.8,
         size_median_bytes=1_600,
@@ -50,11 +50,16 @@ def _traffic(service: str) -> WorkloadSpec:
 
 @contextlib.asynccontextmanager
 async def embedded_world(
-    services: tuple[str, ...] = SERVICES[:1], *, mode: Mode = Mode.AUTO, traffic: bool = True, **changes: object
+    services: tuple[str, ...] = SERVICES[:1],
+    *,
+    mode: Mode = Mode.AUTO,
+    traffic: bool = True,
+    rate_per_s: float = 1_000.0,
+    **changes: object,
 ) -> AsyncIterator[World]:
     """Start one full, too small cache per service, its load and a blackboard; everything ends with the block.
 
-    `changes` are settings. The fleet's budget has room for every cache to grow.
+    `rate_per_s` are lookups of each service; `changes` are settings. The fleet's budget has room for every cache to grow.
     """
     with ServerHome() as home:
         caches = {
@@ -93,7 +98,7 @@ async def embedded_world(
         settings = CacheOptimizerSettings(_env_file=None, **given)
         world = World(caches=caches, blackboard=blackboard, settings=settings, fleet=fleet)
         try:
-            async with _load(caches, home) if traffic else contextlib.nullcontext():
+            async with _load(caches, home, rate_per_s) if traffic else contextlib.nullcontext():
                 yield world
         finally:
             for server in (*caches.values(), blackboard):
@@ -101,12 +106,13 @@ async def embedded_world(
 
 
 @contextlib.asynccontextmanager
-async def _load(caches: Mapping[str, EmbeddedServer], home: ServerHome) -> AsyncIterator[None]:
+async def _load(caches: Mapping[str, EmbeddedServer], home: ServerHome, rate_per_s: float) -> AsyncIterator[None]:
     """Drive all caches from a process of their own; begins once they hold what they would in the middle of their
     lives."""
     stats_path = home.directory / "stats.jsonl"
     services = tuple(
-        PlannedService(name=name, urls={"managed": cache.url}, traffic=_traffic(name)) for name, cache in caches.items()
+        PlannedService(name=name, urls={"managed": cache.url}, traffic=_traffic(name, rate_per_s))
+        for name, cache in caches.items()
     )
     driver = start_driver(DriverPlan(seed=7, services=services, stats_path=str(stats_path)), home)
     try:

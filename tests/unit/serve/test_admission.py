@@ -113,3 +113,13 @@ async def test_a_client_that_goes_before_its_body_came_is_answered_nothing_and_i
     assert sent == []
     assert "failed" not in capsys.readouterr().out
     assert site.backend.records == []
+
+
+async def test_a_refusal_by_the_short_way_has_each_header_once(site: Site):
+    site.app.state.context.admission._decisions_max = 0
+    response = await site.ask("POST", OPTIMIZE, json={"service_name": "constitutional_ai"})
+    assert response.status_code == 503
+    names = [name for name, _ in response.headers.multi_items()]
+    assert len(names) == len(set(names))
+    assert response.headers["x-request-id"]
+    assert response.json()["error"]["request"]["path"] == OPTIMIZE.partition("?")[0]
