@@ -162,6 +162,13 @@ async def test_a_kept_change_goes_back_on_request_by_a_plan_that_somebody_else_a
         assert (await api.ask("bob", "POST", f"/plans/{plan['plan_id']}/approve", {})).status_code == 200
         execution = await world.finished(plan["plan_id"], timeout_s=60)
         assert execution.state is ExecutionState.KEPT, execution.reason
+
+        async def known_as_kept():
+            answer = await api.ask("ann", "GET", f"/plans/{plan['plan_id']}")
+            return answer.json()["plan"]["state"] == "kept"
+
+        # A change that the replica still believes in flight is stopped, not judged
+        await until(known_as_kept, what="the replica to have heard of the end")
         back = await api.ask("ann", "POST", f"/plans/{plan['plan_id']}/rollback", {"reason": "the team wants errors"})
         # A cache that refuses writes when it is full: the constitution denies that, and the answer says so
         assert back.status_code == 200, back.text
