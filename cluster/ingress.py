@@ -55,6 +55,7 @@ _FILES: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
 }
+_LOOPBACK: Final = Path(__file__).with_name("haproxy_loopback.sh")
 _CONNECTIONS_MAX: Final = 12_000
 SOCKET_CHARS_MAX: Final = 107 - len("/" + 56 * "n" + "/metrics.sock.1234567.tmp")
 """How long the folder of HAProxy's files may be: Serve adds the node's id, and HAProxy a suffix while it starts."""
@@ -89,13 +90,19 @@ def connections_max(files_max: int) -> int:
     return max(256, min(_CONNECTIONS_MAX, int((files_max - 100) / 2.5)))
 
 
-def ingress_environment(*, fast: bool, folder: Path | None = None) -> dict[str, str]:
-    """Return the variables of all Ray processes; `folder` is where HAProxy keeps its files."""
+def ingress_environment(*, fast: bool, folder: Path | None = None, binary: str | None = None) -> dict[str, str]:
+    """Return the variables of all Ray processes; `folder` is where HAProxy keeps its files.
+
+    With `binary` that HAProxy is run with its statistics on the loopback interface; both paths have to be there on
+    every node.
+    """
     variables = dict(ALWAYS)
     if fast:
         files_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         variables |= FAST
         variables["RAY_SERVE_HAPROXY_MAXCONN"] = str(connections_max(files_max))
+        if binary is not None:
+            variables |= {"RAY_SERVE_HAPROXY_BINARY_PATH": str(_LOOPBACK), "CACHEWARDEN_HAPROXY": binary}
         if folder is not None:
             variables |= {name: str(folder / file) for name, file in _FILES.items()}
     return variables
@@ -111,7 +118,7 @@ def prepare(environment: MutableMapping[str, str], folder: Path | None = None) -
     fast = wanted and binary is not None
     if folder is not None and len(str(folder)) > SOCKET_CHARS_MAX:
         folder = None
-    for name, value in ingress_environment(fast=fast, folder=folder).items():
+    for name, value in ingress_environment(fast=fast, folder=folder, binary=binary).items():
         environment.setdefault(name, value)
     if fast:
         return Ingress(fast=True, reason="HAProxy before the replicas")

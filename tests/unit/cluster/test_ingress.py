@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,30 @@ def test_no_more_connections_are_promised_than_files_may_be_open(files: int, con
 def test_the_same_variables_are_given_for_images_and_clusters():
     assert ingress_environment(fast=False) == dict(ALWAYS)
     assert FAST.items() <= ingress_environment(fast=True).items()
+
+
+def test_haproxy_keeps_its_statistics_to_this_machine(tmp_path: Path):
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text("frontend x\n    bind 10.0.0.1:80\nlisten stats\n  bind *:8404\n  bind :9101\n")
+    said = tmp_path / "said"
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\necho "$@" > {said}\n')
+    program.chmod(0o755)
+    environment = ingress_environment(fast=True, binary=str(program))
+    started = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    subprocess.run([started, "-db", "-f", str(configuration), "-x", "s"], check=True, env=environment)
+    assert said.read_text() == f"-db -f {configuration} -x s\n"
+    lines = configuration.read_text().splitlines()
+    assert lines == [
+        "frontend x",
+        "    bind 10.0.0.1:80",
+        "listen stats",
+        "  bind 127.0.0.1:8404",
+        "  bind 127.0.0.1:9101",
+    ]
+
+
+def test_an_haproxy_that_the_operator_has_named_is_run_as_it_is(binary: str):
+    environment = {"RAY_SERVE_HAPROXY_BINARY_PATH": binary}
+    prepare(environment)
+    assert environment["RAY_SERVE_HAPROXY_BINARY_PATH"] == binary
