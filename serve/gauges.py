@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cachewarden.messages import Execution, ExecutionState
+from cachewarden.messages import CONSTITUTIONAL_HASH, Execution, ExecutionState, Message
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetState
 from serve.errors import SERVICE_NAME
@@ -47,7 +47,7 @@ class MomentGauges(Collector):
         moment = self.moment
         if moment is None:
             return []
-        metrics = _replica(moment)
+        metrics = [*_replica(moment), *_hashes(moment.state)]
         if moment.state is not None:
             state = moment.state
             metrics += [*_fleet(state, moment.now_ms), *_changes(state), *_services(state), *peer_metrics(state)]
@@ -77,6 +77,21 @@ def _replica(moment: Moment) -> list[Metric]:
             rate.add_metric([SERVICE_NAME], moment.compliance_rate)
             metrics.append(rate)
     return metrics
+
+
+def _hashes(state: FleetState | None) -> list[Metric]:
+    """Whether all that this replica was told and would decide on carries our hash; a coordinator of another
+    constitution would be seen here."""
+    told: list[Message] = [] if state is None else [state]
+    for standing in () if state is None else state.standing.values():
+        told += (part for part in (standing.proposal, standing.verdict, standing.resolution) if part is not None)
+    valid = float(all(message.constitutional_hash == CONSTITUTIONAL_HASH for message in told))
+    text = "1 if everything that decisions rest on carries our constitutional hash"
+    compliance = GaugeMetricFamily("acgs_constitutional_compliance", text, labels=["service", "hash"])
+    compliance.add_metric([SERVICE_NAME, CONSTITUTIONAL_HASH], valid)
+    hash_valid = GaugeMetricFamily("acgs_constitutional_hash_valid", text, labels=["service"])
+    hash_valid.add_metric([SERVICE_NAME], valid)
+    return [compliance, hash_valid]
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

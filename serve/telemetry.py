@@ -40,12 +40,6 @@ class Telemetry:
         self._optimizations_s: deque[float] = deque()
         self._started_s: float | None = None
         Gauge(
-            "acgs_constitutional_compliance", "1 if our hash is the right one", ["service", "hash"], registry=registry
-        ).labels(SERVICE_NAME, CONSTITUTIONAL_HASH).set(1)
-        Gauge(
-            "acgs_constitutional_hash_valid", "1 if our hash is the right one", ["service"], registry=registry
-        ).labels(SERVICE_NAME).set(1)
-        Gauge(
             "acgs_service_info", "who answers", ["service", "constitutional_hash", "version"], registry=registry
         ).labels(SERVICE_NAME, CONSTITUTIONAL_HASH, __version__).set(1)
         self._requests = Counter(

@@ -9,7 +9,7 @@ from serve_world import NOW_MS, Site, execution, idle, proposal, standing, state
 
 from cachewarden.errors import TargetUnavailable
 from cachewarden.messages import CONSTITUTIONAL_HASH, ExecutionState, ResolutionOutcome
-from cachewarden.protocol import RunCycle, SetPaused
+from cachewarden.protocol import RunCycle, SetPaused, StandingDecision
 
 ANSWER_FIELDS = {
     "optimization_applied",
@@ -263,6 +263,14 @@ async def test_prometheus_text_has_the_prescribed_names(site: Site):
         "acgs_service_info",
     ):
         assert line in text, line
+
+
+async def test_a_plan_under_another_constitution_is_seen_in_the_metrics(site: Site):
+    plan = proposal(constitutional_hash="deadbeefdeadbeef")
+    standing_now = StandingDecision(service=plan.service, decided_at_ms=NOW_MS - 800, proposal=plan)
+    site.backend.known = state(standing={plan.service: standing_now})
+    text = (await site.ask("GET", "/metrics", token="read")).text
+    assert 'acgs_constitutional_hash_valid{service="cache_performance_optimizer"} 0.0' in text
 
 
 async def test_the_published_document_describes_every_route_its_errors_and_the_token(site: Site):
