@@ -146,7 +146,16 @@ class LinkedTarget:
         self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float, value_keys: int = 0
     ) -> Observation:
         """Look once."""
-        return await self.counters()
+        seen: Observation = await self._read(
+            lambda: self._cache.observe(
+                sample_keys=sample_keys,
+                capture_ms=capture_ms,
+                capture_lines=capture_lines,
+                capture_rate=capture_rate,
+                value_keys=value_keys,
+            )
+        )
+        return seen
 
     async def counters(self) -> Observation:
         """INFO only."""

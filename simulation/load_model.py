@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def _mixture(load: LoadModel) -> PopularityMixture:
     weights, rates = [load.once_share], [0.0]
     ranks = np.arange(1, load.keys + 1, dtype=np.float64) ** -load.skew
     popularity = (1.0 - load.once_share) * ranks / ranks.sum()
-    for low, high in reversed(list(zip(edges[:-1], edges[1:], strict=True))):
+    for low, high in reversed(list(pairwise(edges))):
         share = float(popularity[low - 1 : high - 1].sum())
         weights.append(share)
         rates.append(1_000.0 * share / float(high - low))

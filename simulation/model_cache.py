@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from cachewarden.errors import InvariantViolation
 from cachewarden.fleet import Service
@@ -152,8 +153,12 @@ class ModelCache(FakeServer):
     async def observe(
         self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float, value_keys: int = 0
     ) -> Observation:
-        """Look once; there are no keys to be sampled."""
-        return await self.counters()
+        """Look once; there are no keys to be sampled, captured or read."""
+        del capture_lines, capture_rate
+        seen = await self.counters()
+        asked = {"sample": sample_keys > 0, "access": capture_ms > 0, "values": value_keys > 0}
+        missing = {part: "a model has no keys" for part, wanted in asked.items() if wanted}
+        return replace(seen, incomplete={**seen.incomplete, **missing})
 
     async def counters(self) -> Observation:
         """INFO, latency and knobs; see the port."""
@@ -161,9 +166,7 @@ class ModelCache(FakeServer):
         self._advance()
         now_ms = self._clock.now_ms()
         config_get = "CONFIG GET" not in self.denied
-        missing = {"sample": "a model has no keys"}
-        if not config_get:
-            missing["knobs"] = self.denied["CONFIG GET"]
+        missing = {} if config_get else {"knobs": self.denied["CONFIG GET"]}
         policy, keys = self._knobs["maxmemory-policy"], self._resident_keys()
         lookups, slow = int(self._hits) + int(self._misses), int(self._slow)
         info = {
@@ -262,7 +265,9 @@ class ModelCache(FakeServer):
         return self._hot
 
     async def touch_hot_keys(self, lease: Lease, times: int, keys_per_s: int) -> int:
-        """Touch them under the fence; takes no time here."""
+        """Touch them under the fence; takes no time here. Raises ValueError for `keys_per_s` < 1."""
+        if keys_per_s < 1:
+            raise ValueError(f"`keys_per_s` must be at least 1, got `{keys_per_s}`")
         self._answer()
         self._check_fence(lease)
         return self._hot if times > 0 else 0
