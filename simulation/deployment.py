@@ -23,7 +23,7 @@ from cachewarden.fleet import Fleet
 from cachewarden.machine import Agent, Received, Send
 from cachewarden.performing import Ports
 from cachewarden.policy.constitution import Constitution
-from cachewarden.protocol import ChainChecked
+from cachewarden.protocol import ChainChecked, FleetState
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.cycle import Coordinator
 from simulation.dice import Dice
@@ -148,6 +148,13 @@ class Deployment:
             if self.placed[agent] == name:
                 self.start_agent(agent)
 
+    def fleet_state(self) -> FleetState | None:
+        """Return what the coordinator knows, as the API shows it; None while it does not live."""
+        shell = self.shells.get("coordinator")
+        if shell is None or not isinstance(shell.agent, Coordinator):
+            return None
+        return shell.agent.state(self.node_of("coordinator").clock.now_ms())
+
     def tell(self, to: str, message: Any, sender: str = "api") -> None:
         """Deliver a message from outside (the API, a person, a peer), if the agent lives."""
         shell = self.shells.get(to)
@@ -200,7 +207,7 @@ class Deployment:
             journal=LinkedJournal(link("journal"), servers.journal) if journal else None,
             leases=LinkedLeases(link("journal"), servers.leases) if agent == "actuator" else None,
             targets={n: LinkedTarget(link(n), c) for n, c in servers.caches.items()} if looks else {},
-            blackboard=LinkedBlackboard(link("blackboard"), servers.blackboard) if agent == "coordinator" else None,  # type: ignore[arg-type]
+            blackboard=LinkedBlackboard(link("blackboard"), servers.blackboard) if agent == "coordinator" else None,
             draw=self._dice.fork(agent).unit,
         )
 

@@ -69,7 +69,7 @@ WORDS: Mapping[str, FaultWord] = {
     "run_cycle": FaultWord(does="a person asks for a cycle now, skipping cool-down", on="service"),
     "approve": FaultWord(does="a person approves every open plan until `for` is over", lasts=True),
     # Peers.
-    "boast": FaultWord(does="the service overstates what it would gain by `value`", on="service", lasts=True, value=float),
+    "boast": FaultWord(does="the service overstates its gains by `value`", on="service", lasts=True, value=float),
     "wrong_hash": FaultWord(does="somebody sends an order with another constitutional hash", on="service"),
     "forged_order": FaultWord(does="somebody sends an order whose verdict is about something else", on="service"),
     "garbage": FaultWord(does="somebody sends what is no message at all", on="agent"),
@@ -104,7 +104,8 @@ class FaultSpec(BaseModel):
     def _complete(self) -> FaultSpec:
         word = WORDS[self.fault]
         if bool(word.on) != bool(self.on):
-            raise ValueError(f"`{self.fault}` {f'needs `on` (a {word.on})' if word.on else 'happens to nothing, leave out `on`'}")  # fmt: skip
+            what = f"needs `on` (a {word.on})" if word.on else "happens to nothing, leave out `on`"
+            raise ValueError(f"`{self.fault}` {what}")
         if word.lasts != (self.for_ms > 0):
             raise ValueError(f"`{self.fault}` {'needs `for`' if word.lasts else 'is over at once, leave out `for`'}")
         if (word.value is not None) != bool(self.value):

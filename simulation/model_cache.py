@@ -37,7 +37,7 @@ def _nothing(_fact: Fact) -> None:
 
 
 class ModelCache(FakeServer):
-    """One cache. `lookups_per_s`, `load`, `role`, `denied` and `slow_share` may be changed by whoever drives it."""
+    """One cache. `role` and `denied` may be changed by whoever drives it, its load by `set_load`."""
 
     def __init__(
         self,
@@ -54,8 +54,7 @@ class ModelCache(FakeServer):
         self.load = load
         self.lookups_per_s = lookups_per_s
         self.role = "master"
-        self.slow_share = 0.0
-        """Share of the commands that take milliseconds."""
+        self._slow_share = 0.0
         self.extended: set[str] = set()
         """Patterns whose keys have longer TTLs now."""
         self._clock = clock
@@ -87,6 +86,15 @@ class ModelCache(FakeServer):
         self._advance()
         before, self._knobs[knob] = self._knobs[knob], value
         self._note(HandWrite(at_ms=self._clock.now_ms(), service=self.service, knob=knob, before=before, after=value))
+
+    def set_load(
+        self, *, lookups_per_s: float | None = None, load: LoadModel | None = None, slow_share: float | None = None
+    ) -> None:
+        """Let it be asked for something else from now on."""
+        self._advance()
+        self.lookups_per_s = self.lookups_per_s if lookups_per_s is None else lookups_per_s
+        self.load = self.load if load is None else load
+        self._slow_share = self._slow_share if slow_share is None else slow_share
 
     def evict_fence(self) -> None:
         """Let eviction take the fence."""
@@ -138,7 +146,7 @@ class ModelCache(FakeServer):
         self._hit_ratio = target + (self._hit_ratio - target) * left
         self._hits += lookups * ratio
         self._misses += lookups * (1.0 - ratio)
-        self._slow += lookups * self.slow_share
+        self._slow += lookups * self._slow_share
         if full and self._may_evict():
             self._evicted += lookups * (1.0 - ratio)
         elif full:

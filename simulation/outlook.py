@@ -15,10 +15,10 @@ from functools import cached_property
 from typing import cast
 
 from agents.choice import Choice
-from cachewarden.knobs import EvictionPolicy
 from cachewarden.cachemodel.whatif import CacheConfiguration
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Service
+from cachewarden.knobs import EvictionPolicy
 from cachewarden.messages import TtlRule
 from cachewarden.observation import Snapshot
 from cachewarden.settings import CacheOptimizerSettings

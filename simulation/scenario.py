@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from cachewarden.errors import ConfigurationError
 from cachewarden.fleet import Bytes, Fleet, KeyPattern, Service
@@ -43,9 +44,17 @@ class SimulatedSettings(CacheOptimizerSettings):
     """Settings of a simulated deployment: what the scenario says and defaults, never the environment."""
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: Any, **sources: Any) -> tuple[Any, ...]:
-        del settings_cls
-        return (sources["init_settings"],)
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave out everything that a run could differ by from machine to machine."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
 
 
 class _Strict(BaseModel):
@@ -127,7 +136,7 @@ class Scenario(_Strict):
     minutes: float = Field(60.0, gt=0.0, le=10_000.0)
     quiet_minutes: float = Field(25.0, ge=0.0, le=1_000.0)
     deployments: Literal[1, 2] = 1
-    shared_leases: bool = Field(True, description="whether two deployments use one journal and lease server")
+    shared_leases: bool = Field(default=True, description="whether two deployments use one journal and lease server")
     nodes: Literal[1, 2] = 2
     total_memory: Bytes | None = Field(None, ge=1 << 20)
     belief_error: float = Field(0.15, ge=0.0, le=2.0, description="by what share predicted differences may be wrong")

@@ -18,6 +18,7 @@ from cachewarden.settings import CacheOptimizerSettings
 from simulation.deployment import Deployment, Servers
 from simulation.facts import Fact
 from simulation.model_cache import ModelCache
+from simulation.scenario import Scenario
 
 __all__ = ["Checker", "Violation", "WorldView"]
 
@@ -34,19 +35,33 @@ class Violation:
 class WorldView(Protocol):
     """What a checker may look at."""
 
-    fleet: Fleet
-    settings: CacheOptimizerSettings
-    caches: Mapping[str, ModelCache]
-    deployments: Mapping[str, Deployment]
-    found_bytes: Mapping[str, int]
-    quiet: bool
-    facts: list[Fact]
-
     @property
     def now_ms(self) -> int: ...
 
     @property
-    def scenario(self) -> Any: ...
+    def fleet(self) -> Fleet: ...
+
+    @property
+    def settings(self) -> CacheOptimizerSettings: ...
+
+    @property
+    def caches(self) -> Mapping[str, ModelCache]: ...
+
+    @property
+    def deployments(self) -> Mapping[str, Deployment]: ...
+
+    @property
+    def found_bytes(self) -> Mapping[str, int]:
+        """Return maxmemory of each service as it was in the beginning."""
+        ...
+
+    @property
+    def scenario(self) -> Scenario: ...
+
+    @property
+    def quiet(self) -> bool:
+        """Whether all faults are over."""
+        ...
 
     def servers_of(self, deployment: str) -> Servers: ...
 
