@@ -115,8 +115,9 @@ class LeaseTaken(Fact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appended(Fact):
-    """The journal's server took these records, whether or not its answer arrives."""
+    """The journal's server took these records, whether or not its answer arrives; `journal` is its host."""
 
+    journal: str
     records: tuple[AuditRecord, ...]
 
     def words(self) -> str:
@@ -125,17 +126,18 @@ class Appended(Fact):
             subject = f" {record.subject_id}" if record.service else ""
             reason = record.payload.get("reason")
             told.append(f"{record.seq} {record.kind}{subject}{f': {str(reason)[:110]}' if reason else ''}")
-        return "journal: " + "; ".join(told)
+        return f"{self.journal}: " + "; ".join(told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsLost(Fact):
     """The journal's server crashed and came back without its newest records, as `appendfsync everysec` permits."""
 
+    journal: str
     records: tuple[AuditRecord, ...]
 
     def words(self) -> str:
-        return f"journal: a crash took the records {', '.join(str(r.seq) for r in self.records)}"
+        return f"{self.journal}: a crash took the records {', '.join(str(r.seq) for r in self.records)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

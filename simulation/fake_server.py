@@ -33,6 +33,8 @@ class FakeServer:
         self._version = version
         self._knobs = {name: value for name, value in _DEFAULTS.items() if supported(name, "redis", version)}
         self.fence: int | None = None
+        self.fence_writes = 0
+        """How often the fence was written or taken away, whatever was written: what WATCH goes by."""
         self.reachable = True
         self.lose_next_answer = False
         """The next write is carried out, but its answer is lost."""
@@ -43,6 +45,7 @@ class FakeServer:
         """Lose the fence and every setting made at run time."""
         self._knobs = {name: _DEFAULTS[name] for name in self._knobs}
         self.fence, self.reachable = None, True
+        self.fence_writes += 1
 
     async def read_knobs(self, knobs: Sequence[str]) -> dict[str, str]:
         """CONFIG GET."""
@@ -55,6 +58,7 @@ class FakeServer:
         if self.fence is not None and self.fence > lease.epoch:
             raise StaleFencingToken(self.service, lease.epoch, self.fence)
         self.fence = lease.epoch
+        self.fence_writes += 1
         self._lose("EVAL")
 
     async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:

@@ -172,7 +172,8 @@ class LinkedTarget:
 
     async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:
         """One fenced CONFIG SET."""
-        return dict(await self._write("CONFIG SET", lambda: self._cache.write_knobs(lease, changes)))
+        work = await self._watched(lease, lambda: self._cache.write_knobs(lease, changes))
+        return dict(await self._write("CONFIG SET", work))
 
     async def collect_hot_keys(self, limit: int) -> int:
         """Remember hot keys."""
@@ -180,19 +181,30 @@ class LinkedTarget:
 
     async def touch_hot_keys(self, lease: Lease, times: int, keys_per_s: int) -> int:
         """Touch them."""
-        return int(await self._write("TOUCH", lambda: self._cache.touch_hot_keys(lease, times, keys_per_s)))
+        work = await self._watched(lease, lambda: self._cache.touch_hot_keys(lease, times, keys_per_s))
+        return int(await self._write("TOUCH", work))
 
     async def extend_ttls(
         self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
     ) -> TtlPass:
         """One pass of a rule."""
-        done: TtlPass = await self._write(
-            "PEXPIREAT", lambda: self._cache.extend_ttls(lease, rule, cursor, max_keys, restore)
-        )
+        work = await self._watched(lease, lambda: self._cache.extend_ttls(lease, rule, cursor, max_keys, restore))
+        done: TtlPass = await self._write("PEXPIREAT", work)
         return done
 
     async def close(self) -> None:
         """Nothing to give back."""
+
+    async def _watched(self, lease: Lease, work: Work) -> Work:
+        """WATCH the fence in a round trip of its own, as the adapter does, and return `work` held to what it saw: a
+        command that comes late, after the fence was written again, does nothing."""
+        seen = int(await self._read(self._cache.watch_fence))
+
+        async def held() -> Any:
+            self._cache.require_watched(lease, seen)
+            return await work()
+
+        return held
 
     async def _read(self, work: Work) -> Any:
         try:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from cachewarden.errors import InvariantViolation
+from cachewarden.errors import InvariantViolation, StaleFencingToken
 from cachewarden.fleet import Service
 from cachewarden.messages import KnobChange, Lease, TtlRule
 from cachewarden.observation import Capabilities, Observation, ProbeCost
@@ -99,6 +99,7 @@ class ModelCache(FakeServer):
     def evict_fence(self) -> None:
         """Let eviction take the fence."""
         self.fence = None
+        self.fence_writes += 1
         self._note(FenceLost(at_ms=self._clock.now_ms(), service=self.service))
 
     def restart(self, *, keeps_settings: bool = False) -> None:
@@ -264,6 +265,16 @@ class ModelCache(FakeServer):
 
     def _settings_changed(self) -> None:
         self._written = True
+
+    async def watch_fence(self) -> int:
+        """Return what a later write is held to; see `require_watched`."""
+        self._answer()
+        return self.fence_writes
+
+    def require_watched(self, lease: Lease, fence_writes: int) -> None:
+        """Raise StaleFencingToken where the fence was written since: EXEC carries out nothing after WATCH saw that."""
+        if self.fence_writes != fence_writes:
+            raise StaleFencingToken(self.service, lease.epoch, self.fence)
 
     async def collect_hot_keys(self, limit: int) -> int:
         """Remember how many keys would be remembered."""

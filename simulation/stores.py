@@ -27,8 +27,9 @@ LOSS_MS_MAX = 1_000
 class CrashingJournal(FakeJournal):
     """A journal whose newest records a crash may take."""
 
-    def __init__(self, clock: Clock, note: Callable[[Fact], None]) -> None:
+    def __init__(self, name: str, clock: Clock, note: Callable[[Fact], None]) -> None:
         super().__init__()
+        self.name = name
         self._clock = clock
         self._note = note
         self._written_ms: list[int] = []
@@ -42,7 +43,7 @@ class CrashingJournal(FakeJournal):
             now_ms, fresh = self._clock.now_ms(), tuple(self.records[before:])
             self._written_ms += [now_ms] * len(fresh)
             if fresh:
-                self._note(Appended(at_ms=now_ms, records=fresh))
+                self._note(Appended(at_ms=now_ms, journal=self.name, records=fresh))
 
     def crash(self, lost_ms: int) -> None:
         """Lose what was written within the last `lost_ms` (at most `LOSS_MS_MAX`)."""
@@ -51,7 +52,7 @@ class CrashingJournal(FakeJournal):
         lost = tuple(self.records[place:])
         del self.records[place:], self._written_ms[place:]
         if lost:
-            self._note(RecordsLost(at_ms=now_ms, records=lost))
+            self._note(RecordsLost(at_ms=now_ms, journal=self.name, records=lost))
 
 
 class CrashingLeases(FakeLeaseStore):

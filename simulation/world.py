@@ -114,7 +114,7 @@ class World:
         cache_hosts = hosts if first is None else {n: first.hosts[n] for n in self.caches}
         servers = Servers(
             caches=self.caches,
-            journal=CrashingJournal(self.time, self.note),
+            journal=CrashingJournal(f"journal{suffix}", self.time, self.note),
             leases=CrashingLeases(self.time, self.note),
             blackboard=FakeBlackboard(),
             hosts={
