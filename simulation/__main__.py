@@ -21,7 +21,7 @@ from simulation.durations import words_of_ms
 from simulation.fault_words import WORDS
 from simulation.mixes import MIXES, draw_faults
 from simulation.report import as_json, failure_text
-from simulation.run import Outcome, run_once
+from simulation.run import Outcome, checkers_of, run_once
 from simulation.scenario import Scenario, ScenarioError, load_scenario, scenario_files
 from simulation.shrink import shrink
 
@@ -76,6 +76,7 @@ def _chosen(name: str, minutes: float | None, faults: str | None, seed: int) -> 
         kept = tuple(f for f in scenario.faults if f.at_ms <= minutes * 60_000)
         scenario = scenario.model_copy(update={"minutes": minutes, "faults": kept})
     draw_faults(scenario, seed, faults)
+    checkers_of(scenario)
     return scenario
 
 

@@ -13,15 +13,15 @@ from functools import cache
 from cachewarden.messages import RecordKind
 from cachewarden.policy.constitution import Constitution
 from simulation.checkers.book import all_checkers
-from simulation.checkers.checker import Violation
+from simulation.checkers.checker import Checker, Violation
 from simulation.facts import FencedWrite
 from simulation.fault_words import FaultSpec
 from simulation.faults import schedule
 from simulation.mixes import draw_faults
-from simulation.scenario import Scenario
+from simulation.scenario import Scenario, ScenarioError
 from simulation.world import START_MS, World, default_constitution
 
-__all__ = ["Outcome", "run_once"]
+__all__ = ["Outcome", "checkers_of", "run_once"]
 
 _COUNTED = {
     RecordKind.CHANGE_INTENDED.value: "begun",
@@ -61,6 +61,17 @@ def _constitution() -> Constitution:
     return default_constitution()
 
 
+def checkers_of(scenario: Scenario) -> tuple[Checker, ...]:
+    """Return fresh checkers of every promise but those that the scenario says are known to be broken; raises
+    ScenarioError where it names none."""
+    checkers = all_checkers()
+    names = [checker.name for checker in checkers]
+    unknown = sorted(set(scenario.known_broken) - set(names))
+    if unknown:
+        raise ScenarioError(f"`known_broken`: there is no promise `{unknown[0]}`, there are: {', '.join(names)}")
+    return tuple(checker for checker in checkers if checker.name not in scenario.known_broken)
+
+
 def run_once(
     scenario: Scenario,
     seed: int,
@@ -74,7 +85,7 @@ def run_once(
     `faults` replaces what the scenario and its mix would give (as shrinking does), `mix` the mix of the scenario.
     """
     planned = draw_faults(scenario, seed, mix) if faults is None else faults
-    world = World(scenario, seed, constitution=_constitution(), checkers=all_checkers())
+    world = World(scenario, seed, constitution=_constitution(), checkers=checkers_of(scenario))
     schedule(world, planned)
     world.run()
     journals = {s.journal.name: s.journal for s in (world.servers_of(d) for d in world.deployments)}
