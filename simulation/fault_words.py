@@ -50,7 +50,7 @@ WORDS: Mapping[str, FaultWord] = {
     "cache_down": FaultWord(does="connections are refused", on="service", lasts=True),
     "cache_stalls": FaultWord(does="commands are answered only after `for`", on="service", lasts=True),
     "deny": FaultWord(does="the command `value` is refused", on="service", lasts=True, value=str),
-    "lose_answer": FaultWord(does="the next write is done, but nobody is told", on="service"),
+    "lose_answer": FaultWord(does="the next `value` (CONFIG SET, EVAL) is done unseen", on="service", value=str),
     "evict_fence": FaultWord(does="eviction takes the fence", on="service"),
     "slow_commands": FaultWord(does="a share `value` of the lookups is slow", on="service", lasts=True, value=float),
     "traffic": FaultWord(does="there are `value` times as many lookups", on="service", lasts=True, value=float),

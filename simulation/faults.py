@@ -196,7 +196,7 @@ def _deny(world: World, fault: FaultSpec) -> Undo:
 
 
 def _lose_answer(world: World, fault: FaultSpec) -> Undo:
-    world.caches[fault.on].lose_next_answer = True
+    world.caches[fault.on].loses = str(fault.amount()).upper()
     return _nothing
 
 

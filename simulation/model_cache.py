@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from cachewarden.errors import InvariantViolation, StaleFencingToken
+from cachewarden.errors import InvariantViolation, StaleFencingToken, TargetTimeout
 from cachewarden.fleet import Service
 from cachewarden.messages import KnobChange, Lease, TtlRule
 from cachewarden.observation import Capabilities, Observation, ProbeCost
@@ -55,6 +55,8 @@ class ModelCache(FakeServer):
         self.lookups_per_s = lookups_per_s
         self.role = "master"
         self._slow_share = 0.0
+        self.loses = ""
+        """Command whose next answer is lost: it is carried out, and nobody is told."""
         self.extended: set[str] = set()
         """Patterns whose keys have longer TTLs now."""
         self._clock = clock
@@ -262,6 +264,12 @@ class ModelCache(FakeServer):
                         changes=done,
                     )
                 )
+
+    def _lose(self, command: str) -> None:
+        super()._lose(command)
+        if self.loses == command:
+            self.loses = ""
+            raise TargetTimeout(self.service, command)
 
     def _settings_changed(self) -> None:
         self._written = True

@@ -12,7 +12,9 @@ from simulation.checkers.flapping import Flapping
 from simulation.checkers.floors import Floors
 from simulation.checkers.lawful import Lawful
 from simulation.checkers.liveness import Liveness
+from simulation.checkers.measured import Measured
 from simulation.checkers.outcomes import Outcomes
+from simulation.checkers.pauses import Pauses
 from simulation.checkers.single_writer import SingleWriter
 from simulation.checkers.soundness import Soundness
 from simulation.checkers.write_ahead import WriteAhead
@@ -27,6 +29,8 @@ def all_checkers() -> tuple[Checker, ...]:
         WriteAhead(),
         Lawful(),
         Outcomes(),
+        Measured(),
+        Pauses(),
         Budget(),
         Floors(),
         Flapping(),

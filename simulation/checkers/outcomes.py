@@ -1,7 +1,8 @@
 """What the journal says of an ending is true of the cache: kept means the new values, rolled back means the old ones.
 
-A rollback that could not put something back has to say what; one of a change that loses something has to say so too. A
-value that a person, a restart or another writer has set since is theirs.
+What was abandoned is as it was before, unless the cache belongs to somebody else now. A rollback that could not put
+something back has to say what; one of a change that loses something has to say so too. A value that a person, a restart
+or another writer has set since is theirs.
 """
 
 from __future__ import annotations
@@ -71,7 +72,14 @@ class Outcomes(Checker):
             if not change["proposal"]["reversible"] and not record.payload.get("cannot_be_undone"):
                 found.append(f"`{key}` does not say what cannot be undone (record {record.seq})")
             return found
+        if record.kind == RecordKind.CHANGE_ABANDONED and self._ours(record, world):
+            return self._compare(record, key, change["backup"], "abandoned", world)
         return []
+
+    def _ours(self, record: AuditRecord, world: WorldView) -> bool:
+        """Whether the cache was still ours when a change was abandoned: no newer writer, and a primary."""
+        cache, epoch = world.caches[str(record.service)], record.payload.get("epoch")
+        return cache.role == "master" and (cache.fence is None or epoch is None or cache.fence <= epoch)
 
     def _compare(
         self, record: AuditRecord, key: str, wanted: Mapping[str, str], state: str, world: WorldView
