@@ -248,6 +248,11 @@ def on_fencing(run: Run, event: Any, now_ms: int) -> Effects:
         raise InvariantViolation("nothing was deferred")
     if isinstance(event, LeaseGranted):
         run.note_lease(event.lease, run.lease_asked_ms)
+        if isinstance(run.deferred, WRITES) and now_ms >= run.lease_until_ms:
+            # It was longer on its way than it lasts (a slow network, a process that was paused): not for ever.
+            if run.tries < _READS_MAX:
+                return (run.back_off(now_ms),)
+            return give_up(run, "the lease runs out before it arrives, again and again")
         run.tries = 0
         return _do(run, run.deferred, now_ms, run.deferred_phase)
     if isinstance(event, KnobsRead):

@@ -10,21 +10,24 @@ It decides nothing. INVARIANT: no state of a server is touched but by a call tha
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
+from cachewarden.chain import GENESIS_HASH
 from cachewarden.errors import BlackboardUnavailable, JournalUnavailable, TargetTimeout, TargetUnavailable
 from cachewarden.messages import AuditRecord, KnobChange, Lease, TtlRule
 from cachewarden.observation import Observation
 from cachewarden.ports import RecordDraft, TtlPass
 from simulation.fake_blackboard import FakeBlackboard
-from simulation.fake_journal import FakeJournal
 from simulation.fake_leases import FakeLeaseStore
 from simulation.model_cache import ModelCache
 from simulation.network import Host, Network, NoAnswer, Unreachable
+from simulation.stores import CrashingJournal
 from simulation.virtual_time import drive
 
 __all__ = ["Link", "LinkedBlackboard", "LinkedJournal", "LinkedLeases", "LinkedTarget"]
 
+_APPENDS_MAX = 50
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
 
@@ -45,13 +48,26 @@ class Link:
 class LinkedJournal:
     """The Journal port over a link."""
 
-    def __init__(self, link: Link, journal: FakeJournal) -> None:
+    def __init__(self, link: Link, journal: CrashingJournal) -> None:
         self._link = link
         self._journal = journal
+        self._known: tuple[int, str] = (0, GENESIS_HASH)
+        """Where the journal ended when it was last heard of."""
 
     async def append(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
-        """Append; without an answer none or all were written."""
-        return list(await self._call(lambda: self._journal.append(drafts)))
+        """Append; without an answer none or all were written.
+
+        What comes late finds another end of the journal and is refused, so nothing is ever written after what followed
+        it. Raises JournalUnavailable.
+        """
+        for _ in range(_APPENDS_MAX):
+            head = self._known
+            written: list[AuditRecord] | None = await self._call(partial(self._journal.append_at, head, drafts))
+            if written is not None:
+                self._known = (written[-1].seq, written[-1].hash) if written else head
+                return written
+            self._known = await self.head()
+        raise JournalUnavailable("others are always faster")
 
     async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
         """Read on from a place."""

@@ -45,6 +45,10 @@ class CrashingJournal(FakeJournal):
             if fresh:
                 self._note(Appended(at_ms=now_ms, journal=self.name, records=fresh))
 
+    async def append_at(self, head: tuple[int, str], drafts: Sequence[RecordDraft]) -> list[AuditRecord] | None:
+        """Append if the journal still ends where the writer believes, as the script of the real one does; else None."""
+        return await self.append(drafts) if await self.head() == head else None
+
     def crash(self, lost_ms: int) -> None:
         """Lose what was written within the last `lost_ms` (at most `LOSS_MS_MAX`)."""
         now_ms = self._clock.now_ms()

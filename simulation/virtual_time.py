@@ -129,7 +129,7 @@ class Task:
         self._work = work
         self._gate = gate
         self._on_end = on_end
-        self._closed = False
+        self._closed = self._running = False
 
     def start(self) -> None:
         self._go_on()
@@ -137,15 +137,23 @@ class Task:
     def close(self) -> None:
         """End it where it stands, as the death of its process does."""
         self._closed = True
-        self._work.close()
+        if not self._running:
+            self._work.close()
 
     def _go_on(self) -> None:
         if self._closed:
             return
+        self._running = True
         try:
             pending: Pending = self._work.send(None)
         except StopIteration:
             self._on_end(self)
+            return
+        finally:
+            self._running = False
+        if self._closed:
+            # It has ended its own process while it ran.
+            self._work.close()
             return
         pending.then(lambda: self._gate(self._go_on))
 
