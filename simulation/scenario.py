@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from cachewarden.errors import ConfigurationError
+from cachewarden.errors import ConfigurationError, SettingsError
 from cachewarden.fleet import Bytes, Fleet, KeyPattern, Service
 from cachewarden.knobs import check_value
 from cachewarden.messages import Mode
@@ -84,7 +84,10 @@ class Load(_Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Load:
-        check_value("maxmemory-policy", self.eviction_policy)
+        try:
+            check_value("maxmemory-policy", self.eviction_policy)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
         if (self.ttl_gain > 0.0) != (0 < self.written_ttl < self.max_staleness):
             raise ValueError("`ttl_gain` needs `written_ttl` and a longer `max_staleness`, and the other way round")
         return self
@@ -173,7 +176,11 @@ class Scenario(_Strict):
         unknown = sorted(set(known) - set(CacheOptimizerSettings.model_fields))
         if unknown:
             raise ValueError(f"`{unknown[0]}` is no setting, docs/OPERATIONS.md lists them")
-        return SimulatedSettings(**known)
+        try:
+            return SimulatedSettings(**known)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"setting `{first['loc'][0]}`: {first['msg'].lower()}, got `{first['input']}`") from None
 
 
 def parse_scenario(text: str, source: str = "scenario.yaml") -> Scenario:
