@@ -1,10 +1,9 @@
 """The shell around an agent: takes one event at a time, calls `step`, performs the effects through ports, feeds
 answers back.
 
-It decides nothing. It is the only awaiting code of the library, and the only place where any exception may be
-caught: an operating
-error becomes an `EffectFailed` event; an exception out of `step` is a bug, stops the agent and leaves every cache
-untouched.
+It decides nothing. With the table of `performing.py` it is the only awaiting code of the library, and the only place
+where any exception may be caught: an operating error becomes an `EffectFailed` event; an exception out of `step` is a
+bug, stops the agent and leaves every cache untouched.
 
 INVARIANT: `step` is never entered twice at once, and messages of one step leave in the order in which it gave them;
 what is mirrored onto the blackboard goes its own way, so that a blackboard that hangs holds up no message.

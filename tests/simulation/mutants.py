@@ -264,8 +264,9 @@ def consent_is_not_needed(monkeypatch):
 
 
 TWO = "two-optimizers-on-the-same-caches"
+APART = "two-optimizers-that-do-not-know-of-each-other"
 MUTANTS = (
-    Mutant("fence_is_ignored", fence_is_ignored, ("single-writer",), "leases-shorter-than-the-network-is-slow", seeds=10),
+    Mutant("fence_is_ignored", fence_is_ignored, ("single-writer",), APART),
     Mutant("write_before_its_record", write_before_its_record, ("write-ahead",), "two-caches-on-a-calm-day", seeds=1),
     Mutant("unfinished_changes_are_forgotten", unfinished_changes_are_forgotten, ("endings",), mix="crashes"),
     Mutant("what_crashed_in_the_middle_is_left_so", what_crashed_in_the_middle_is_left_so, ("outcomes",), "actuator-dies-between-the-steps"),
