@@ -168,7 +168,7 @@ class NodeShell:
             try:
                 return tuple(await self._ports.journal.read_back(kinds))
             except JournalUnavailable:
-                await self._node.time.sleep(_JOURNAL_RETRY_MS)
+                await self._node.time.wait(_JOURNAL_RETRY_MS)
 
     def _pump(self) -> None:
         while self.alive and self._ready and not self._taking and self._inbox:

@@ -52,7 +52,7 @@ class VirtualTime:
         """Run `action` in `delay_ms`."""
         return self.at(self._now_ms + max(0, delay_ms), action)
 
-    def sleep(self, delay_ms: int) -> Pending:
+    def wait(self, delay_ms: int) -> Pending:
         """Return something to await that is there after `delay_ms`."""
         pending = Pending()
         self.after(delay_ms, lambda: pending.resolve(None))

@@ -57,11 +57,6 @@ def _no_table(monkeypatch):
 def fence_is_ignored(monkeypatch):
     monkeypatch.setattr(ModelCache, "_check_fence", lambda self, lease: None)
     monkeypatch.setattr(ModelCache, "require_watched", lambda self, lease, seen: None)
-
-    async def raise_fence(self, lease):
-        self.fence = max(self.fence or 0, lease.epoch)
-
-    monkeypatch.setattr(ModelCache, "raise_fence", raise_fence)
     # Whoever thinks that a lease never runs out writes whenever it wakes up.
     monkeypatch.setattr(agents.execution_run.Run, "distrust_lease", lambda self: None)
     note_lease = agents.execution_run.Run.note_lease
@@ -264,9 +259,9 @@ def consent_is_not_needed(monkeypatch):
 
 
 TWO = "two-optimizers-on-the-same-caches"
-APART = "two-optimizers-that-do-not-know-of-each-other"
+EVICTED = "fence-evicted-between-the-steps"
 MUTANTS = (
-    Mutant("fence_is_ignored", fence_is_ignored, ("single-writer",), APART),
+    Mutant("fence_is_ignored", fence_is_ignored, ("single-writer",), EVICTED),
     Mutant("write_before_its_record", write_before_its_record, ("write-ahead",), "two-caches-on-a-calm-day", seeds=1),
     Mutant("unfinished_changes_are_forgotten", unfinished_changes_are_forgotten, ("endings",), mix="crashes"),
     Mutant("what_crashed_in_the_middle_is_left_so", what_crashed_in_the_middle_is_left_so, ("outcomes",), "actuator-dies-between-the-steps"),

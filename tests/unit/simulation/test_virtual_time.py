@@ -53,7 +53,7 @@ def test_what_was_cancelled_does_not_run(time):
 
 def test_a_task_that_is_closed_while_it_waits_goes_on_no_more(time):
     async def work():
-        await time.sleep(100)
+        await time.wait(100)
         pytest.fail("it went on")
 
     task = Task(work(), lambda action: action(), lambda _: None)
