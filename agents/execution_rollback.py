@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agents.execution_run import RECORD_TRIES_NOTED, Ending, Run, fence_found_higher, fence_missing
+from agents.execution_run import RECORD_TRIES_NOTED, Ending, Run
 from agents.execution_table import Phase
 from agents.info_facts import InfoFacts, facts_of_info
 from agents.playbooks import Step, steps_back
@@ -284,11 +284,11 @@ def _undo_values(run: Run, values: dict[str, str], now_ms: int) -> Effects:
 def _undo_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
     if run.phase is Phase.UNDO_SETTLING:
         return _undo_settled(run, None, now_ms)
-    if fence_found_higher(event.kind, event.details):
+    if run.superseded_by(event):
         return abandon(run, f"superseded while it was being taken back: {event.reason}", _left(run))
     run.values_unsure = True
     step = run.undo[run.undo_step]
-    if fence_missing(event.kind, event.details) or event.outcome_unknown:
+    if event.kind == "StaleFencingToken" or event.outcome_unknown:
         # Writing the fence again makes a write that is still on its way fail, so what is written next is the last word.
         run.tries += 1
         if run.tries <= UNDO_TRIES_MAX:

@@ -21,7 +21,17 @@ from agents.recovery import Unfinished
 from agents.ttl_governor import RuleRounds
 from agents.windows import Window
 from cachewarden.cachemodel.scoring import comparable_window
-from cachewarden.machine import AcquireLease, Effect, ExtendTtls, Record, Send, SetTimer, TouchHotKeys, WriteKnobs
+from cachewarden.machine import (
+    AcquireLease,
+    Effect,
+    EffectFailed,
+    ExtendTtls,
+    Record,
+    Send,
+    SetTimer,
+    TouchHotKeys,
+    WriteKnobs,
+)
 from cachewarden.messages import Execution, ExecutionState, Lease, Proposal, RecordKind
 from cachewarden.observation import Observation
 from cachewarden.protocol import ExecutionReport
@@ -93,6 +103,8 @@ class Run:
         self.lease_until_ms = 0
         self.lease_asked_ms = now_ms
         self.renewal_asked_ms = now_ms
+        self.renewing = False
+        """Whether a renewal at the side is on its way."""
         self.values_unsure = False
         """Somebody may have written since we last looked: the lease had lapsed before it was granted again."""
 
@@ -224,6 +236,17 @@ class Run:
             self.values_unsure = True
         self.lease = lease
         self.lease_until_ms = asked_ms + self.settings.lease_ttl_ms
+
+    def superseded_by(self, event: EffectFailed) -> bool:
+        """Say whether a write failed because a newer writer has raised the fence, and that is not ourselves.
+
+        A renewal at the side that came after the lease had lapsed raises it under a new epoch; a write that was on its
+        way then meets the epoch of its own successor. Whoever asks for the lease again finds out which it was.
+        """
+        if not fence_found_higher(event.kind, event.details):
+            return False
+        own = self.lease is not None and event.details.get("found") == self.lease.epoch
+        return event.kind == "LeaseLost" or not (own or self.renewing)
 
     def distrust_lease(self) -> None:
         """Demand that the fence is written again before the next write, so that a command that is still on its way

@@ -177,11 +177,12 @@ def _applied(run: Run, payload: dict[str, Any]) -> Effects:
 
 def _work_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
     step = run.steps[run.step]
-    if fence_found_higher(event.kind, event.details):
+    if run.superseded_by(event):
         return abandon(run, f"superseded by a newer writer: {event.reason}", {"knobs": dict(run.current)})
     if step.kind is StepKind.COLLECT_HOT_KEYS:
         return give_up(run, f"the hot keys could not be collected: {event.reason}")
-    if fence_missing(event.kind, event.details):
+    if fence_missing(event.kind, event.details) or fence_found_higher(event.kind, event.details):
+        run.values_unsure = run.values_unsure or not fence_missing(event.kind, event.details)
         run.refences += 1
         if run.refences > _REFENCES_MAX:
             return give_up(run, "the fence in the cache was evicted again and again, raise its memory first")
@@ -248,6 +249,11 @@ def on_fencing(run: Run, event: Any, now_ms: int) -> Effects:
         raise InvariantViolation("nothing was deferred")
     if isinstance(event, LeaseGranted):
         run.note_lease(event.lease, run.lease_asked_ms)
+        if isinstance(run.deferred, WRITES) and now_ms >= run.lease_until_ms:
+            # It was longer on its way than it lasts (a slow network, a process that was paused): not for ever.
+            if run.tries < _READS_MAX:
+                return (run.back_off(now_ms),)
+            return give_up(run, "the lease runs out before it arrives, again and again")
         run.tries = 0
         return _do(run, run.deferred, now_ms, run.deferred_phase)
     if isinstance(event, KnobsRead):

@@ -128,7 +128,8 @@ _FENCED = (*_WORK, _P.REFENCING, _P.VERIFYING, _P.READING_BACK)
 
 def _fencing(work: tuple[Phase, ...], again: Phase, verify: Phase, stop: tuple[Phase, ...]) -> Row:
     return _row(
-        (LeaseGranted, (*work, verify)),
+        # A lease that was so long on its way that it has run out is asked for again.
+        (LeaseGranted, (*work, verify, again, *stop)),
         (LeaseDenied, stop),
         (EffectFailed, (again, *stop)),
         (TimerFired, (again, *stop)),

@@ -12,23 +12,24 @@ the budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from agents.appraisal import Appraisal, appraise
+from agents.appraisal import appraise
+from agents.choice import Choice
 from agents.drafting import draft
 from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, Received, Send
-from cachewarden.messages import Mode, Proposal
+from cachewarden.messages import Mode, Proposal, TtlRule
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetPlanned, History, PlanFleet
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["Planner", "curve_of", "plan_fleet"]
+__all__ = ["Appraise", "Planner", "Prospects", "curve_of", "plan_fleet"]
 
 MEMORY_STEP_BYTES = 256 * 1024
 """Sizes are multiples of this: finer steps than the models can tell apart would only churn."""
@@ -42,6 +43,28 @@ _ROUND_STEP_SHARE = 0.4
 next round sees what this one did."""
 
 
+class Prospects(Protocol):
+    """What is asked of one cache under examination; `agents.appraisal.Appraisal` answers from replays and closed
+    forms, the simulator from the model of its loads."""
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+    @property
+    def curve_bytes(self) -> tuple[int, ...]: ...
+
+    @property
+    def curve_hit_ratio(self) -> tuple[float, ...]: ...
+
+    def best_at(self, maxmemory_bytes: int) -> Choice: ...
+
+    def content(self, settings: CacheOptimizerSettings) -> str: ...
+
+
+Appraise = Callable[[Snapshot, Service, CacheOptimizerSettings, tuple[TtlRule, ...], float], Prospects | str]
+"""`agents.appraisal.appraise`, or another that keeps its word."""
+
+
 class Planner:
     """Answers PlanFleet with FleetPlanned; holds no state between two questions."""
 
@@ -49,15 +72,20 @@ class Planner:
     heavy_step = True
     """One answer may take seconds of arithmetic: a shell that shares its loop takes the step to a thread."""
 
-    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
+    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, appraise_cache: Appraise = appraise) -> None:
         self._fleet = fleet
         self._settings = settings
+        self._appraise = appraise_cache
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event; everything but a PlanFleet is ignored."""
         if not isinstance(event, Received) or not isinstance(event.message, PlanFleet):
             return ()
-        return (Send(to=event.sender, message=plan_fleet(event.message, self._fleet, self._settings, now_ms)),)
+        return (
+            Send(
+                to=event.sender, message=plan_fleet(event.message, self._fleet, self._settings, now_ms, self._appraise)
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +98,22 @@ class _Division:
     """Memory of the budget that nobody holds now."""
 
 
-def plan_fleet(question: PlanFleet, fleet: Fleet, settings: CacheOptimizerSettings, now_ms: int) -> FleetPlanned:
+def plan_fleet(
+    question: PlanFleet,
+    fleet: Fleet,
+    settings: CacheOptimizerSettings,
+    now_ms: int,
+    appraise_cache: Appraise = appraise,
+) -> FleetPlanned:
     """Return the proposals of one cycle, and a reason for each observed service that gets none."""
     idle: dict[str, str] = {}
-    appraisals: dict[str, Appraisal] = {}
+    appraisals: dict[str, Prospects] = {}
     for snapshot in sorted(question.snapshots, key=lambda s: s.service):
         service = fleet.service(snapshot.service)
         history = question.history.get(service.name)
         obstacle = _obstacle(snapshot, history, settings)
         rules = () if history is None else history.ttl_rules
-        result = obstacle or appraise(snapshot, service, settings, rules, question.interval_factor)
+        result = obstacle or appraise_cache(snapshot, service, settings, rules, question.interval_factor)
         if isinstance(result, str):
             idle[service.name] = result
         else:
@@ -114,7 +148,7 @@ def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimi
     return None
 
 
-def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fleet, minimum_gain: float) -> _Division:
+def _divide(appraisals: Mapping[str, Prospects], question: PlanFleet, fleet: Fleet, minimum_gain: float) -> _Division:
     """Divide the memory of the services that may change; the others keep what they have.
 
     What a service that was not seen holds, or one in the middle of a change may need back, is nobody's to give.
@@ -141,7 +175,7 @@ def _divide(appraisals: Mapping[str, Appraisal], question: PlanFleet, fleet: Fle
     )
 
 
-def curve_of(appraisal: Appraisal, service: Service) -> Curve:
+def curve_of(appraisal: Prospects, service: Service) -> Curve:
     """Return what arbitration is told of a service: its curve, worth, minimum and floor."""
     return Curve(
         service=service.name,
@@ -157,7 +191,7 @@ def curve_of(appraisal: Appraisal, service: Service) -> Curve:
 
 
 def _propose(
-    appraisal: Appraisal,
+    appraisal: Prospects,
     service: Service,
     division: _Division,
     settings: CacheOptimizerSettings,

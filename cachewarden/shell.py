@@ -1,10 +1,9 @@
 """The shell around an agent: takes one event at a time, calls `step`, performs the effects through ports, feeds
 answers back.
 
-It decides nothing. It is the only awaiting code of the library, and the only place where any exception may be
-caught: an operating
-error becomes an `EffectFailed` event; an exception out of `step` is a bug, stops the agent and leaves every cache
-untouched.
+It decides nothing. With the table of `performing.py` it is the only awaiting code of the library, and the only place
+where any exception may be caught: an operating error becomes an `EffectFailed` event; an exception out of `step` is a
+bug, stops the agent and leaves every cache untouched.
 
 INVARIANT: `step` is never entered twice at once, and messages of one step leave in the order in which it gave them;
 what is mirrored onto the blackboard goes its own way, so that a blackboard that hangs holds up no message.
@@ -14,15 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from cachewarden import machine as m
-from cachewarden.errors import CachewardenError, JournalUnavailable, OperatingError, StaleFencingToken
+from cachewarden.errors import CachewardenError, JournalUnavailable, OperatingError
 from cachewarden.messages import AuditRecord
-from cachewarden.peering import Peers, peer_performers
-from cachewarden.ports import Blackboard, Clock, Journal, LeaseStore, Mailbox, RecordDraft, TargetCache
+from cachewarden.performing import Ports, drafts_of, failure_of, performers
 from cachewarden.protocol import AgentBeat
 
 __all__ = ["AgentShell", "Ports", "end_tasks"]
@@ -43,23 +40,6 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ports:
-    """What a shell may reach. An agent whose effects need a port that is None gets `EffectFailed`."""
-
-    clock: Clock
-    mailbox: Mailbox
-    journal: Journal | None = None
-    leases: LeaseStore | None = None
-    targets: Mapping[str, TargetCache] = field(default_factory=dict)
-    blackboard: Blackboard | None = None
-    peers: Peers | None = None
-    draw: Callable[[], float] = lambda: 1.0
-    """Where in its spread a timer lies, 0..1; without dice at its end."""
-    close: Callable[[], Awaitable[None]] | None = None
-    """Gives back what the ports hold (connections)."""
 
 
 class AgentShell:
@@ -84,19 +64,7 @@ class AgentShell:
         self._beat_to = beat_to
         self._heavy = bool(getattr(agent, "heavy_step", False))
         self._started_at_ms = ports.clock.now_ms()
-        self._performers: dict[type[m.Effect], Callable[[Any], Awaitable[Any]]] = {
-            m.ReadJournal: self._read_journal,
-            m.Observe: self._observe,
-            m.ReadCounters: self._read_counters,
-            m.AcquireLease: self._acquire_lease,
-            m.ReleaseLease: self._release_lease,
-            m.ReadKnobs: self._read_knobs,
-            m.WriteKnobs: self._write_knobs,
-            m.CollectHotKeys: self._collect_hot_keys,
-            m.TouchHotKeys: self._touch_hot_keys,
-            m.ExtendTtls: self._extend_ttls,
-            **peer_performers(ports.peers, ports.journal),
-        }
+        self._performers = performers(agent, ports)
 
     def deliver(self, sender: str, message: Any) -> bool:
         """Put a message into the inbox; False (and counted) when it is full."""
@@ -238,18 +206,7 @@ class AgentShell:
             _log.exception("%s could not deliver %s", self.agent.name, type(effect).__name__)
 
     async def _append(self, records: list[m.Record]) -> None:
-        now_ms = self._ports.clock.now_ms()
-        drafts = [
-            RecordDraft(
-                at_ms=now_ms,
-                kind=r.kind,
-                agent=self.agent.name,
-                service=r.service,
-                subject_id=r.subject_id,
-                payload=r.payload,
-            )
-            for r in records
-        ]
+        drafts = drafts_of(self.agent.name, records, self._ports.clock.now_ms())
         try:
             if self._ports.journal is None:
                 raise JournalUnavailable("this agent has no journal")
@@ -279,94 +236,4 @@ class AgentShell:
                 self._inbox.put_nowait(event)
 
     def _fail(self, effect: m.Effect, error: Exception) -> None:
-        # An unexpected exception may have come after the command left: its outcome counts as unknown.
-        expected = isinstance(error, CachewardenError)
-        details = (
-            {k: v for k, v in vars(error).items() if isinstance(v, (str, int, float, type(None)))} if expected else {}
-        )
-        self._inbox.put_nowait(
-            m.EffectFailed(
-                ref=effect.ref,
-                effect=type(effect).__name__,
-                kind=type(error).__name__,
-                reason=str(error),
-                outcome_unknown=bool(getattr(error, "outcome_unknown", not expected)),
-                details=details,
-            )
-        )
-
-    def _target(self, service: str) -> TargetCache:
-        target = self._ports.targets.get(service)
-        if target is None:
-            raise OperatingError(f"`{self.agent.name}` has no access to the cache of `{service}`")
-        return target
-
-    def _lease_store(self) -> LeaseStore:
-        if self._ports.leases is None:
-            raise OperatingError(f"`{self.agent.name}` has no access to the leases")
-        return self._ports.leases
-
-    async def _read_journal(self, e: m.ReadJournal) -> m.JournalRead:
-        if self._ports.journal is None:
-            raise JournalUnavailable("this agent has no journal")
-        if e.kinds:
-            records = await self._ports.journal.read_back(e.kinds, e.limit)
-        else:
-            records = await self._ports.journal.read(e.after_seq, e.limit)
-        return m.JournalRead(ref=e.ref, records=tuple(records))
-
-    async def _observe(self, e: m.Observe) -> m.Observed:
-        seen = await self._target(e.service).observe(
-            sample_keys=e.sample_keys,
-            capture_ms=e.capture_ms,
-            capture_lines=e.capture_lines,
-            capture_rate=e.capture_rate,
-            value_keys=e.value_keys,
-        )
-        return m.Observed(ref=e.ref, service=e.service, observation=seen)
-
-    async def _read_counters(self, e: m.ReadCounters) -> m.Observed:
-        return m.Observed(ref=e.ref, service=e.service, observation=await self._target(e.service).counters())
-
-    async def _acquire_lease(self, e: m.AcquireLease) -> m.LeaseGranted | m.LeaseDenied:
-        store = self._lease_store()
-        lease = await store.acquire(e.service, getattr(self.agent, "holder", self.agent.name), e.ttl_ms)
-        if lease is None:
-            current = await store.holder(e.service)
-            holder = current.holder if current else None
-            return m.LeaseDenied(ref=e.ref, service=e.service, holder=holder, reason=f"held by `{holder}`")
-        try:
-            await self._target(e.service).raise_fence(lease)
-        except StaleFencingToken as error:
-            return m.LeaseDenied(ref=e.ref, service=e.service, holder=None, reason=str(error))
-        return m.LeaseGranted(ref=e.ref, lease=lease)
-
-    async def _release_lease(self, e: m.ReleaseLease) -> None:
-        await self._lease_store().release(e.lease)
-
-    async def _read_knobs(self, e: m.ReadKnobs) -> m.KnobsRead:
-        return m.KnobsRead(ref=e.ref, service=e.service, values=await self._target(e.service).read_knobs(e.knobs))
-
-    async def _write_knobs(self, e: m.WriteKnobs) -> m.KnobsWritten:
-        values = await self._target(e.service).write_knobs(e.lease, e.changes)
-        return m.KnobsWritten(ref=e.ref, service=e.service, values=values)
-
-    async def _collect_hot_keys(self, e: m.CollectHotKeys) -> m.HotKeysCollected:
-        return m.HotKeysCollected(
-            ref=e.ref, service=e.service, keys=await self._target(e.service).collect_hot_keys(e.limit)
-        )
-
-    async def _touch_hot_keys(self, e: m.TouchHotKeys) -> m.HotKeysCollected:
-        kept = await self._target(e.service).touch_hot_keys(e.lease, e.times, e.keys_per_s)
-        return m.HotKeysCollected(ref=e.ref, service=e.service, keys=kept)
-
-    async def _extend_ttls(self, e: m.ExtendTtls) -> m.TtlsExtended:
-        done = await self._target(e.service).extend_ttls(e.lease, e.rule, e.cursor, e.max_keys, e.restore)
-        return m.TtlsExtended(
-            ref=e.ref,
-            service=e.service,
-            cursor=done.cursor,
-            examined=done.examined,
-            extended=done.extended,
-            commands=done.commands,
-        )
+        self._inbox.put_nowait(failure_of(effect, error))

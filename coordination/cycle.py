@@ -18,11 +18,21 @@ from typing import Any
 from cachewarden.approval import DecideApproval, SubmitProposal
 from cachewarden.codec import to_jsonable
 from cachewarden.fleet import Fleet
-from cachewarden.machine import Effect, EffectFailed, Received, Record, Recorded, Send, SetTimer, Started, TimerFired
+from cachewarden.machine import (
+    Effect,
+    EffectFailed,
+    JournalRead,
+    Received,
+    Record,
+    Recorded,
+    Send,
+    SetTimer,
+    Started,
+    TimerFired,
+)
 from cachewarden.messages import Execution, ExecutionState, Proposal, RecordKind, Resolution, ResolutionOutcome, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import (
-    AgentBeat,
     CancelExecution,
     ChainChecked,
     Execute,
@@ -35,7 +45,6 @@ from cachewarden.protocol import (
     Judge,
     Judged,
     ObserveFleet,
-    PeerReport,
     PlanFleet,
     RunCycle,
     SetPaused,
@@ -46,6 +55,7 @@ from cachewarden.protocol import (
 from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
 from coordination.approvals import REF_PREFIX, ApprovalBook
+from coordination.catching_up import CATCH_UP, CatchingUp
 from coordination.fleet_memory import FleetMemory
 from coordination.state_feed import StateFeed
 
@@ -75,6 +85,7 @@ class Coordinator:
         self._settings = settings
         self._memory = FleetMemory(fleet, settings)
         self._approvals = ApprovalBook(fleet, settings)
+        self._catching_up = CatchingUp()
         self._hurry = False
         """Whether somebody waits for the next cycle."""
         self._cycle = 0
@@ -102,14 +113,12 @@ class Coordinator:
             Execute: self._on_execute,
             DecideApproval: lambda message, _sender, now_ms: self._approvals.decide(message, now_ms),
             SubmitProposal: self._on_submit,
-            AgentBeat: self._on_beat,
             ChainChecked: self._on_chain_checked,
-            PeerReport: self._on_peer_report,
         }
 
     def state(self, now_ms: int) -> FleetState:
         """Return everything that is known, as one value."""
-        return self._memory.state(now_ms, self._cycle, self._phase(), self._life_ms)
+        return self._memory.state(now_ms, self._cycle, self._stage, self._life_ms)
 
     def has_news(self, seen: tuple[int, int]) -> bool:
         """Whether a watcher that has seen (life, version) lacks something; never before the journal was replayed."""
@@ -134,7 +143,12 @@ class Coordinator:
             return self._on_recorded(event, now_ms)
         if isinstance(event, EffectFailed):
             return self._on_not_recorded(event, now_ms) if event.effect == "Record" else ()
+        if isinstance(event, JournalRead):
+            lost = self._memory.unheard(event.records)
+            told = (e for x in lost for e in self._on_execution(ExecutionReport(execution=x), self.name, now_ms))
+            return (*told, *self._catching_up.read(event, now_ms))
         if isinstance(event, Received):
+            self._memory.hear(event.message, event.sender, now_ms)
             handler = self._handlers.get(type(event.message))
             return () if handler is None else handler(event.message, event.sender, now_ms)
         return ()
@@ -143,6 +157,7 @@ class Coordinator:
 
     def _on_recorded(self, event: Recorded, now_ms: int) -> tuple[Effect, ...]:
         self._memory.note_journal(event.record.seq)
+        self._catching_up.note_own(event.record.seq)
         if event.ref.startswith(REF_PREFIX):
             asked, effects = self._approvals.recorded(event.ref)
             return (*effects, *self._hasten(now_ms)) if asked else effects
@@ -193,6 +208,7 @@ class Coordinator:
                 subject_id=self.name,
                 payload={"replayed_records": len(event.records), "services": list(self._fleet.names)},
             ),
+            self._catching_up.begin(event.records, now_ms),
             SetTimer(ref="cycle", due_ms=now_ms + 500),
             SetTimer(ref="heartbeat", due_ms=now_ms + self._settings.agent_heartbeat_interval * 1000),
         )
@@ -200,6 +216,8 @@ class Coordinator:
     def _on_timer(self, ref: str, now_ms: int) -> tuple[Effect, ...]:
         if ref == "cycle":
             return self._begin(now_ms) if self._stage == "idle" else ()
+        if ref == CATCH_UP:
+            return self._catching_up.ask(now_ms)
         if ref == "heartbeat":
             due_ms = now_ms + self._settings.agent_heartbeat_interval * 1000
             return (*projection.heartbeat(now_ms), SetTimer(ref="heartbeat", due_ms=due_ms))
@@ -232,15 +250,6 @@ class Coordinator:
         pause_ms = 0 if self._hurry else self._settings.cycle_interval_ms if pause_ms is None else pause_ms
         self._hurry = False
         return (SetTimer(ref="cycle", due_ms=now_ms + pause_ms),)
-
-    def _phase(self) -> str:
-        if self._memory.paused:
-            return f"paused: {self._memory.pause_reason}"
-        if self._stage != "idle":
-            return f"{self._stage} {len(self._fleet.services)} services (cycle {self._cycle})"
-        trouble = self._memory.journal_trouble
-        why = f"; the journal did not take the last records, so nothing was done: {trouble}" if trouble else ""
-        return f"waiting for the next cycle (last was {self._cycle}){why}"
 
     def _answers(self, message: Any, stage: str) -> bool:
         return self._stage == stage and message.cycle == self._cycle
@@ -429,14 +438,6 @@ class Coordinator:
         if not message.paused and self._stage == "idle":
             effects.append(SetTimer(ref="cycle", due_ms=now_ms))
         return tuple(effects)
-
-    def _on_beat(self, message: AgentBeat, sender: str, now_ms: int) -> tuple[Effect, ...]:
-        self._memory.note_beat(message, sender, now_ms)
-        return ()
-
-    def _on_peer_report(self, message: PeerReport, _sender: str, now_ms: int) -> tuple[Effect, ...]:
-        self._memory.note_peers(message, now_ms)
-        return ()
 
     def _on_chain_checked(self, message: ChainChecked, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         told = projection.chain_checked(message, now_ms)

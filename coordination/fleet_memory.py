@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -53,6 +54,18 @@ def _opened(record: AuditRecord) -> Execution:
         updated_at_ms=record.at_ms,
         reason="under way when the coordinator started anew",
         hit_ratio_before=dict(record.payload.get("baseline", {})).get("hit_ratio"),
+    )
+
+
+def _followed(known: Execution, record: AuditRecord) -> Execution:
+    """Return a change as it is after one more record of it."""
+    return replace(
+        known,
+        state=_STATE_OF_RECORD[RecordKind(record.kind)],
+        updated_at_ms=record.at_ms,
+        reason=str(record.payload.get("reason", "")),
+        hit_ratio_after=record.payload.get("hit_ratio_after", known.hit_ratio_after),
+        comparable=record.payload.get("comparable", known.comparable),
     )
 
 
@@ -113,19 +126,29 @@ class FleetMemory:
                     continue
                 self.note_execution(changes[record.subject_id], record.at_ms)
             elif record.kind in _STATE_OF_RECORD and record.subject_id in changes:
-                known = changes[record.subject_id]
                 # Taken out, since a kept change whose rules are being revoked is open again until that is done.
                 self._executions.pop(record.subject_id, None)
-                told = replace(
-                    known,
-                    state=_STATE_OF_RECORD[RecordKind(record.kind)],
-                    updated_at_ms=record.at_ms,
-                    reason=str(record.payload.get("reason", "")),
-                    hit_ratio_after=record.payload.get("hit_ratio_after", known.hit_ratio_after),
-                    comparable=record.payload.get("comparable", known.comparable),
-                )
-                changes[record.subject_id] = told
+                changes[record.subject_id] = told = _followed(changes[record.subject_id], record)
                 self.note_execution(told, record.at_ms)
+
+    def unheard(self, records: Iterable[AuditRecord]) -> tuple[Execution, ...]:
+        """Return what the journal says of changes and nobody has told: those never heard of, and endings that differ.
+
+        A report may be lost on its way, and a service whose change has ended would be busy for ever.
+        """
+        found: dict[str, Execution] = {}
+        for record in records:
+            key = record.subject_id
+            known = found.get(key) or self._executions.get(key)
+            if record.kind == RecordKind.CHANGE_INTENDED and known is None and record.service in self._fleet.names:
+                with suppress(ValidationError):
+                    found[key] = _opened(record)
+            elif record.kind in _STATE_OF_RECORD and record.kind != RecordKind.CHANGE_INTENDED and known is not None:
+                found[key] = _followed(known, record)
+        heard = self._executions
+        return tuple(
+            e for key, e in found.items() if key not in heard or (e.state.final and e.state is not heard[key].state)
+        )
 
     def _note_rules(self, proposal: Proposal, *, in_force: bool) -> None:
         rules = self._rules.setdefault(proposal.service, {})
@@ -244,6 +267,13 @@ class FleetMemory:
             name=sender, alive=True, last_seen_ms=now_ms, restarts=restarts, detail=beat.detail
         )
 
+    def hear(self, message: object, sender: str, now_ms: int) -> None:
+        """Take note of who lives, whatever else the message means."""
+        if isinstance(message, AgentBeat):
+            self.note_beat(message, sender, now_ms)
+        elif isinstance(message, PeerReport):
+            self.note_peers(message, now_ms)
+
     def note_trouble(self, agent: str, detail: str) -> None:
         old = self._health.get(agent)
         self._health[agent] = AgentHealth(
@@ -341,8 +371,17 @@ class FleetMemory:
                     reserved[service] = max(reserved.get(service, 0), int(change.before), int(change.after))
         return reserved
 
-    def state(self, now_ms: int, cycle: int, phase: str, life_ms: int) -> FleetState:
-        """Return everything as one value."""
+    def _phase(self, stage: str, cycle: int) -> str:
+        if self.paused:
+            return f"paused: {self.pause_reason}"
+        if stage != "idle":
+            return f"{stage} {len(self._fleet.services)} services (cycle {cycle})"
+        trouble = self.journal_trouble
+        why = f"; the journal did not take the last records, so nothing was done: {trouble}" if trouble else ""
+        return f"waiting for the next cycle (last was {cycle}){why}"
+
+    def state(self, now_ms: int, cycle: int, stage: str, life_ms: int) -> FleetState:
+        """Return everything as one value; `stage` is that of the cycle, `idle` between two."""
         health = {
             name: h
             if now_ms - h.last_seen_ms < _SILENT_MS
@@ -356,7 +395,7 @@ class FleetMemory:
             version=self._version,
             at_ms=now_ms,
             cycle=cycle,
-            phase=phase,
+            phase=self._phase(stage, cycle),
             paused=self.paused,
             pause_reason=self.pause_reason,
             snapshots=dict(self._snapshots),

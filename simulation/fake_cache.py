@@ -10,7 +10,6 @@ INVARIANT: the same calls at the same times give the same answers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,26 +17,18 @@ import numpy as np
 from cachewarden.cachemodel.memory_accounting import encoding_of, entry_bytes
 from cachewarden.cachemodel.shards import SpatialFilter, hash_key
 from cachewarden.cachemodel.trace import AccessTrace, Op
-from cachewarden.errors import SettingsError, StaleFencingToken, TargetRefused, TargetTimeout, TargetUnavailable
 from cachewarden.fleet import Service
-from cachewarden.knobs import check_value, supported
-from cachewarden.messages import KnobChange, Lease, TtlRule
+from cachewarden.messages import Lease, TtlRule
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
 from cachewarden.ports import Clock, TtlPass
 from coordination.monitor_lines import PatternIndex
 from coordination.ttl_deadlines import extended_deadline_ms, restored_deadline_ms
+from simulation.fake_server import FakeServer
 from simulation.fake_values import fake_value_sample
 
 __all__ = ["FakeCache"]
 
 _START_UP_BYTES = 1 << 20
-_DEFAULTS = {
-    "maxmemory": "0", "maxmemory-policy": "noeviction", "maxmemory-samples": "5", "maxmemory-eviction-tenacity": "10",
-    "lfu-log-factor": "10", "lfu-decay-time": "1", "active-expire-effort": "1", "latency-monitor-threshold": "0",
-    "slowlog-log-slower-than": "10000", "latency-tracking": "yes", "lazyfree-lazy-eviction": "no",
-    "lazyfree-lazy-expire": "no", "lazyfree-lazy-server-del": "no", "hash-max-listpack-entries": "128",
-    "hash-max-listpack-value": "64", "zset-max-listpack-entries": "128", "set-max-intset-entries": "512",
-}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -49,31 +40,21 @@ class _Entry:
     frequency: int = 5
 
 
-class FakeCache:
-    """One cache. `get`, `set` and `flush` are the application's side; `reachable`, `lose_next_answer` and `denied` are
-    its faults.
-    """
+class FakeCache(FakeServer):
+    """One cache. `get` and `set` are the application's side; its faults are those of `FakeServer`."""
 
     def __init__(
         self, service: Service, *, clock: Clock, hash_secret: bytes = b"fake", version: str = "7.0.15"
     ) -> None:
-        self.service = service.name
+        super().__init__(service.name, version)
         self._service = service
         self._clock = clock
         self._secret = hash_secret
-        self._version = version
-        self._knobs = {name: value for name, value in _DEFAULTS.items() if supported(name, "redis", version)}
         self._entries: dict[bytes, _Entry] = {}
         self._accesses: deque[tuple[int, bytes, Op, int, int]] = deque(maxlen=200_000)
         self._counts = dict.fromkeys(("keyspace_hits", "keyspace_misses", "evicted_keys", "expired_keys", "refused"), 0)
         self._hot: list[bytes] = []
         self._lives = self._looks = 0
-        self.fence: int | None = None
-        self.reachable = True
-        self.lose_next_answer = False
-        """The next write is carried out, but its answer is lost."""
-        self.denied: dict[str, str] = {}
-        """Command (`CONFIG SET`, `CONFIG GET`, `MONITOR`) to the server's words of refusal."""
 
     # --- The application's side
 
@@ -110,8 +91,7 @@ class FakeCache:
         self._entries.clear()
         self._accesses.clear()
         self._counts = dict.fromkeys(self._counts, 0)
-        self._knobs = {name: _DEFAULTS[name] for name in self._knobs}
-        self.fence, self.reachable = None, True
+        self._forget_settings()
 
     def used_bytes(self) -> int:
         """used_memory: start-up plus every entry by the memory model."""
@@ -206,35 +186,9 @@ class FakeCache:
             incomplete=missing,
         )  # fmt: skip
 
-    async def read_knobs(self, knobs: Sequence[str]) -> dict[str, str]:
-        """CONFIG GET."""
-        self._answer("CONFIG GET")
-        return {knob: self._knobs[knob] for knob in knobs if knob in self._knobs}
-
-    async def raise_fence(self, lease: Lease) -> None:
-        """Raise the fence unless a higher one stands there."""
-        self._answer()
-        if self.fence is not None and self.fence > lease.epoch:
-            raise StaleFencingToken(self.service, lease.epoch, self.fence)
-        self.fence = lease.epoch
-        self._lose("EVAL")
-
-    async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:
-        """One fenced CONFIG SET, then what CONFIG GET says."""
-        values = {change.knob: check_value(change.knob, change.after) for change in changes}
-        if len(values) != len(changes) or not changes:
-            raise SettingsError("a write needs at least one knob and each of them once")
-        self._answer("CONFIG GET")
-        self._check_fence(lease)
-        self._answer("CONFIG SET")
-        for knob in values:
-            if knob not in self._knobs:
-                raise TargetRefused(self.service, "CONFIG SET", f"unknown option `{knob}`")
-        self._knobs |= values
+    def _settings_changed(self) -> None:
         self._expire()
         self._make_room()
-        self._lose("CONFIG SET")
-        return {knob: self._knobs[knob] for knob in values}
 
     async def collect_hot_keys(self, limit: int) -> int:
         """Remember the hottest keys."""
@@ -275,24 +229,6 @@ class FakeCache:
                 extended += 1
         after = part[-1][0] + 1 if len(part) < len(left) else 0
         return TtlPass(cursor=after, examined=len(part), extended=extended, commands=0)
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-    def _answer(self, command: str | None = None) -> None:
-        if not self.reachable:
-            raise TargetUnavailable(self.service, "cut off by the simulation")
-        if command in self.denied:
-            raise TargetRefused(self.service, command or "", self.denied[command or ""])
-
-    def _lose(self, command: str) -> None:
-        if self.lose_next_answer:
-            self.lose_next_answer = False
-            raise TargetTimeout(self.service, command)
-
-    def _check_fence(self, lease: Lease) -> None:
-        if self.fence != lease.epoch:
-            raise StaleFencingToken(self.service, lease.epoch, self.fence)
 
     def _index(self) -> PatternIndex:
         return PatternIndex([pattern.prefix for pattern in self._service.patterns])

@@ -22,6 +22,9 @@ import yaml
 from cachewarden.fleet import Mode, parse_fleet
 from cachewarden.messages import RecordKind
 from cachewarden.settings import CacheOptimizerSettings
+from simulation.mixes import draw_faults
+from simulation.run import checkers_of
+from simulation.scenario import parse_scenario
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -225,10 +228,20 @@ def test_examples_in_python_compile(path: Path):
 
 def test_every_fleet_file_in_documents_is_one_that_can_be_loaded():
     texts = [b for path in DOCS for b in blocks(path.read_text(), "yaml") if re.search(r"^services:", b, re.MULTILINE)]
+    texts = [text for text in texts if not re.search(r"^minutes:", text, re.MULTILINE)]
     texts.append((ROOT / "config" / "fleet.example.yaml").read_text())
     assert len(texts) >= 2
     for text in texts:
         assert parse_fleet(text).services
+
+
+def test_every_scenario_in_documents_is_one_that_can_be_run():
+    texts = [b for path in DOCS for b in blocks(path.read_text(), "yaml") if re.search(r"^minutes:", b, re.MULTILINE)]
+    assert texts
+    for text in texts:
+        scenario = parse_scenario(text)
+        assert draw_faults(scenario, 0)
+        assert checkers_of(scenario)
 
 
 def test_the_smallest_fleet_file_of_the_readme_only_advises():

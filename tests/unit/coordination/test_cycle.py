@@ -10,7 +10,20 @@ import pytest
 from cachewarden.codec import digest, to_jsonable
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Fleet, Service
-from cachewarden.machine import Effect, EffectFailed, Received, Record, Recorded, Send, SetTimer, Started, TimerFired
+from cachewarden.machine import (
+    Effect,
+    EffectFailed,
+    JournalRead,
+    Publish,
+    ReadJournal,
+    Received,
+    Record,
+    Recorded,
+    Send,
+    SetTimer,
+    Started,
+    TimerFired,
+)
 from cachewarden.messages import (
     ActionClass,
     AuditRecord,
@@ -425,3 +438,49 @@ def test_without_a_declared_total_what_a_person_takes_from_a_cache_leaves_the_bu
     desk.tick()
     lowered = replace(_snapshot(), maxmemory_bytes=6 * MIB)
     assert _sent(desk.hear(FleetObserved(cycle=2, snapshots=(lowered,))), PlanFleet)[0].budget_bytes == 6 * MIB
+
+
+# --- Reports that got lost
+
+
+def _catch_up(desk: _Desk, *records: AuditRecord) -> tuple[Effect, ...]:
+    """Let the coordinator read the journal on, and find `records` there."""
+    (question,) = [e for e in desk.coordinator.step(TimerFired(ref="catch-up"), NOW) if isinstance(e, ReadJournal)]
+    return desk.coordinator.step(JournalRead(ref=question.ref, records=records), NOW)
+
+
+def _in_flight(desk: _Desk) -> str | None:
+    return desk.coordinator.state(NOW).history["api"].in_flight
+
+
+def test_an_ending_that_nobody_told_is_read_from_the_journal_so_that_the_service_is_free_again():
+    desk = _Desk(records=(_intended(_proposal()),))
+    assert _in_flight(desk) == "p-1"
+    effects = _catch_up(desk, _record(2, RecordKind.CHANGE_KEPT, {"reason": "measured"}))
+    assert _in_flight(desk) is None
+    assert desk.coordinator.state(NOW).executions[-1].state is ExecutionState.KEPT
+    assert any(isinstance(e, Publish) for e in effects)
+
+
+def test_a_change_that_nobody_told_of_makes_its_service_busy():
+    desk = _Desk()
+    _catch_up(desk, _intended(_proposal()))
+    assert _in_flight(desk) == "p-1"
+
+
+def test_what_was_told_is_not_taken_twice():
+    desk = _Desk(records=(_intended(_proposal()), _record(2, RecordKind.CHANGE_KEPT, {"reason": "measured"})))
+    version = desk.coordinator.state(NOW).version
+    assert _catch_up(desk, _record(2, RecordKind.CHANGE_KEPT, {"reason": "measured"})) == ()
+    assert desk.coordinator.state(NOW).version == version
+
+
+def test_the_journal_is_read_on_behind_what_was_read_and_again_where_it_lost_its_tail():
+    desk = _Desk(records=(_intended(_proposal()),))
+    _catch_up(desk, *(_record(n, RecordKind.OBSERVED, {}) for n in (2, 3, 4)))
+    own = AuditRecord(seq=3, at_ms=NOW, kind="checkpoint", agent="coordinator", service=None, subject_id="x")
+    asked = [e for e in desk.coordinator.step(TimerFired(ref="catch-up"), NOW) if isinstance(e, ReadJournal)]
+    assert asked[0].after_seq == 4
+    desk.coordinator.step(Recorded(ref="another", record=own), NOW)
+    asked = [e for e in desk.coordinator.step(TimerFired(ref="catch-up"), NOW) if isinstance(e, ReadJournal)]
+    assert asked[0].after_seq == 3

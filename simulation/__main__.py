@@ -1,0 +1,167 @@
+"""`python -m simulation`: run scenarios from seeds, on all cores, and explain the first failure.
+
+Exit code 0: every promise held; 1: one was broken; 2: what was asked for cannot be run. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from simulation.durations import words_of_ms
+from simulation.fault_words import WORDS
+from simulation.mixes import MIXES, draw_faults
+from simulation.report import as_json, failure_text
+from simulation.run import Outcome, checkers_of, run_once
+from simulation.scenario import Scenario, ScenarioError, load_scenario, scenario_files
+from simulation.shrink import shrink
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_AHEAD = 4
+"""Runs that wait per process, so that a run that fails early is not behind a thousand others."""
+
+
+@app.command()
+def main(
+    seed: Annotated[int, typer.Option(help="the first seed")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds, one after the other")] = 1,
+    scenario: Annotated[str, typer.Option(help="a name (see --list), a file, or `all`")] = "default",
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="with faults, instead of the scenario's")] = None,
+    faults: Annotated[str | None, typer.Option(help="a mix of faults instead of the scenario's (see --list)")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; one per core if not given")] = None,
+    timeline: Annotated[bool, typer.Option("--timeline", help="print everything that happened (one seed)")] = False,
+    no_shrink: Annotated[bool, typer.Option("--no-shrink", help="show a failure as it was found")] = False,
+    as_json_lines: Annotated[bool, typer.Option("--json", help="one line of JSON per run")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="name scenarios, mixes and faults")] = False,
+) -> None:
+    """Run simulated hours and check every promise of the design after every step."""
+    console = Console(stderr=as_json_lines)
+    if list_all:
+        _list(Console())
+        return
+    try:
+        chosen = [_chosen(name, minutes, faults, seed) for name in _names(scenario)]
+    except ScenarioError as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from None
+    work = [(s, n) for s in chosen for n in range(seed, seed + seeds)]
+    if len(work) == 1:
+        outcomes: Iterator[Outcome] = iter([run_once(*work[0], mix=faults, timeline=timeline)])
+    else:
+        outcomes = _spread(work, faults, jobs)
+    failed = _follow(outcomes, len(work), console, as_json_lines=as_json_lines)
+    if timeline and len(work) == 1:
+        _print_timeline(run_once(*work[0], mix=faults, timeline=True), console)
+    if failed is not None:
+        _explain(next(s for s in chosen if s.name == failed.scenario), failed, console, no_shrink=no_shrink)
+        raise typer.Exit(1)
+
+
+def _names(scenario: str) -> list[str]:
+    return [name for name in scenario_files() if name != "default"] if scenario == "all" else [scenario]
+
+
+def _chosen(name: str, minutes: float | None, faults: str | None, seed: int) -> Scenario:
+    scenario = load_scenario(name)
+    if minutes is not None:
+        kept = tuple(f for f in scenario.faults if f.at_ms <= minutes * 60_000)
+        scenario = scenario.model_copy(update={"minutes": minutes, "faults": kept})
+    draw_faults(scenario, seed, faults)
+    checkers_of(scenario)
+    return scenario
+
+
+def _spread(work: list[tuple[Scenario, int]], faults: str | None, jobs: int | None) -> Iterator[Outcome]:
+    """Yield the outcomes of all runs as they come, computed by several processes."""
+    with ProcessPoolExecutor(max_workers=jobs) as pool:
+        left = iter(work)
+        ahead = _AHEAD * (jobs or 8)
+        running: set[Future[Outcome]] = {pool.submit(run_once, s, n, mix=faults) for s, n in islice(left, ahead)}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+                running |= {pool.submit(run_once, s, n, mix=faults) for s, n in islice(left, len(done))}
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _follow(outcomes: Iterator[Outcome], total: int, console: Console, *, as_json_lines: bool) -> Outcome | None:
+    """Show progress; return the first outcome that failed, after which nothing more is run."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    counts: Counter[str] = Counter()
+    failed = None
+    virtual_ms = 0
+    with Progress(*columns, console=console, transient=total == 1) as progress:
+        task = progress.add_task("runs", total=total)
+        for outcome in outcomes:
+            if as_json_lines:
+                typer.echo(json.dumps(as_json(outcome), sort_keys=True))
+            virtual_ms += outcome.elapsed_ms
+            counts.update(outcome.counts)
+            progress.advance(task)
+            if not outcome.ok:
+                failed = outcome
+                break
+            elapsed_s = progress.tasks[0].elapsed or 1e-9
+            rate = virtual_ms / 60_000 / elapsed_s
+            progress.update(task, description=f"{virtual_ms / 3_600_000:.0f} simulated hours, {rate:.0f} per minute")
+    if not as_json_lines:
+        _print_counts(counts, virtual_ms, console)
+    return failed
+
+
+def _print_counts(counts: Counter[str], virtual_ms: int, console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("virtual time", *counts):
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(words_of_ms(virtual_ms).partition(".")[0], *(str(n) for n in counts.values()))
+    console.print(table)
+
+
+def _print_timeline(outcome: Outcome, console: Console) -> None:
+    for at_ms, words in outcome.timeline:
+        console.print(f"{words_of_ms(at_ms):>12}  {words}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"trace {outcome.trace}", highlight=False)
+
+
+def _explain(scenario: Scenario, failed: Outcome, console: Console, *, no_shrink: bool) -> None:
+    shown = failed
+    if not no_shrink:
+        with console.status("looking for the shortest run that still fails") as status:
+            shown = shrink(
+                scenario,
+                failed,
+                progress=lambda runs, left: status.update(f"shrinking: {runs} runs, {left} faults left"),
+            )
+    else:
+        shown = run_once(scenario, failed.seed, faults=failed.faults, timeline=True)
+    console.print(failure_text(shown, before=len(failed.faults)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _list(console: Console) -> None:
+    table = Table("scenario", "what happens", box=None, pad_edge=False)
+    for name, path in scenario_files().items():
+        table.add_row(name, load_scenario(str(path)).about.split(". ")[0])
+    console.print(table)
+    console.print(f"\nmixes of faults: {', '.join(MIXES)}\n")
+    table = Table("fault", "on", "lasts", "value", "what it does", box=None, pad_edge=False)
+    for word, means in WORDS.items():
+        value = "" if means.value is None else {int: "whole number", float: "number", str: "text"}[means.value]
+        table.add_row(word, means.on, "for" if means.lasts else "", value, means.does)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

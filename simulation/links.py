@@ -1,0 +1,239 @@
+"""The ports of an agent in the simulated world: each call goes over the network to a simulated server.
+
+The other ends are the fakes that pass the contract suites; what is added here is distance. Errors are those that the
+adapters on redis-py raise in the same place: a read that nobody answered is unavailable, a write that nobody answered
+has an unknown outcome.
+
+It decides nothing. INVARIANT: no state of a server is touched but by a call that arrived there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from cachewarden.chain import GENESIS_HASH
+from cachewarden.errors import BlackboardUnavailable, JournalUnavailable, TargetTimeout, TargetUnavailable
+from cachewarden.messages import AuditRecord, KnobChange, Lease, TtlRule
+from cachewarden.observation import Observation
+from cachewarden.ports import RecordDraft, TtlPass
+from simulation.fake_blackboard import FakeBlackboard
+from simulation.fake_leases import FakeLeaseStore
+from simulation.model_cache import ModelCache
+from simulation.network import Host, Network, NoAnswer, Unreachable
+from simulation.stores import CrashingJournal
+from simulation.virtual_time import drive
+
+__all__ = ["Link", "LinkedBlackboard", "LinkedJournal", "LinkedLeases", "LinkedTarget"]
+
+_APPENDS_MAX = 50
+Work = Callable[[], Coroutine[Any, Any, Any]]
+
+
+class Link:
+    """From one node to one server."""
+
+    def __init__(self, network: Network, node: str, host: Host, timeout_ms: int) -> None:
+        self._network = network
+        self._node = node
+        self._host = host
+        self._timeout_ms = timeout_ms
+
+    async def call(self, work: Work) -> Any:
+        """Have `work` done at the server; raises Unreachable and NoAnswer."""
+        return await self._network.call(self._node, self._host, lambda: drive(work()), self._timeout_ms)
+
+
+class LinkedJournal:
+    """The Journal port over a link."""
+
+    def __init__(self, link: Link, journal: CrashingJournal) -> None:
+        self._link = link
+        self._journal = journal
+        self._known: tuple[int, str] = (0, GENESIS_HASH)
+        """Where the journal ended when it was last heard of."""
+
+    async def append(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
+        """Append; without an answer none or all were written.
+
+        What comes late finds another end of the journal and is refused, so nothing is ever written after what followed
+        it. Raises JournalUnavailable.
+        """
+        for _ in range(_APPENDS_MAX):
+            head = self._known
+            written: list[AuditRecord] | None = await self._call(partial(self._journal.append_at, head, drafts))
+            if written is not None:
+                self._known = (written[-1].seq, written[-1].hash) if written else head
+                return written
+            self._known = await self.head()
+        raise JournalUnavailable("others are always faster")
+
+    async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
+        """Read on from a place."""
+        return list(await self._call(lambda: self._journal.read(after_seq, limit)))
+
+    async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
+        """Read the records of some kinds."""
+        return list(await self._call(lambda: self._journal.read_back(kinds, limit)))
+
+    async def head(self) -> tuple[int, str]:
+        """Return (seq, hash) of the newest record."""
+        seq, head_hash = await self._call(self._journal.head)
+        return int(seq), str(head_hash)
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def _call(self, work: Work) -> Any:
+        try:
+            return await self._link.call(work)
+        except Unreachable:
+            raise JournalUnavailable("the server refuses connections") from None
+        except NoAnswer:
+            raise JournalUnavailable("the server gave no answer in time") from None
+
+
+class LinkedLeases:
+    """The LeaseStore port over a link."""
+
+    def __init__(self, link: Link, store: FakeLeaseStore) -> None:
+        self._link = link
+        self._store = store
+
+    async def acquire(self, service: str, holder: str, ttl_ms: int) -> Lease | None:
+        """Take or renew."""
+        lease: Lease | None = await self._call(lambda: self._store.acquire(service, holder, ttl_ms))
+        return lease
+
+    async def release(self, lease: Lease) -> None:
+        """Give back."""
+        await self._call(lambda: self._store.release(lease))
+
+    async def holder(self, service: str) -> Lease | None:
+        """Return the lease in force."""
+        lease: Lease | None = await self._call(lambda: self._store.holder(service))
+        return lease
+
+    async def _call(self, work: Work) -> Any:
+        try:
+            return await self._link.call(work)
+        except Unreachable:
+            raise BlackboardUnavailable("the server refuses connections") from None
+        except NoAnswer:
+            raise BlackboardUnavailable("the server gave no answer in time") from None
+
+
+class LinkedBlackboard:
+    """The Blackboard port over a link: every method of the fake, carried there and back."""
+
+    def __init__(self, link: Link, blackboard: FakeBlackboard) -> None:
+        self._link = link
+        self._blackboard = blackboard
+
+    def __getattr__(self, operation: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        method = getattr(self._blackboard, operation)
+
+        async def call(*positional: Any, **named: Any) -> Any:
+            try:
+                return await self._link.call(lambda: method(*positional, **named))
+            except Unreachable:
+                raise BlackboardUnavailable("the server refuses connections") from None
+            except NoAnswer:
+                raise BlackboardUnavailable("the server gave no answer in time") from None
+
+        return call
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Subscribe."""
+        stream: AsyncIterator[dict[str, Any]] = await self.__getattr__("events")()
+        return stream
+
+
+class LinkedTarget:
+    """The TargetCache port over a link."""
+
+    def __init__(self, link: Link, cache: ModelCache) -> None:
+        self._link = link
+        self._cache = cache
+        self.service = cache.service
+
+    async def observe(
+        self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float, value_keys: int = 0
+    ) -> Observation:
+        """Look once."""
+        seen: Observation = await self._read(
+            lambda: self._cache.observe(
+                sample_keys=sample_keys,
+                capture_ms=capture_ms,
+                capture_lines=capture_lines,
+                capture_rate=capture_rate,
+                value_keys=value_keys,
+            )
+        )
+        return seen
+
+    async def counters(self) -> Observation:
+        """INFO only."""
+        seen: Observation = await self._read(self._cache.counters)
+        return seen
+
+    async def read_knobs(self, knobs: Sequence[str]) -> dict[str, str]:
+        """CONFIG GET."""
+        return dict(await self._read(lambda: self._cache.read_knobs(knobs)))
+
+    async def raise_fence(self, lease: Lease) -> None:
+        """Write the epoch."""
+        await self._write("EVAL", lambda: self._cache.raise_fence(lease))
+
+    async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:
+        """One fenced CONFIG SET."""
+        work = await self._watched(lease, lambda: self._cache.write_knobs(lease, changes))
+        return dict(await self._write("CONFIG SET", work))
+
+    async def collect_hot_keys(self, limit: int) -> int:
+        """Remember hot keys."""
+        return int(await self._read(lambda: self._cache.collect_hot_keys(limit)))
+
+    async def touch_hot_keys(self, lease: Lease, times: int, keys_per_s: int) -> int:
+        """Touch them."""
+        work = await self._watched(lease, lambda: self._cache.touch_hot_keys(lease, times, keys_per_s))
+        return int(await self._write("TOUCH", work))
+
+    async def extend_ttls(
+        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+    ) -> TtlPass:
+        """One pass of a rule."""
+        work = await self._watched(lease, lambda: self._cache.extend_ttls(lease, rule, cursor, max_keys, restore))
+        done: TtlPass = await self._write("PEXPIREAT", work)
+        return done
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def _watched(self, lease: Lease, work: Work) -> Work:
+        """WATCH the fence in a round trip of its own, as the adapter does, and return `work` held to what it saw: a
+        command that comes late, after the fence was written again, does nothing."""
+        seen = int(await self._read(self._cache.watch_fence))
+
+        async def held() -> Any:
+            self._cache.require_watched(lease, seen)
+            return await work()
+
+        return held
+
+    async def _read(self, work: Work) -> Any:
+        try:
+            return await self._link.call(work)
+        except Unreachable:
+            raise TargetUnavailable(self.service, "connection refused") from None
+        except NoAnswer:
+            raise TargetUnavailable(self.service, "no answer in time") from None
+
+    async def _write(self, command: str, work: Work) -> Any:
+        try:
+            return await self._link.call(work)
+        except Unreachable:
+            raise TargetUnavailable(self.service, "connection refused") from None
+        except NoAnswer:
+            raise TargetTimeout(self.service, command) from None

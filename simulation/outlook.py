@@ -1,0 +1,168 @@
+"""What the planner is told instead of replays: the load's own curve, blurred, or overstated by a selfish service.
+
+The planner, its division of memory and its drafts are the real ones; only the answer to "what would this configuration
+give" comes from the model of the load, in microseconds, since a replay of a capture takes seconds. Beliefs are wrong by
+a seeded amount that changes every few minutes, so that predictions fail as they do in life.
+
+It proposes nothing. INVARIANT: the same snapshot and time give the same outlook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+from agents.choice import Choice
+from cachewarden.cachemodel.whatif import CacheConfiguration
+from cachewarden.estimate import Estimate
+from cachewarden.fleet import Service
+from cachewarden.knobs import EvictionPolicy
+from cachewarden.messages import TtlRule
+from cachewarden.observation import Snapshot
+from cachewarden.settings import CacheOptimizerSettings
+from simulation.dice import Dice
+from simulation.load_model import LoadModel, hit_ratio
+
+__all__ = ["Beliefs", "Outlook"]
+
+_SIZES = 12
+_TIMES = 4.0
+_BELIEF_MS = 300_000
+_START_UP_BYTES = 1 << 20
+_POLICIES = ("allkeys-lru", "allkeys-lfu")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One cache under examination, as the planner asks for it. `blur` is the error of a hit ratio, `boast` what is
+    added to the hit ratio of every larger size or other policy."""
+
+    snapshot: Snapshot
+    service: Service
+    load: LoadModel
+    written_ttl_ms: int
+    in_force: tuple[TtlRule, ...]
+    blur: float
+    boast: float
+
+    @property
+    def _now(self) -> CacheConfiguration:
+        knobs = self.snapshot.knobs
+        return _configuration(self.snapshot.maxmemory_bytes, knobs.get("maxmemory-policy", "noeviction"))
+
+    def _believed(self, policy: str, size: int, *, extended: bool) -> float:
+        room = max(size - _START_UP_BYTES, 1) if size else 0
+        return min(max(hit_ratio(self.load, policy, room, extended=extended), 0.0), 1.0)
+
+    def _difference(self, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> float:
+        now, extended = self._now, bool(self.in_force)
+        here = self._believed(now.eviction_policy, now.maxmemory_bytes, extended=extended)
+        there = self._believed(wanted.eviction_policy, wanted.maxmemory_bytes, extended=extended or bool(rules))
+        boast = self.boast if there > here else 0.0
+        return (there - here) * (1.0 + self.blur) + boast
+
+    @cached_property
+    def _policy(self) -> str:
+        now = self._now
+        if self.snapshot.memory_usage is not None and self.snapshot.memory_usage < 0.9:
+            return now.eviction_policy
+        worth = {p: self._believed(p, now.maxmemory_bytes, extended=False) for p in (now.eviction_policy, *_POLICIES)}
+        best = max(sorted(worth), key=lambda p: worth[p])
+        return best if worth[best] > worth[now.eviction_policy] + 0.003 else now.eviction_policy
+
+    @cached_property
+    def _rules(self) -> tuple[TtlRule, ...]:
+        known = {rule.pattern for rule in self.in_force}
+        if self.load.ttl_gain <= 0.0 or self.written_ttl_ms <= 0:
+            return ()
+        return tuple(
+            TtlRule(
+                pattern=p.prefix,
+                written_ttl_ms=self.written_ttl_ms,
+                extended_ttl_ms=int(p.max_staleness_s * 1000),
+                max_staleness_ms=int(p.max_staleness_s * 1000),
+            )
+            for p in self.service.patterns
+            if p.max_staleness_s is not None
+            and p.prefix not in known
+            and int(p.max_staleness_s * 1000) > self.written_ttl_ms
+        )
+
+    @cached_property
+    def curve_bytes(self) -> tuple[int, ...]:
+        now = self.snapshot.maxmemory_bytes
+        if now <= 0:
+            return ()
+        low = min(self.service.minimum_memory_bytes, now)
+        step = (now * _TIMES / low) ** (1.0 / (_SIZES - 1))
+        return tuple(sorted({now, *(int(low * step**i) for i in range(_SIZES))}))
+
+    @cached_property
+    def curve_hit_ratio(self) -> tuple[float, ...]:
+        ratio = self.snapshot.hit_ratio or 0.0
+        wanted = (_configuration(size, self._policy) for size in self.curve_bytes)
+        return tuple(min(max(ratio + self._difference(w, ()), 0.0), 1.0) for w in wanted)
+
+    def best_at(self, maxmemory_bytes: int) -> Choice:
+        """Return the best policy and TTL at a size, with its prediction."""
+        ratio = self.snapshot.hit_ratio or 0.0
+        before = Estimate(ratio, ratio, ratio)
+        wanted = _configuration(maxmemory_bytes, self._policy)
+        if wanted == self._now and not self._rules:
+            return Choice(
+                configuration=self._now, ttl_rules=(), before=before, after=before, words="no change", method="model"
+            )
+        value = min(max(ratio + self._difference(wanted, self._rules), 0.0), 1.0)
+        after = Estimate.around(value, 0.01 + 0.1 * abs(value - ratio), 0.0, 1.0)
+        words = f"{wanted.eviction_policy} with {maxmemory_bytes / 2**20:.2f} MiB"
+        return Choice(
+            configuration=wanted,
+            ttl_rules=self._rules,
+            before=before,
+            after=after,
+            words=words,
+            method="model of the load",
+        )
+
+    def content(self, settings: CacheOptimizerSettings) -> str:
+        """Return in words why this cache is best left as it is."""
+        return f"nothing to change: hit ratio {self.snapshot.hit_ratio:.3f}, goal {settings.target_cache_hit_rate:.2f}"
+
+
+def _configuration(maxmemory_bytes: int, policy: str) -> CacheConfiguration:
+    return CacheConfiguration(maxmemory_bytes=maxmemory_bytes, eviction_policy=cast(EvictionPolicy, policy))
+
+
+class Beliefs:
+    """Makes outlooks for one deployment. `boasts` may be changed while it runs: service to what it overstates by."""
+
+    def __init__(self, loads: Callable[[str], LoadModel], ttls: Mapping[str, int], dice: Dice, error: float) -> None:
+        self.boasts: dict[str, float] = {}
+        self._loads = loads
+        self._ttls = ttls
+        self._dice = dice
+        self._error = error
+
+    def __call__(
+        self,
+        snapshot: Snapshot,
+        service: Service,
+        settings: CacheOptimizerSettings,
+        in_force: tuple[TtlRule, ...] = (),
+        interval_factor: float = 1.0,
+    ) -> Outlook:
+        """Return the outlook of one service; see `agents.appraisal.appraise`."""
+        del settings, interval_factor
+        epoch = snapshot.taken_at_ms // _BELIEF_MS
+        blur = self._dice.fork(f"{service.name}:{epoch}").uniform(-self._error, self._error)
+        return Outlook(
+            snapshot=snapshot,
+            service=service,
+            load=self._loads(service.name),
+            written_ttl_ms=self._ttls.get(service.name, 0),
+            in_force=in_force,
+            blur=blur,
+            boast=self.boasts.get(service.name, 0.0),
+        )
