@@ -21,6 +21,7 @@ from typing import Any
 from cachewarden import machine as m
 from cachewarden.errors import CachewardenError, JournalUnavailable, OperatingError, StaleFencingToken
 from cachewarden.messages import AuditRecord
+from cachewarden.peer_input import peer_input_performers
 from cachewarden.peering import Peers, peer_performers
 from cachewarden.ports import Blackboard, Clock, Journal, LeaseStore, Mailbox, RecordDraft, TargetCache
 from cachewarden.protocol import AgentBeat
@@ -96,6 +97,7 @@ class AgentShell:
             m.TouchHotKeys: self._touch_hot_keys,
             m.ExtendTtls: self._extend_ttls,
             **peer_performers(ports.peers, ports.journal),
+            **peer_input_performers(ports.blackboard),
         }
 
     def deliver(self, sender: str, message: Any) -> bool:

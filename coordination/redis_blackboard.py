@@ -17,8 +17,10 @@ from typing import Any, Final
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
 from cachewarden.messages import AGENT_ID
+from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
+from coordination.redis_pages import RedisPages
 from coordination.redis_records import Parser, Queue, RedisRecords
 
 __all__ = ["RedisBlackboard"]
@@ -26,6 +28,14 @@ __all__ = ["RedisBlackboard"]
 _PAGE: Final = 100
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _TTL_MS_MIN: Final = 2_000
+_AREAS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Parser]]] = {
+    "conflicts:open": (("conflicts", "open", "priority"), ("conflicts",), records.parse_conflict),
+    "knowledge:coordination": (("coordination", "priority"), ("coordination", "knowledge"), records.parse_knowledge),
+    "knowledge:performance": (("performance", "priority"), ("performance", "knowledge"), records.parse_knowledge),
+    "tasks:claimed": (("tasks", "claimed", "priority"), ("tasks",), records.parse_task),
+    "tasks:pending": (("tasks", "pending", "priority"), ("tasks",), records.parse_task),
+}
+"""Area to the parts of its index's key, the parts of its records' keys, and how a record is read."""
 
 
 class RedisBlackboard:
@@ -45,6 +55,7 @@ class RedisBlackboard:
     ) -> None:
         self._store = RedisRecords(url, timeout_s=timeout_s, max_connections=max_connections)
         self._redis = self._store.redis
+        self._pages = RedisPages(self._store.redis)
         self._prefix, self._agent_id, self._timeout_s = prefix, agent_id, timeout_s
 
     @property
@@ -184,6 +195,13 @@ class RedisBlackboard:
                 pipe.srem(index, *ours)
                 await pipe.execute()
 
+    async def page(self, area: str, cursor: int = 0) -> BoardPage:
+        """Return the live records of one area from place `cursor` of its index on (`redis_pages.py` has the bounds)."""
+        index, record, parse = _AREAS[area]
+        return await self._store.guarded(
+            self._pages.read(self._key(*index), partial(self._key, *record), parse, cursor)
+        )
+
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
     async def create_task(self, task: Mapping[str, Any]) -> str:
@@ -229,6 +247,7 @@ class RedisBlackboard:
         *,
         output: Mapping[str, Any] | None,
         error: Mapping[str, Any] | None,
+        retries: int | None = None,
     ) -> bool:
         """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`.
 
@@ -245,6 +264,8 @@ class RedisBlackboard:
             task.update(status=state, completed_at=at, output_data=result)
             if error is not None:
                 task.update(error_details=dict(error))
+            if retries is not None:
+                task.update(retries=retries)
 
             def queue(pipe: Any) -> None:
                 for old in ("pending", "claimed", "in_progress"):

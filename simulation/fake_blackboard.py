@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
+from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
 
@@ -35,6 +36,7 @@ class FakeBlackboard:
         self.tasks: dict[str, str] = {}
         self.conflicts: dict[str, str] = {}
         self._streams: list[_EventStream] = []
+        self._bad_seen: set[tuple[str, str]] = set()
 
     # --- Agents -----------------------------------------------------------------------------------------------------
 
@@ -103,6 +105,31 @@ class FakeBlackboard:
         expires_ms = records.time_ms(item["expires_at"])
         return expires_ms is not None and expires_ms <= self.clock_ms
 
+    async def page(self, area: str, cursor: int = 0) -> BoardPage:
+        """Return the live, readable records of an area, all at once: the cursor is 0 afterwards."""
+        self._require_available()
+        kind, _, part = area.partition(":")
+        if kind == "knowledge":
+            texts = {i: text for (space, i), text in self.knowledge.items() if space == part}
+        else:
+            texts = self.tasks if kind == "tasks" else self.conflicts
+        parse = {"knowledge": records.parse_knowledge, "tasks": records.parse_task}.get(kind, records.parse_conflict)
+        found: list[Mapping[str, Any]] = []
+        bad = 0
+        for record_id, text in sorted(texts.items()):
+            record = parse(text)
+            if isinstance(record, BadRecord) or record["id"] != record_id:
+                bad += (area, text) not in self._bad_seen
+                self._bad_seen.add((area, text))
+            elif kind == "knowledge":
+                if not self._expired(record):
+                    found.append(record)
+            elif record["status"] == part or (kind == "conflicts" and record["status"] in records.OPEN_CONFLICT_STATES):
+                found.append(record)
+        self.bad_records += bad
+        found.sort(key=lambda r: (r.get("priority", 0), r["id"]))
+        return BoardPage(records=tuple(found), scanned=len(texts), bad=bad)
+
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
     async def create_task(self, task: Mapping[str, Any]) -> str:
@@ -134,6 +161,7 @@ class FakeBlackboard:
         *,
         output: Mapping[str, Any] | None,
         error: Mapping[str, Any] | None,
+        retries: int | None = None,
     ) -> bool:
         """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`."""
         task = await self.task(task_id)
@@ -144,6 +172,8 @@ class FakeBlackboard:
         task.update(status="completed" if error is None else "failed")
         if error is not None:
             task.update(error_details=dict(error))
+        if retries is not None:
+            task.update(retries=retries)
         self.tasks[task_id] = json.dumps(task)
         if error is None:
             shown = {"task_id": task_id, "agent_id": agent_id, "task_type": task["task_type"], "output_data": result}
