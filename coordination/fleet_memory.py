@@ -281,6 +281,13 @@ class FleetMemory:
     def snapshot(self, service: str) -> Snapshot | None:
         return self._snapshots.get(service)
 
+    def standing(self, service: str) -> StandingDecision | None:
+        return self._standing.get(service)
+
+    def missing(self, service: str) -> str | None:
+        """Return why a service has no snapshot from the last look, None where it has one."""
+        return self._missing.get(service)
+
     def execution(self, proposal_id: str) -> Execution | None:
         return self._executions.get(proposal_id)
 

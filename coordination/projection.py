@@ -39,6 +39,7 @@ __all__ = [
     "heartbeat",
     "plan_settled",
     "register",
+    "result_of",
     "task_id_of",
 ]
 
@@ -311,7 +312,11 @@ def _conflicts(proposal: Proposal, resolution: Resolution, now_ms: int) -> tuple
     return tuple(effects)
 
 
-def _finish(task_id: str, execution: Execution, verdict: Verdict | None, now_ms: int) -> Publish:
+def result_of(execution: Execution, verdict: Verdict | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return output and error (None where there is none) of a task that an ended execution has answered.
+
+    `verdict` is the one under which it ran; without it the compliance is not known (null).
+    """
     compliant: bool | None = None
     if verdict is not None:
         allows = verdict.decision is Decision.ALLOW and verdict.proposal_digest == digest(execution.proposal)
@@ -340,4 +345,9 @@ def _finish(task_id: str, execution: Execution, verdict: Verdict | None, now_ms:
             "state": execution.state.value,
             "constitutional_hash": CONSTITUTIONAL_HASH,
         }
+    return output, error
+
+
+def _finish(task_id: str, execution: Execution, verdict: Verdict | None, now_ms: int) -> Publish:
+    output, error = result_of(execution, verdict)
     return _publish("finish_task", task_id=task_id, agent_id=AGENT_ID, at_ms=now_ms, output=output, error=error)

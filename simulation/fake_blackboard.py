@@ -19,6 +19,7 @@ from coordination.blackboard_records import BadRecord
 __all__ = ["FakeBlackboard"]
 
 _EVENTS_MAX: Final = 10_000
+_PAGE: Final = 500
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 
 
@@ -106,7 +107,7 @@ class FakeBlackboard:
         return expires_ms is not None and expires_ms <= self.clock_ms
 
     async def page(self, area: str, cursor: int = 0) -> BoardPage:
-        """Return the live, readable records of an area, all at once: the cursor is 0 afterwards."""
+        """Return the live, readable records of an area from place `cursor` on, `_PAGE` at most."""
         self._require_available()
         kind, _, part = area.partition(":")
         if kind == "knowledge":
@@ -128,7 +129,9 @@ class FakeBlackboard:
                 found.append(record)
         self.bad_records += bad
         found.sort(key=lambda r: (r.get("priority", 0), r["id"]))
-        return BoardPage(records=tuple(found), scanned=len(texts), bad=bad)
+        start = max(0, cursor)
+        after = start + _PAGE if start + _PAGE < len(found) else 0
+        return BoardPage(records=tuple(found[start : start + _PAGE]), cursor=after, scanned=len(texts), bad=bad)
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
