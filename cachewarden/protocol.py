@@ -213,7 +213,7 @@ class AgentHealth(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerHealth(Message):
-    """How we stand with one HTTP peer. `detail` is said to strangers, so it holds no address.
+    """How we stand with one HTTP peer, or with the blackboard. `detail` is said to strangers, so it holds no address.
 
     `lag_records` and `lag_ms` (age of the oldest record that is not delivered) are None where nothing is delivered to
     this peer or it is not known. Counts are since the start of the agent that reports.
@@ -230,6 +230,10 @@ class PeerHealth(Message):
     failures: int = 0
     violations: int = 0
     """Answers with another constitutional hash."""
+    bad_records: int = 0
+    """Records that could not be used, each counted once; only the blackboard has some."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What else is counted, by name: tasks, plans and conflicts on the blackboard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,7 +316,7 @@ class FleetState(Message):
     life_ms: int = 0
     """When this life of the coordinator began; `version` counts within a life. 0 where nobody counts lives."""
     peers: Mapping[str, PeerHealth] = field(default_factory=dict)
-    """HTTP peers that are configured."""
+    """HTTP peers that are configured, and the blackboard."""
     approvals: tuple[Approval, ...] = ()
     """Open ones first, then those that ended lately, newest first."""
     approval_answers: Mapping[str, str] = field(default_factory=dict)

@@ -67,6 +67,10 @@ class ConflictDesk:
         """Ids of the conflicts that wait for an answer."""
         return tuple(case.conflict_id for case in self._cases.values() if case.outcome == "open")
 
+    def knows(self, conflict_id: str) -> bool:
+        """Whether a conflict is followed here."""
+        return conflict_id in self._cases
+
     def told(self) -> tuple[str, ...]:
         """Return each case in a sentence, newest last."""
         return tuple(f"{case.outcome}: {case.told or case.clash.reason}" for case in self._cases.values())

@@ -29,6 +29,7 @@ def _sides(clash: Clash) -> dict[str, Any]:
     ours, plan = clash.proposal, clash.plan
     return {
         "constitutional_hash": CONSTITUTIONAL_HASH,
+        "reported_by": AGENT_ID,
         "kind": clash.kind.value,
         "service": clash.service,
         "resource": clash.resource,

@@ -38,7 +38,8 @@ class Ask:
     priority: int
     created_at_ms: int
     deadline_ms: int | None
-    retries_left: int
+    retries: int
+    max_retries: int
 
     @property
     def service(self) -> str:
@@ -109,7 +110,8 @@ def read_ask(task: Mapping[str, Any], fleet: Fleet) -> Ask | Refusal | None:
         priority=task["priority"],
         created_at_ms=time_ms(task["created_at"]) or 0,
         deadline_ms=time_ms(task["deadline"]),
-        retries_left=max(0, min(_RETRIES_MAX, task["max_retries"]) - max(0, task["retries"])),
+        retries=min(_RETRIES_MAX, max(0, task["retries"])),
+        max_retries=min(_RETRIES_MAX, max(0, task["max_retries"])),
     )
 
 

@@ -145,9 +145,10 @@ class TaskDesk:
             self._ours[task_id] = None
         return ()
 
-    def _taken(self, work: _Work, now_ms: int, attempts: int = 0) -> tuple[Effect, ...]:
+    def _taken(self, work: _Work, now_ms: int) -> tuple[Effect, ...]:
         ask = work.ask
-        work.state, work.began_ms, work.attempts = "queued", now_ms, attempts
+        work.state, work.began_ms = "queued", now_ms
+        work.attempts = ask.retries if isinstance(ask, Ask) else 0
         self._count("taken")
         service = ask.service if isinstance(ask, Ask) else None
         payload = {
@@ -171,7 +172,7 @@ class TaskDesk:
         if task_id in self._ours:
             del self._ours[task_id]
             self._works[task_id] = work
-            return self._taken(work, now_ms, attempts=task["retries"])
+            return self._taken(work, now_ms)
         claimed_ms = time_ms(task["claimed_at"]) or 0
         if now_ms - claimed_ms < _ORPHAN_MS:
             return ()
@@ -260,8 +261,7 @@ class TaskDesk:
 
     def _again(self, work: _Work, code: str, reason: str, now_ms: int) -> tuple[Effect, ...]:
         work.attempts += 1
-        left = work.ask.retries_left if isinstance(work.ask, Ask) else 0
-        if work.attempts > left:
+        if not isinstance(work.ask, Ask) or work.attempts > work.ask.max_retries:
             return self._fail(work, code, reason, now_ms)
         work.state, work.proposal_id = "queued", ""
         return ()
