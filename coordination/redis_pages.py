@@ -13,8 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
-
 from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
@@ -81,7 +79,7 @@ class RedisPages:
             for key in keys:
                 pipe.hstrlen(key, "data")
             answers = await pipe.execute(raise_on_error=False)
-        return [-1 if isinstance(answer, ResponseError) else int(answer) for answer in answers]
+        return [answer if isinstance(answer, int) else -1 for answer in answers]
 
     async def _texts(self, keys: Sequence[str]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipe:
