@@ -139,7 +139,7 @@ class ConflictDesk:
         now_ms: int,
         in_flight: Mapping[str, Proposal],
     ) -> tuple[Effect, ...]:
-        """Take a look at the blackboard: answers first, then our own rule for what has waited long enough.
+        """Take the answers that a look at the blackboard has found; what goes against a change under way ends it.
 
         `in_flight` is what is being carried out, by service.
         """
@@ -155,12 +155,15 @@ class ConflictDesk:
             if answer is not None:
                 effects += self._settle(case, answer, now_ms)
                 effects += _taken_back(case, in_flight)
-            elif now_ms >= case.wait_until_ms:
-                effects += self._settle(case, self._by_own_rule(case, now_ms), now_ms)
             elif case.reported and case.conflict_id in records and records[case.conflict_id] is None:
                 # Evicted, or never arrived: nobody could answer what nobody can read.
                 effects.append(projection.reported(case.clash, case.since_ms, case.wait_until_ms)[0])
         return tuple(effects)
+
+    def decide(self, now_ms: int) -> tuple[Effect, ...]:
+        """Decide by our own rule what has waited long enough; only after a look that has found no answer."""
+        waiting = [c for c in self._cases.values() if c.outcome == "open" and now_ms >= c.wait_until_ms]
+        return tuple(e for case in waiting for e in self._settle(case, self._by_own_rule(case, now_ms), now_ms))
 
     def forget(self, plans: Iterable[PeerPlan], now_ms: int) -> tuple[Effect, ...]:
         """Close what has no object any more: `plans` are all that there are now, objections among them."""

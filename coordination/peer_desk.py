@@ -156,10 +156,12 @@ class PeerDesk:
         effects += self._read_objections(running, memory, now_ms)
         clashes = find_clashes(running.values(), self._plans, None, now_ms, in_flight=True)
         effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms)
-        if self._watch.whole("knowledge:performance") and self._watch.whole("conflicts:open"):
-            effects += self._conflicts.forget((*self._plans, *self._objections), now_ms)
+        # In this order: an answer ends an objection, which then stands no longer among the open conflicts.
         answers = self._watch.records("knowledge:coordination")
         effects += self._conflicts.read(event.conflicts, answers, now_ms, running)
+        if self._watch.whole("knowledge:performance") and self._watch.whole("conflicts:open"):
+            effects += self._conflicts.forget((*self._plans, *self._objections), now_ms)
+        effects += self._conflicts.decide(now_ms)
         pending, claimed = (
             event.pages[a].records if a in event.pages else () for a in ("tasks:pending", "tasks:claimed")
         )
@@ -246,12 +248,15 @@ class PeerDesk:
             if data.get("constitutional_hash", CONSTITUTIONAL_HASH) != CONSTITUTIONAL_HASH:
                 self._violations += self._first_time({"id": conflict["id"], "timestamp": conflict["created_at"]})
                 continue
-            services = _objected(conflict, data, plans, tasks)
+            services = _objected(conflict, data, self._fleet.names, plans, tasks)
             if not services:
                 continue
             plan = plan_of(conflict, services, now_ms)
             objections.append(plan)
-            ours = plans[services[0]]
+            ours = next((plans[name] for name in services if name in plans), None)
+            if ours is None:
+                # It holds the cache all the same; there is nothing to weigh it against until we want something.
+                continue
             clash = Clash(
                 kind=ClashKind.OBJECTION,
                 proposal=ours,
@@ -308,15 +313,18 @@ class PeerDesk:
 
 
 def _objected(
-    conflict: Mapping[str, Any], data: Mapping[str, Any], plans: Mapping[str, Proposal], tasks: Mapping[str, str]
+    conflict: Mapping[str, Any],
+    data: Mapping[str, Any],
+    fleet: Iterable[str],
+    plans: Mapping[str, Proposal],
+    tasks: Mapping[str, str],
 ) -> tuple[str, ...]:
-    """Return the services whose plan of ours a conflict names: by service, by plan or by task."""
+    """Return the services of `fleet` that a conflict names: by service, by a plan of ours or by a task of ours."""
     named: Sequence[Any] = [data.get("service"), *conflict["involved_tasks"]]
     for field in ("affected_services", "plans"):
         value = data.get(field)
         named = [*named, *(value if isinstance(value, list) else ())]
     words = {str(v.get("plan_id")) if isinstance(v, Mapping) else str(v) for v in named[:200]}
-    found = {tasks[name] for name in words if name in tasks}
-    found |= {s for s, p in plans.items() if s in words or p.proposal_id in words}
-    found |= {s for s, p in plans.items() if p.proposal_id in conflict["description"]}
-    return tuple(sorted(found & plans.keys()))
+    found = {name for name in fleet if name in words} | {tasks[name] for name in words if name in tasks}
+    found |= {s for s, p in plans.items() if p.proposal_id in words or p.proposal_id in conflict["description"]}
+    return tuple(sorted(found))

@@ -321,15 +321,27 @@ async def test_a_plan_on_a_cache_that_we_are_measuring_is_told_and_an_answer_tak
     assert "operational_agent" in order.reason
 
 
-async def test_a_conflict_that_a_peer_reports_against_our_plan_holds_it_back(stage, peer):
-    stage.plans, stage.ending = wanting(stage, knob(*SAMPLES)), None
-    conflict_id = peer.report_conflict(
-        ["operational_agent", AGENT_ID], "leave it", {"affected_services": ["cart"], **H}, severity="critical"
-    )
+async def test_a_conflict_that_a_peer_reports_holds_our_plan_back_until_it_is_answered(stage, peer):
+    data = {"affected_services": ["cart"], **H}
+    conflict_id = peer.report_conflict(["operational_agent", AGENT_ID], "leave it", data, severity="critical")
+    await stage.until(lambda: stage.state.intents)
+    stage.plans = wanting(stage, knob(*SAMPLES))
+    await stage.until(lambda: stage.state.peers["blackboard"].counts.get("conflicts_reported"))
+    assert stage.executed == []
+    peer.resolve_conflict(conflict_id, "coordinator_override", {"winner": AGENT_ID, **H})
     await stage.until(lambda: stage.executed)
+    [settled] = await stage.records(RecordKind.CONFLICT_SETTLED)
+    assert (settled.subject_id, settled.payload["outcome"]) == (conflict_id, "won")
+
+
+async def test_a_conflict_that_names_a_change_under_way_and_is_answered_against_us_takes_it_back(stage, peer):
+    stage.plans, stage.ending = wanting(stage, knob(*SAMPLES)), None
+    await stage.until(lambda: stage.executed)
+    words = f"`{stage.executed[0].proposal_id}` harms us"
+    conflict_id = peer.report_conflict(["operational_agent", AGENT_ID], words)
     await stage.until(lambda: stage.state.peers["blackboard"].counts.get("conflicts_reported"))
     peer.resolve_conflict(conflict_id, "coordinator_override", {"winner": "operational_agent", **H})
-    await stage.until(lambda: stage.cancelled)
+    assert await stage.until(lambda: stage.cancelled)
 
 
 async def test_a_plan_with_another_hash_is_refused_counted_and_in_the_journal(stage, peer):
