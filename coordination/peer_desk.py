@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from cachewarden.fleet import Fleet
-from cachewarden.machine import Effect, EffectFailed, Publish, Record, Send, Started, TimerFired
+from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Record, Send, Started, TimerFired
 from cachewarden.messages import (
     AGENT_ID,
     CONSTITUTIONAL_HASH,
@@ -49,6 +49,7 @@ from coordination.peer_plans import (
 )
 from coordination.peer_watch import LOOK_REF, PeerWatch
 from coordination.projection import task_id_of
+from coordination.request_mirror import REQUEST_REF, RequestMirror
 from coordination.task_desk import TASK_REF, TaskDesk
 
 __all__ = ["BLACKBOARD", "PeerDesk"]
@@ -75,6 +76,7 @@ class PeerDesk:
         self._watch = PeerWatch(settings.blackboard_poll_ms)
         self._conflicts = ConflictDesk(settings.conflict_wait_ms)
         self._tasks = TaskDesk(fleet, settings.cycle_interval_ms)
+        self._requests = RequestMirror()
         self._plans: tuple[PeerPlan, ...] = ()
         self._objections: tuple[PeerPlan, ...] = ()
         self._ballots = 0
@@ -95,16 +97,20 @@ class PeerDesk:
         """Whether an event answers what this desk has asked for."""
         if isinstance(event, (Hinted, PeersRead, TaskClaimed, TaskFinished)):
             return True
-        return isinstance(event, (TimerFired, EffectFailed)) and event.ref.startswith((LOOK_REF, TASK_REF))
+        return isinstance(event, (TimerFired, EffectFailed, JournalRead)) and event.ref.startswith(
+            (LOOK_REF, TASK_REF, REQUEST_REF)
+        )
 
     def step(self, event: Any, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         """Take `Started`, or an event that concerns this desk."""
         if not isinstance(event, Started) and event.ref.startswith(TASK_REF):
             effects = self._tasks.step(event, now_ms)
+        elif not isinstance(event, Started) and event.ref.startswith(REQUEST_REF):
+            effects = self._requests.step(event, memory, now_ms)
         else:
             effects = self._watch.step(event, now_ms, self._tasks.watched, self._conflicts.open)
             if isinstance(event, PeersRead):
-                effects += self._on_read(event, memory, now_ms)
+                effects += (*self._on_read(event, memory, now_ms), *self._requests.look(now_ms))
         if not isinstance(event, Started):
             self._tell(memory, now_ms)
         memory.note_intents(self.intents(now_ms), now_ms)
@@ -146,7 +152,8 @@ class PeerDesk:
 
     def note_execution(self, execution: Execution, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         """End the tasks that waited for this change."""
-        return self._tasks.note_execution(execution, memory, now_ms)
+        asked = self._requests.note_execution(execution, memory, now_ms)
+        return (*self._tasks.note_execution(execution, memory, now_ms), *asked)
 
     # --- One look ---------------------------------------------------------------------------------------------------
 
@@ -290,6 +297,8 @@ class PeerDesk:
             "conflicts_open": len(self._conflicts.open),
             "plans": len(self._plans),
             "records_left_out": watch.left_out,
+            "requests_left_out": self._requests.left_out,
+            "requests_mirrored": self._requests.mirrored,
             "tasks_in_work": self._tasks.in_work,
         }
         return PeerHealth(
