@@ -24,11 +24,13 @@ from cachewarden.protocol import CancelExecution
 from coordination import conflict_projection as projection
 from coordination.conflict_answers import Answer, Sides, answer_in_item, answer_in_record
 from coordination.conflicts import Clash, ClashKind, own_rule
+from coordination.pace import Pace
 from coordination.peer_plans import PeerPlan, PlanState, intents_of
 
 __all__ = ["ConflictDesk"]
 
 _CASES_MAX: Final = 200
+_REPORTS_PER_MINUTE: Final = 30
 _INSISTED_MS: Final = 3_600_000
 _OWN_RULE: Final = f"{AGENT_ID}, its own rule"
 
@@ -55,6 +57,7 @@ class ConflictDesk:
     def __init__(self, wait_ms: int) -> None:
         self._wait_ms = wait_ms
         self._cases: dict[str, _Case] = {}
+        self._reports = Pace(_REPORTS_PER_MINUTE)
         self._insisted: dict[tuple[str, str, str], list[int]] = {}
         """(agent, service, resource) to when we were allowed to set back what that agent had set."""
         self.counts: dict[str, int] = {}
@@ -78,13 +81,13 @@ class ConflictDesk:
     def intents(self, plans: Iterable[PeerPlan], now_ms: int) -> tuple[Intent, ...]:
         """Return what peers hold now: what their plans touch, without what was decided for us."""
         found: list[Intent] = []
+        won: dict[tuple[str, str], list[Clash]] = {}
+        for case in self._cases.values():
+            if case.outcome == "won" and not case.clash.in_flight:
+                won.setdefault(case.clash.plan.key, []).append(case.clash)
         for plan in plans:
-            won = [
-                c.clash
-                for c in self._cases.values()
-                if c.outcome == "won" and c.clash.plan.key == plan.key and not c.clash.in_flight
-            ]
-            found += [i for i in intents_of(plan, now_ms) if not any(_overruled(i, clash) for clash in won)]
+            over = won.get(plan.key, ())
+            found += [i for i in intents_of(plan, now_ms) if not any(_overruled(i, clash) for clash in over)]
         for case in self._cases.values():
             plan = case.clash.plan
             held = case.clash.kind is ClashKind.UNDOES and plan.state is PlanState.DONE and case.outcome != "won"
@@ -112,7 +115,7 @@ class ConflictDesk:
                 case.clash = clash
                 case.names.add(clash.proposal.proposal_id)
                 continue
-            if not self._room():
+            if not self._room(now_ms):
                 continue
             until_ms = now_ms + self._wait_ms
             case = _Case(clash.conflict_id, clash, now_ms, until_ms, reported=True)
@@ -124,7 +127,7 @@ class ConflictDesk:
 
     def hear_objection(self, conflict_id: str, clash: Clash, now_ms: int) -> tuple[Effect, ...]:
         """Take a conflict that a peer has reported against a plan of ours; it waits and is answered like our own."""
-        if conflict_id in self._cases or not self._room():
+        if conflict_id in self._cases or not self._room(now_ms):
             return ()
         case = _Case(conflict_id, clash, now_ms, now_ms + self._wait_ms, reported=False)
         case.names.add(clash.proposal.proposal_id)
@@ -181,8 +184,8 @@ class ConflictDesk:
 
     # --- Parts ------------------------------------------------------------------------------------------------------
 
-    def _room(self) -> bool:
-        if len(self._cases) < _CASES_MAX:
+    def _room(self, now_ms: int) -> bool:
+        if len(self._cases) < _CASES_MAX and self._reports.take(now_ms):
             return True
         # A flood of plans: what is not reported is not decided either, so those plans keep what they hold.
         self._count("not_reported")

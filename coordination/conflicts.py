@@ -87,9 +87,18 @@ def find_clashes(
     `free_bytes` is what is left of the memory budget, None where that is not known. With `in_flight` the proposals are
     being carried out or observed.
     """
-    by_plan = sorted(plans, key=lambda p: p.key)
-    by_service = sorted(proposals, key=lambda p: (p.service, p.proposal_id))
-    found = (clash_of(ours, plan, free_bytes, now_ms, in_flight=in_flight) for ours in by_service for plan in by_plan)
+    by_service: dict[str, list[PeerPlan]] = {}
+    growing: list[PeerPlan] = []
+    for plan in sorted(plans, key=lambda p: p.key):
+        for service in plan.services:
+            by_service.setdefault(service, []).append(plan)
+        growing += [plan] if any(t.resource == BUDGET and t.direction > 0 for t in plan.touches) else []
+    found: list[Clash | None] = []
+    for ours in sorted(proposals, key=lambda p: (p.service, p.proposal_id)):
+        near = by_service.get(ours.service, [])
+        # Only the memory budget reaches beyond a service.
+        rivals = {p.key: p for p in (*near, *(growing if ours.memory_delta_bytes > 0 else ()))}
+        found += [clash_of(ours, rivals[key], free_bytes, now_ms, in_flight=in_flight) for key in sorted(rivals)]
     return tuple(clash for clash in found if clash is not None)
 
 

@@ -155,8 +155,9 @@ class Coordinator:
         return () if order is None else self._send_order(order, now_ms)
 
     def _send_order(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
-        # Between the decision and this moment it may have been paused, or the approval may have ended.
-        if self._memory.paused or self._approvals.missing(order.proposal, now_ms) is not None:
+        # Since the decision it may have been paused, the approval may have ended, a peer may have come.
+        held = self._peers.holder_of(order.proposal, now_ms) is not None
+        if held or self._memory.paused or self._approvals.missing(order.proposal, now_ms) is not None:
             self._memory.note_not_handed_over(order.proposal)
             return ()
         self._approvals.note_sent(order.proposal)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from cachewarden.claims import overlap, touched
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Record, Send, Started, TimerFired
 from cachewarden.messages import (
@@ -36,6 +37,7 @@ from coordination.blackboard_records import OPEN_CONFLICT_STATES, BadRecord, tim
 from coordination.conflict_desk import ConflictDesk
 from coordination.conflicts import Clash, ClashKind, clash_with_kept, find_clashes
 from coordination.fleet_memory import FleetMemory
+from coordination.pace import Pace
 from coordination.peer_plans import (
     BALLOT_TYPE,
     PLAN_TYPES,
@@ -56,12 +58,13 @@ __all__ = ["BLACKBOARD", "PeerDesk"]
 
 BLACKBOARD: Final = "blackboard"
 _PLANS_MAX: Final = 500
+_TOUCHES_MAX: Final = 5_000
 _BALLOTS_MAX: Final = 1_000
 _KEPT_MS: Final = 3_600_000
 """How long a kept change counts as one that a peer should not set back."""
 _REFUSALS_REMEMBERED: Final = 10_000
-_REFUSALS_RECORDED: Final = 5
-"""Refused records that one look puts into the journal; the others are counted."""
+_REFUSALS_PER_MINUTE: Final = 30
+"""Refused records that are put into the journal; the others are counted."""
 _TELL_MS: Final = 30_000
 
 
@@ -82,6 +85,7 @@ class PeerDesk:
         self._ballots = 0
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Records that were refused or could not be used, so that each is counted once."""
+        self._recorded = Pace(_REFUSALS_PER_MINUTE)
         self._bad = self._violations = 0
         self._told: tuple[PeerHealth | None, int] = (None, 0)
         self._began_ms = 0
@@ -123,6 +127,15 @@ class PeerDesk:
     def intents(self, now_ms: int) -> tuple[Intent, ...]:
         """Return what peers hold now."""
         return self._conflicts.intents((*self._plans, *self._objections), now_ms)
+
+    def holder_of(self, proposal: Proposal, now_ms: int) -> str | None:
+        """Return who holds something that a proposal touches; None where nobody does."""
+        ours = touched(proposal)
+        for intent in self.intents(now_ms):
+            near = intent.service == proposal.service and now_ms < intent.until_ms
+            if near and any(overlap(resource, intent.resource) for resource in ours):
+                return intent.holder
+        return None
 
     def begin_cycle(self, cycle: int, now_ms: int) -> tuple[str, ...]:
         """Let waiting tasks run with this cycle; returns the services that skip cool-down and minimum gain for them."""
@@ -190,10 +203,13 @@ class PeerDesk:
             elif isinstance(found, PeerBallot):
                 ballots.append(found)
             elif found is not None and self._first_time(item):
-                recorded = sum(isinstance(e, Record) for e in effects) < _REFUSALS_RECORDED
-                effects += self._refuse(item, found, recorded=recorded)
+                effects += self._refuse(item, found, now_ms)
         # The most urgent ones where there are too many: whoever floods the blackboard holds no more caches by it.
-        chosen = sorted(newest(plans), key=lambda p: (not p.in_force(now_ms), p.priority, p.key))[:_PLANS_MAX]
+        chosen: list[PeerPlan] = []
+        room = _TOUCHES_MAX
+        for plan in sorted(newest(plans), key=lambda p: (not p.in_force(now_ms), p.priority, p.key))[:_PLANS_MAX]:
+            room -= len(plan.touches)
+            chosen += [plan] if room >= 0 else []
         self._plans = tuple(sorted(chosen, key=lambda p: p.key))
         if ballots or self._ballots:
             ordered = sorted(ballots, key=lambda b: (b.subject, b.agent_id, b.at_ms, b.item_id))[:_BALLOTS_MAX]
@@ -211,7 +227,7 @@ class PeerDesk:
             self._seen.popitem(last=False)
         return True
 
-    def _refuse(self, item: Mapping[str, Any], why: Refused | BadRecord, *, recorded: bool) -> list[Effect]:
+    def _refuse(self, item: Mapping[str, Any], why: Refused | BadRecord, now_ms: int) -> list[Effect]:
         if isinstance(why, BadRecord):
             self._bad += 1
             return []
@@ -226,7 +242,7 @@ class PeerDesk:
         }
         subject = word(item["id"]) or "unprintable"
         record = Record(kind=RecordKind.REQUEST_REFUSED, service=None, subject_id=subject, payload=payload)
-        return [record] if recorded else []
+        return [record] if self._recorded.take(now_ms) else []
 
     def _set_back(self, memory: FleetMemory, now_ms: int) -> list[Clash]:
         """Return the plans that would set back what we have lately set."""

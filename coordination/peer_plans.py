@@ -42,6 +42,7 @@ HOLD_MS_MAX: Final = 3_600_000
 """No plan of a peer holds a cache for longer than an hour after it was written; whoever needs longer writes it anew."""
 _WORD_CHARS_MAX: Final = 200
 _LIST_MAX: Final = 50
+_TOUCHES_MAX: Final = 200
 _AMOUNT_MAX: Final = 1 << 60
 
 
@@ -200,6 +201,8 @@ def _touches(
     for key in keys:
         resource = f"{TTL_PREFIX}{key}"
         found += [Touch(service=s, resource=resource) for s in services if resource not in patterns]
+    if len(found) > _TOUCHES_MAX:
+        return BadRecord(f"a plan may touch {_TOUCHES_MAX} things; write several plans")
     if not found and not changes:
         found = [Touch(service=s, resource=ANYTHING) for s in services]
     delta = content.get("memory_delta_bytes", 0)

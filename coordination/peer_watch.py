@@ -26,6 +26,8 @@ _HINT: Final = f"{LOOK_REF}hint"
 _POLL: Final = f"{LOOK_REF}poll"
 _GAP_MS: Final = 500
 _NEXT_PAGE_MS: Final = 50
+_FULL_PAGE: Final = 200
+"""Records in one look from which on the next one takes its time: reading them is work, passing dead ids is not."""
 _KEPT_MAX: Final = 2_000
 """Records per area; beyond it the later ones of the index, which are less urgent, are left out and counted."""
 
@@ -108,7 +110,9 @@ class PeerWatch:
                 self.rounds[area] += 1
         # What was hinted at while the look was under way may lie in a part that it had passed already.
         pause_ms = _GAP_MS if self._hinted else self._interval_ms
-        pause_ms = _NEXT_PAGE_MS if any(self._cursors.values()) else min(pause_ms, self._interval_ms)
+        if any(self._cursors.values()):
+            pause_ms = _NEXT_PAGE_MS if sum(len(p.records) for p in event.pages.values()) < _FULL_PAGE else _GAP_MS
+        pause_ms = min(pause_ms, self._interval_ms)
         return (*self._await_hint(), SetTimer(ref=_POLL, due_ms=now_ms + pause_ms))
 
     def _on_failed(self, event: EffectFailed, now_ms: int) -> tuple[Effect, ...]:

@@ -21,7 +21,7 @@ from coordination.redis_records import Parser
 __all__ = ["BYTES_MAX", "IDS_MAX", "RECORD_BYTES_MAX", "RedisPages"]
 
 IDS_MAX: Final = 5_000
-BYTES_MAX: Final = 4 << 20
+BYTES_MAX: Final = 1 << 20
 RECORD_BYTES_MAX: Final = 64 << 10
 """Far above what any of ACGS's programs writes; a longer one is counted as unusable."""
 _STEP: Final = 500

@@ -7,8 +7,9 @@
 `ended` stays until the blackboard has taken the result. A task that its requester takes away, finishes itself or gives
 to somebody else is cancelled: it is forgotten, and a change that is under way by then goes on by its own right.
 
-INVARIANT: at most `_IN_WORK_MAX` tasks are in work and at most `_CLAIMS_MAX` are claimed per look; a flood of tasks
-brings no cycle forward more often than every `pace_ms`. A task is ended once, and always with a reason.
+INVARIANT: at most `_IN_WORK_MAX` tasks are in work, at most `_CLAIMS_MAX` are claimed per look and `_CLAIMS_PER_MINUTE`
+per minute; a flood of tasks brings no cycle forward more often than every `pace_ms`. A task is ended once, and always
+with a reason.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, AuditRecord, Exe
 from cachewarden.peer_input import TASK_TYPE, ClaimTask, FinishTask, TaskClaimed, TaskFinished
 from coordination.blackboard_records import time_ms
 from coordination.fleet_memory import FleetMemory
+from coordination.pace import Pace
 from coordination.peer_tasks import Ask, Refusal, answer_of, error_of, output_of, read_ask, targets_met
 from coordination.projection import result_of
 
@@ -32,6 +34,7 @@ TASK_REF: Final = "peer_task:"
 """How the refs of the desk's effects begin."""
 _IN_WORK_MAX: Final = 20
 _CLAIMS_MAX: Final = 5
+_CLAIMS_PER_MINUTE: Final = 60
 _WORK_MS_MAX: Final = 3_600_000
 """A task without a deadline is given up after an hour."""
 _ORPHAN_MS: Final = 2 * _WORK_MS_MAX
@@ -61,6 +64,7 @@ class TaskDesk:
         self._fleet = fleet
         self._pace_ms = pace_ms
         self._works: dict[str, _Work] = {}
+        self._claims = Pace(_CLAIMS_PER_MINUTE)
         self._ours: dict[str, None] = {}
         """Tasks that an earlier life claimed, or whose claim was not answered: taken up again if they are ours."""
         self._hurried_ms = -pace_ms
@@ -117,8 +121,9 @@ class TaskDesk:
             if task["status"] == "pending" and task["task_type"] == TASK_TYPE and task["id"] not in self._works
             if (ask := read_ask(task, self._fleet)) is not None
         ]
-        room = min(_CLAIMS_MAX, _IN_WORK_MAX - len(self._works))
+        room = min(_CLAIMS_MAX, _IN_WORK_MAX - len(self._works), self._claims.left(now_ms))
         for ask in sorted(asks, key=lambda a: (a.priority, a.created_at_ms, a.task_id))[: max(0, room)]:
+            self._claims.take(now_ms)
             self._works[ask.task_id] = _Work(ask=ask, began_ms=now_ms, waiting=True)
             effects.append(ClaimTask(ref=f"{TASK_REF}claim:{ask.task_id}", task_id=ask.task_id, at_ms=now_ms))
         return tuple(effects)

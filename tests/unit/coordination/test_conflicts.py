@@ -262,7 +262,11 @@ def test_winning_over_one_knob_overrules_nothing_else_of_the_plan():
 def test_a_flood_of_plans_is_not_reported_without_bound_and_what_is_not_reported_goes_on_holding():
     desk = ConflictDesk(WAIT_MS)
     many = [plan(plan_id=f"n{number}") for number in range(300)]
-    desk.meet(find_clashes([proposal("cart")], many, None, NOW), NOW)
-    assert len(desk.open) == 200
-    assert desk.counts["not_reported"] == 100
+    clashes = find_clashes([proposal("cart")], many, None, NOW)
+    open_after = []
+    for minute in range(8):
+        desk.meet(clashes, NOW + minute * 60_000)
+        open_after.append(len(desk.open))
+    assert open_after == [30, 60, 90, 120, 150, 180, 200, 200]
+    assert desk.counts["reported"] == 200
     assert len(desk.intents(many, NOW)) == len({i for p in many for i in desk.intents([p], NOW)})
