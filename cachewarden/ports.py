@@ -264,7 +264,7 @@ class Blackboard(Protocol):
 
     async def page(self, area: str, cursor: int = 0) -> BoardPage:
         """Return the live, readable records of one of `BOARD_AREAS` from place `cursor` of its index on, bounded in
-        ids and bytes."""
+        ids and bytes; of knowledge only what others wrote."""
         ...
 
     async def report_conflict(self, conflict: Mapping[str, Any]) -> str: ...

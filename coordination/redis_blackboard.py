@@ -198,9 +198,9 @@ class RedisBlackboard:
     async def page(self, area: str, cursor: int = 0) -> BoardPage:
         """Return the live records of one area from place `cursor` of its index on (`redis_pages.py` has the bounds)."""
         index, record, parse = _AREAS[area]
-        return await self._store.guarded(
-            self._pages.read(self._key(*index), partial(self._key, *record), parse, cursor)
-        )
+        own = self._key("agents", self._agent_id, "knowledge") if area.startswith("knowledge:") else None
+        reading = self._pages.read(self._key(*index), partial(self._key, *record), parse, cursor, own)
+        return await self._store.guarded(reading)
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 

@@ -37,10 +37,13 @@ class RedisPages:
         self._redis = redis
         self._bad: OrderedDict[str, None] = OrderedDict()
 
-    async def read(self, index: str, key_of: Callable[[str], str], parse: Parser, cursor: int) -> BoardPage:
-        """Return the records from place `cursor` of the sorted set `index` on; items that have expired count as gone.
+    async def read(
+        self, index: str, key_of: Callable[[str], str], parse: Parser, cursor: int, own: str | None = None
+    ) -> BoardPage:
+        """Return the records from place `cursor` of the sorted set `index` on, until it ends or a bound is met.
 
-        Goes on until something readable was found and a step is over, the index ends, or a bound is met.
+        Items that have expired count as gone. What stands in the set `own` is passed over: it is ours, and may be far
+        more than what all peers write.
         """
         now_ms = await self._server_ms()
         found: list[Mapping[str, Any]] = []
@@ -48,11 +51,14 @@ class RedisPages:
         place = max(0, cursor)
         while scanned < IDS_MAX and room < BYTES_MAX:
             ids = [str(i) for i in await self._redis.zrange(index, place, place + _STEP - 1)]
-            taken, lengths = _fitting(await self._lengths([key_of(i) for i in ids]), BYTES_MAX - room)
-            present = [i for i, length in zip(ids[:taken], lengths, strict=True) if 0 < length <= RECORD_BYTES_MAX]
+            ours = await self._redis.smismember(own, ids) if own is not None and ids else [0] * len(ids)
+            others = [i for i, is_ours in zip(ids, ours, strict=True) if not is_ours]
+            fitting, lengths = _fitting(await self._lengths([key_of(i) for i in others]), BYTES_MAX - room)
+            taken = len(ids) if fitting == len(others) else ids.index(others[fitting])
+            present = [i for i, length in zip(others[:fitting], lengths, strict=True) if 0 < length <= RECORD_BYTES_MAX]
             texts = dict(zip(present, await self._texts([key_of(i) for i in present]), strict=True))
             room += sum(length for length in lengths if 0 < length <= RECORD_BYTES_MAX)
-            for record_id, length in zip(ids[:taken], lengths, strict=True):
+            for record_id, length in zip(others[:fitting], lengths, strict=True):
                 record = self._parsed(parse, record_id, key_of(record_id), texts.get(record_id), length)
                 if isinstance(record, dict) and _alive(record, now_ms):
                     found.append(record)

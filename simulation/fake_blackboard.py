@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
+from cachewarden.messages import AGENT_ID
 from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
@@ -123,7 +124,7 @@ class FakeBlackboard:
                 bad += (area, text) not in self._bad_seen
                 self._bad_seen.add((area, text))
             elif kind == "knowledge":
-                if not self._expired(record):
+                if not self._expired(record) and record["agent_id"] != AGENT_ID:
                     found.append(record)
             elif record["status"] == part or (kind == "conflicts" and record["status"] in records.OPEN_CONFLICT_STATES):
                 found.append(record)

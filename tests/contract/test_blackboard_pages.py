@@ -17,7 +17,8 @@ from coordination.redis_blackboard import RedisBlackboard
 from coordination.redis_pages import IDS_MAX, RECORD_BYTES_MAX
 from simulation.fake_blackboard import FakeBlackboard
 from tests.contract.real_servers import ENGINES, RealServer
-from tests.contract.test_blackboard import NOW, conflict, item, task
+from tests.contract.test_blackboard import NOW, conflict, task
+from tests.contract.test_blackboard import item as item_of
 
 REAL = [pytest.param(engine, marks=pytest.mark.integration) for engine in ENGINES]
 US = "cache_performance_optimizer"
@@ -58,6 +59,10 @@ async def any_board(request, tmp_path):
     server.kill()
 
 
+def item(name: str, at_ms: int, **more) -> dict:
+    return item_of(name, at_ms, **({"agent_id": "peer"} | more))
+
+
 async def everything(board, area: str) -> tuple[list[dict], int]:
     """Return the records of a whole round, and how many looks it took."""
     found: list[dict] = []
@@ -73,6 +78,7 @@ async def everything(board, area: str) -> tuple[list[dict], int]:
 async def test_each_area_gives_what_stands_in_it(any_board):
     await any_board.add_knowledge(item("k", NOW))
     await any_board.add_knowledge(item("r", NOW, space="coordination", knowledge_type="conflict_resolution"))
+    await any_board.add_knowledge(item("ours", NOW, agent_id=US))
     await any_board.create_task(task("waiting"))
     await any_board.create_task(task("ours"))
     await any_board.claim_task("ours", US, NOW)
@@ -103,6 +109,17 @@ async def test_ten_thousand_stale_ids_ahead_of_the_live_one_hide_it_for_three_lo
     assert [i["id"] for i in found] == ["zz-alive"]
     assert looks <= 10_000 // IDS_MAX + 1
     assert (await board.page("knowledge:performance")).scanned <= IDS_MAX
+
+
+async def test_ten_thousand_items_of_ours_are_passed_over_unread(server, board):
+    names = [f"ours-{n:05}" for n in range(10_000)]
+    server.admin.zadd("bb:performance:priority", dict.fromkeys(names, 1))
+    server.admin.sadd(f"bb:agents:{US}:knowledge", *names)
+    await board.add_knowledge(item("zz-theirs", NOW, priority=5))
+    before = server.admin.info("commandstats").get("cmdstat_hstrlen", {}).get("calls", 0)
+    found, _ = await everything(board, "knowledge:performance")
+    assert [i["id"] for i in found] == ["zz-theirs"]
+    assert server.admin.info("commandstats")["cmdstat_hstrlen"]["calls"] - before == 1
 
 
 async def test_a_bad_record_is_counted_once_and_again_only_when_it_was_changed(server, board):
@@ -223,7 +240,7 @@ async def test_only_an_event_that_may_concern_us_is_a_hint_and_the_subscription_
     while not server.admin.pubsub_channels():
         await asyncio.sleep(0.01)
     server.admin.publish("events:task_created", "garbage")
-    await board.add_knowledge(item("own", NOW))
+    await board.add_knowledge(item("own", NOW, agent_id=US))
     await board.create_task(task("other", task_type="ethics_review"))
     await asyncio.sleep(0)
     assert not hint.done()

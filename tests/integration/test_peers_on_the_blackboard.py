@@ -6,7 +6,10 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
 
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, ExecutionState, RecordKind
@@ -371,6 +374,57 @@ async def test_ballots_of_peers_reach_the_consensus(stage, peer):
 
 
 # --- Faults -----------------------------------------------------------------------------------------------------------
+
+
+WORDS = st.sampled_from(["cart", "pages", "maxmemory", "user:*", "in_progress", "approved", AGENT_ID, "5", "0" * 16])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [
+    "affected_keys", "affected_services", "changes", "choice", "confidence", "conflict_id", "constitutional_hash",
+    "event_data", "event_type", "memory_delta_bytes", "plan_id", "priority", "resolution", "service", "status",
+    "subject", "until", "request", "agent_id", "plans", "winner",
+]  # fmt: skip
+KINDS = ["cache_optimization_plan", "optimization_activity", "cache_optimization_ballot", "conflict_resolution"]
+
+
+async def test_a_thousand_generated_plans_tasks_and_conflicts_stop_nothing(stage, peer):
+    written = 0
+
+    @hypothesis.settings(max_examples=1_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @hypothesis.given(
+        st.sampled_from([*KINDS, "task", "conflict"]), st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5)
+    )
+    def write(kind, content):
+        nonlocal written
+        written += 1
+        if kind == "task":
+            task = json.loads(peer.redis.hget(f"bb:tasks:{template}", "data")) | {
+                "id": f"g{written}",
+                "status": "pending",
+            }
+            task |= {"input_data": content, "requirements": {}, "priority": 5}
+            peer.redis.hset(f"bb:tasks:g{written}", "data", json.dumps(task))
+            peer.redis.zadd("bb:tasks:pending:priority", {f"g{written}": 5})
+        elif kind == "conflict":
+            peer.report_conflict(["peer", AGENT_ID], "generated", {k: v for k, v in content.items() if v == v})
+        else:
+            space = "coordination" if kind == "conflict_resolution" else "performance"
+            peer.add_knowledge(space, kind, content, priority=5, expires_in_s=8)
+
+    template = peer.create_task({}, task_type="template")
+    await asyncio.to_thread(write)
+    assert written >= 1_000
+    good = peer.create_task(asked("pages"))
+    task = await stage.until(lambda: ended(peer, good))
+    assert task.status == "completed"
+    health = stage.state.peers["blackboard"]
+    assert health.healthy
+    assert health.bad_records > 0
+    assert health.violations > 0
+    assert health.counts["tasks_in_work"] <= 20
 
 
 async def test_ten_thousand_stale_ids_ahead_of_a_plan_do_not_hide_it(stage, peer):

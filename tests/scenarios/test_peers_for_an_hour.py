@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import random
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,6 @@ from tests.unit.agents.settlements import verdict
 from tests.unit.policy.builders import SETTINGS, fleet, knob, proposal, service, snapshot
 
 START_MS = 1_800_000_000_000
-HOUR_MS = 3_600_000
 PEERS = ("ethics_agent", "operational_agent", "rival_optimizer")
 SERVICES = ("cart", "pages")
 KNOB = "maxmemory-samples"
@@ -60,7 +60,8 @@ def done(work: Any) -> Any:
 class Hour:
     """Everything that happens, in the order of its time."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, minutes: int = 60) -> None:
+        self.end_ms = START_MS + minutes * 60_000
         self.dice = random.Random(seed)
         self.now_ms = START_MS
         self.settings = SETTINGS.model_copy(
@@ -88,7 +89,7 @@ class Hour:
         self.step(Started())
         for peer in PEERS:
             self.at(self.now_ms + self.dice.randrange(60_000), lambda peer=peer: self.announce(peer))
-        while self.heap and self.heap[0][0] < START_MS + HOUR_MS:
+        while self.heap and self.heap[0][0] < self.end_ms:
             self.now_ms, number, what = heapq.heappop(self.heap)
             self.board.clock_ms = self.now_ms
             if callable(what):
@@ -233,6 +234,9 @@ class Hour:
         self.publish(peer, plan, "completed")
 
     def publish(self, peer: str, plan: dict[str, Any], status: str) -> None:
+        expired = [key for key, text in self.board.knowledge.items() if self.board._expired(json.loads(text))]
+        for key in expired:
+            del self.board.knowledge[key]
         item = records.knowledge_item(
             item_id=plan["plan_id"],
             space="performance",
@@ -251,7 +255,7 @@ class Hour:
             done(self.board.resolve_conflict(conflict_id, "priority_based_allocation", data, self.now_ms))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_an_hour_of_conflicting_plans_ends_every_conflict_and_flaps_nowhere(seed):
     hour = Hour(seed).run()
     changes = {name: [t for t, where, _ in hour.executed if where == name] for name in SERVICES}
@@ -269,7 +273,8 @@ def test_an_hour_of_conflicting_plans_ends_every_conflict_and_flaps_nowhere(seed
 
 
 def test_the_same_seed_gives_the_same_hour_and_another_one_another():
-    assert Hour(3).run().trace == Hour(3).run().trace != Hour(4).run().trace
+    traces = [Hour(seed, minutes=8).run().trace for seed in (3, 3, 4)]
+    assert traces[0] == traces[1] != traces[2]
 
 
 def test_what_peers_hold_in_the_scenario_is_what_we_read():
