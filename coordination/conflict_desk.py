@@ -23,7 +23,7 @@ from cachewarden.messages import AGENT_ID, Intent, Proposal
 from cachewarden.protocol import CancelExecution
 from coordination import conflict_projection as projection
 from coordination.conflict_answers import Answer, Sides, answer_in_item, answer_in_record
-from coordination.conflicts import Clash, ClashKind, own_rule
+from coordination.conflicts import Clash, ClashKind, by_priority, own_rule
 from coordination.pace import Pace
 from coordination.peer_plans import PeerPlan, PlanState, intents_of
 
@@ -195,7 +195,7 @@ class ConflictDesk:
         self.counts[what] = self.counts.get(what, 0) + 1
 
     def _sides(self, case: _Case) -> Sides:
-        for_us, words = own_rule(case.clash, case.since_ms, self._times_insisted(case))
+        for_us, words = by_priority(case.clash, case.since_ms, self._times_insisted(case))
         plan = case.clash.plan
         return Sides(
             ours=frozenset({AGENT_ID, *case.names}),

@@ -19,7 +19,16 @@ from cachewarden.messages import ActionClass, Proposal
 from coordination.blackboard_records import record_id
 from coordination.peer_plans import PeerPlan, PlanState, Touch
 
-__all__ = ["Clash", "ClashKind", "clash_of", "clash_with_kept", "find_clashes", "own_rule", "priority_of"]
+__all__ = [
+    "Clash",
+    "ClashKind",
+    "by_priority",
+    "clash_of",
+    "clash_with_kept",
+    "find_clashes",
+    "own_rule",
+    "priority_of",
+]
 
 _PRIORITY: Final[Mapping[ActionClass, int]] = {ActionClass.LOSSY: 1, ActionClass.FORBIDDEN: 1, ActionClass.GROWTH: 2}
 _INSISTED_MAX: Final = 1
@@ -190,6 +199,18 @@ def _on_budget(ours: Proposal, plan: PeerPlan, touch: Touch, free_bytes: int | N
         f"{max(0, free_bytes)} of the budget are free"
     )
     return ClashKind.BUDGET, BUDGET, told
+
+
+def by_priority(clash: Clash, ours_since_ms: int, insisted: int) -> tuple[bool, str]:
+    """Return whether ours goes first by `highest_priority_wins`, and why; ties as in `own_rule`.
+
+    This is what somebody else has answered: it may take a change of ours back, but nothing goes against what a peer is
+    carrying out.
+    """
+    ours, theirs = priority_of(clash.proposal), clash.plan.priority
+    if ours == theirs or (clash.plan.state is PlanState.ACTIVE and not clash.in_flight):
+        return own_rule(clash, ours_since_ms, insisted)
+    return ours < theirs, f"priority {min(ours, theirs)} goes before {max(ours, theirs)}"
 
 
 def own_rule(clash: Clash, ours_since_ms: int, insisted: int) -> tuple[bool, str]:

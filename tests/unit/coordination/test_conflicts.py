@@ -10,7 +10,7 @@ from cachewarden.machine import Publish, Record, Send
 from cachewarden.messages import AGENT_ID, RecordKind
 from cachewarden.protocol import CancelExecution
 from coordination.conflict_desk import ConflictDesk
-from coordination.conflicts import ClashKind, clash_of, clash_with_kept, find_clashes, own_rule
+from coordination.conflicts import ClashKind, by_priority, clash_of, clash_with_kept, find_clashes, own_rule
 from coordination.peer_plans import PeerPlan, PlanState, Touch
 from tests.unit.policy.builders import MIB, proposal, resize, ttl_rule
 
@@ -124,6 +124,17 @@ def test_the_smaller_number_then_the_older_goes_first_and_nothing_goes_against_w
     theirs, since_ms, for_us
 ):
     assert own_rule(clash(None, theirs), since_ms, 0)[0] is for_us
+
+
+@pytest.mark.parametrize(("priority", "for_us"), [(1, False), (3, True), (5, True)])
+def test_an_answer_by_priorities_may_take_back_even_what_is_under_way(priority, for_us):
+    desk, found, _ = opened(plan(priority=priority), in_flight=True)
+    effects = desk.read(
+        answered(found, allocation_decision="highest_priority_wins"), [], NOW + 1, {"cart": proposal("cart")}
+    )
+    assert desk.counts.get("won", 0) == for_us
+    assert any(isinstance(e, Send) for e in effects) is not for_us
+    assert by_priority(clash(None, plan(priority=5, state=PlanState.ACTIVE)), NOW, 0)[0] is False
 
 
 def test_setting_back_and_forth_is_left_to_people_after_the_first_time():
