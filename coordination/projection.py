@@ -123,8 +123,7 @@ def execution_changed(
             priority=_priority(execution.proposal),
             input_data=_task_input(execution.proposal),
         )
-        effects.append(_publish("create_task", task=task))
-        effects.append(_publish("claim_task", task_id=task_id, agent_id=AGENT_ID, at_ms=now_ms))
+        effects.append(_publish("create_task", task=task, claimed_by=AGENT_ID))
     status = _STATUS_OF_FINAL_STATE.get(execution.state, "in_progress")
     content = _plan(execution.proposal, status, execution.reason) | {
         "execution_id": execution.execution_id,

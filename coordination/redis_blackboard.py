@@ -204,15 +204,24 @@ class RedisBlackboard:
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
-    async def create_task(self, task: Mapping[str, Any]) -> str:
-        """Write a pending task. One of that id that is there already stays as it is. Returns the id."""
+    async def create_task(self, task: Mapping[str, Any], claimed_by: str | None = None) -> str:
+        """Write a pending task, or one that `claimed_by` has claimed in the same moment, so that nobody comes between.
+
+        One of that id that is there already stays as it is. Returns the id.
+        """
         record = _own(records.parse_task, task)
-        key = self._key("tasks", record["id"])
+        key, at = self._key("tasks", record["id"]), record["created_at"]
+        if claimed_by is not None:
+            record.update(status="claimed", agent_id=claimed_by, claimed_at=at)
 
         def queue(pipe: Any) -> None:
-            pipe.zadd(self._key("tasks", "pending", "priority"), {record["id"]: record["priority"]})
+            pipe.zadd(self._key("tasks", record["status"], "priority"), {record["id"]: record["priority"]})
             shown = {"task_id": record["id"]} | _picked(record, "task_type", "priority")
-            self._publish(pipe, "task_created", record["created_at"], shown)
+            self._publish(pipe, "task_created", at, shown)
+            if claimed_by is not None:
+                pipe.sadd(self._key("agents", claimed_by, "tasks"), record["id"])
+                shown = {"task_id": record["id"], "agent_id": claimed_by, "task_type": record["task_type"]}
+                self._publish(pipe, "task_claimed", at, shown)
 
         await self._store.create(key, record, queue)
         return str(record["id"])

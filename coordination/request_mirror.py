@@ -89,10 +89,7 @@ class RequestMirror:
             },
         )
         effects: list[Effect] = [
-            Publish(operation="create_task", arguments={"task": task}),
-            Publish(
-                operation="claim_task", arguments={"task_id": task_id, "agent_id": AGENT_ID, "at_ms": record.at_ms}
-            ),
+            Publish(operation="create_task", arguments={"task": task, "claimed_by": AGENT_ID}),
         ]
         proposal_id = str(record.payload.get("proposal_id") or "")
         execution = memory.execution(proposal_id)

@@ -136,14 +136,16 @@ class FakeBlackboard:
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
-    async def create_task(self, task: Mapping[str, Any]) -> str:
-        """Write a pending task. One of that id that is there already stays as it is. Returns the id."""
+    async def create_task(self, task: Mapping[str, Any], claimed_by: str | None = None) -> str:
+        """Write a task, pending or claimed at once. One of that id that is there already stays as it is."""
         self._require_available()
         record = _own(records.parse_task, task)
         if record["id"] not in self.tasks:
             self.tasks[record["id"]] = json.dumps(record)
             shown = {"task_id": record["id"], "task_type": record["task_type"], "priority": record["priority"]}
             self._publish("task_created", records.time_ms(record["created_at"]) or 0, shown)
+            if claimed_by is not None:
+                await self.claim_task(record["id"], claimed_by, records.time_ms(record["created_at"]) or 0)
         return str(record["id"])
 
     async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool:

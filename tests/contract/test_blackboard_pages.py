@@ -95,6 +95,20 @@ async def test_each_area_gives_what_stands_in_it(any_board):
     }
 
 
+async def test_a_task_that_is_created_and_claimed_in_one_moment_is_never_pending(any_board):
+    stream = await any_board.events()
+    await any_board.create_task(task("t"), claimed_by=US)
+    await any_board.create_task(task("t"), claimed_by="other")
+    assert not await any_board.claim_task("t", "other", NOW)
+    claimed = await any_board.task("t")
+    assert (claimed["status"], claimed["agent_id"], claimed["claimed_at"]) == ("claimed", US, records.iso_utc(NOW))
+    assert [(await anext(stream))["event_type"] for _ in range(2)] == ["task_created", "task_claimed"]
+    assert (await any_board.page("tasks:pending")).records == ()
+    assert await any_board.finish_task("t", US, NOW, output={}, error=None)
+    if hasattr(stream, "aclose"):
+        await stream.aclose()
+
+
 async def test_more_records_than_fit_into_a_look_are_all_seen_in_a_round(any_board):
     for number in range(1_100):
         await any_board.create_task(task(f"t{number:04}"))

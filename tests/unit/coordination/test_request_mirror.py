@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cachewarden.machine import EffectFailed, JournalRead
-from cachewarden.messages import AuditRecord, Execution, ExecutionState, RecordKind
+from cachewarden.messages import AGENT_ID, AuditRecord, Execution, ExecutionState, RecordKind
 from coordination.fleet_memory import FleetMemory
 from coordination.request_mirror import RequestMirror
 from tests.unit.policy.builders import SETTINGS, fleet, proposal
@@ -37,8 +37,9 @@ def operations(effects):
 
 
 def test_a_request_becomes_a_task_that_ends_with_the_decision():
-    create, claim, finish = read(RequestMirror(), entry(1, verdict={"decision": "deny", "denied_by": ["floor"]}))
-    assert operations((create, claim, finish)) == ["create_task", "claim_task", "finish_task"]
+    create, finish = read(RequestMirror(), entry(1, verdict={"decision": "deny", "denied_by": ["floor"]}))
+    assert operations((create, finish)) == ["create_task", "finish_task"]
+    assert create.arguments["claimed_by"] == AGENT_ID
     assert create.arguments["task"]["input_data"]["decision_id"] == "d-1"
     output = finish.arguments["output"]
     assert (output["coordination_result"]["status"], output["constitutional_compliance"]) == ("nothing_to_do", False)
@@ -55,7 +56,7 @@ def test_a_request_that_brings_a_change_about_ends_with_it():
     mirror, given = RequestMirror(), proposal("cart")
     memory = FleetMemory(fleet(), SETTINGS)
     effects = read(mirror, entry(1, will_execute=True, proposal_id=given.proposal_id), memory=memory)
-    assert operations(effects) == ["create_task", "claim_task"]
+    assert operations(effects) == ["create_task"]
     execution = Execution(
         execution_id="x", proposal=given, state=ExecutionState.OBSERVING, started_at_ms=NOW, updated_at_ms=NOW
     )
@@ -66,7 +67,7 @@ def test_a_request_that_brings_a_change_about_ends_with_it():
     assert mirror.note_execution(kept, memory, NOW) == ()
     memory.note_execution(kept, NOW)
     late = read(mirror, entry(2, will_execute=True, proposal_id=given.proposal_id), memory=memory)
-    assert operations(late) == ["create_task", "claim_task", "finish_task"]
+    assert operations(late) == ["create_task", "finish_task"]
 
 
 def test_under_load_the_newest_are_mirrored_and_the_others_counted():
