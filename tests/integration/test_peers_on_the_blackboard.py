@@ -26,7 +26,7 @@ SAMPLES = ("maxmemory-samples", 5, 10)
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     server = RealServer("redis", tmp_path_factory.mktemp("peers"))
-    server.start("--appendonly", "yes")
+    server.start()
     yield server
     server.kill()
 
