@@ -140,7 +140,7 @@ def _texts(value: Any, name: str) -> tuple[str, ...] | BadRecord:
     return found if len(found) == len(set(map(str, value))) else BadRecord(f"`{name}` must be a list of short texts")
 
 
-def read_plan(item: Mapping[str, Any], fleet: Iterable[str], now_ms: int) -> PeerPlan | Refused | BadRecord | None:
+def read_plan(item: Mapping[str, Any], fleet: frozenset[str], now_ms: int) -> PeerPlan | Refused | BadRecord | None:
     """Return the plan in a parsed item of knowledge; None where it is ours or touches no cache of `fleet`."""
     if item["agent_id"] == AGENT_ID:
         return None
@@ -159,9 +159,8 @@ def read_plan(item: Mapping[str, Any], fleet: Iterable[str], now_ms: int) -> Pee
     if isinstance(keys, BadRecord):
         return keys
     single = word(content.get("service"))
-    known = frozenset(fleet)
-    services = tuple(s for s in dict.fromkeys((*named, *((single,) if single else ()))) if s in known)
-    touches = _touches(content, services, keys, known)
+    services = tuple(s for s in dict.fromkeys((*named, *((single,) if single else ()))) if s in fleet)
+    touches = _touches(content, services, keys, fleet)
     if isinstance(touches, BadRecord):
         return touches
     if not touches:

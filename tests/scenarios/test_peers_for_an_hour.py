@@ -281,6 +281,6 @@ def test_what_peers_hold_in_the_scenario_is_what_we_read():
     hour = Hour(0)
     hour.publish(PEERS[0], {"plan_id": "p", "affected_services": ["cart"], "changes": []}, "in_progress")
     [text] = hour.board.knowledge.values()
-    found = read_plan(records.parse_knowledge(text), SERVICES, START_MS)
+    found = read_plan(records.parse_knowledge(text), frozenset(SERVICES), START_MS)
     assert found.state is PlanState.ACTIVE
     assert found.agent_id != AGENT_ID

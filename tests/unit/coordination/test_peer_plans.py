@@ -30,7 +30,7 @@ from tests.unit.policy.builders import fleet, service
 
 NOW = 1_800_000_000_000
 FLEET = fleet(service("cart"), service("pages"), service("quiet", mode="off"))
-NAMES = FLEET.names
+NAMES = frozenset(FLEET.names)
 
 
 def item(content, *, agent="peer", kind="cache_optimization_plan", at_ms=NOW, ttl_ms=600_000, **more):
