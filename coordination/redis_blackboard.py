@@ -10,8 +10,9 @@ It decides nothing. INVARIANT: every read and every loop is bounded, and no key 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -56,6 +57,7 @@ class RedisBlackboard:
         self._store = RedisRecords(url, timeout_s=timeout_s, max_connections=max_connections)
         self._redis = self._store.redis
         self._pages = RedisPages(self._store.redis)
+        self._streams: list[AsyncGenerator[dict[str, Any], None]] = []
         self._prefix, self._agent_id, self._timeout_s = prefix, agent_id, timeout_s
 
     @property
@@ -64,7 +66,11 @@ class RedisBlackboard:
         return self._store.bad
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back, those of subscriptions that nobody reads any more too."""
+        for stream in self._streams:
+            # One that is being read ends by itself, with its connection.
+            with contextlib.suppress(RuntimeError):
+                await stream.aclose()
         await self._store.close()
 
     def _key(self, *parts: str) -> str:
@@ -366,9 +372,12 @@ class RedisBlackboard:
         except BlackboardUnavailable:
             await pubsub.aclose()
             raise
-        return self._listen(pubsub)
+        stream = self._listen(pubsub)
+        self._streams = [s for s in self._streams if getattr(s, "ag_frame", None) is not None]
+        self._streams.append(stream)
+        return stream
 
-    async def _listen(self, pubsub: Any) -> AsyncIterator[dict[str, Any]]:
+    async def _listen(self, pubsub: Any) -> AsyncGenerator[dict[str, Any], None]:
         try:
             while True:
                 waiting = pubsub.get_message(ignore_subscribe_messages=True, timeout=self._timeout_s)

@@ -266,6 +266,20 @@ async def test_only_an_event_that_may_concern_us_is_a_hint_and_the_subscription_
     assert len(server.admin.pubsub_channels()) == len(records.CHANNELS)
 
 
+async def test_a_subscription_that_nobody_reads_is_closed_with_the_board(server):
+    board = RedisBlackboard(f"{server.url}/0", timeout_s=5.0)
+    performers = peer_input_performers(board)
+    hint = asyncio.ensure_future(performers[AwaitHint](AwaitHint(ref="h")))
+    while not server.admin.pubsub_channels():
+        await asyncio.sleep(0.01)
+    await board.create_task(task("t"))
+    await asyncio.wait_for(hint, 10)
+    await board.close()
+    async with asyncio.timeout(10):
+        while server.admin.pubsub_channels():
+            await asyncio.sleep(0.01)
+
+
 async def test_an_event_of_another_db_only_makes_us_look(server, board):
     other = RedisBlackboard(f"{server.url}/7", timeout_s=5.0)
     performers = peer_input_performers(board)
