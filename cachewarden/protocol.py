@@ -234,6 +234,8 @@ class PeerHealth(Message):
     """Records that could not be used, each counted once; only the blackboard has some."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """What else is counted, by name: tasks, plans and conflicts on the blackboard."""
+    conflicts: tuple[str, ...] = ()
+    """The newest conflicts with peers' plans, each in a sentence that begins with its outcome; newest last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

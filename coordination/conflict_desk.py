@@ -30,6 +30,7 @@ from coordination.peer_plans import PeerPlan, PlanState, intents_of
 __all__ = ["ConflictDesk"]
 
 _CASES_MAX: Final = 200
+_TOLD_MAX: Final = 20
 _REPORTS_PER_MINUTE: Final = 30
 _INSISTED_MS: Final = 3_600_000
 _OWN_RULE: Final = f"{AGENT_ID}, its own rule"
@@ -75,8 +76,9 @@ class ConflictDesk:
         return conflict_id in self._cases
 
     def told(self) -> tuple[str, ...]:
-        """Return each case in a sentence, newest last."""
-        return tuple(f"{case.outcome}: {case.told or case.clash.reason}" for case in self._cases.values())
+        """Return the newest cases, each in a sentence, newest last."""
+        newest = list(self._cases.values())[-_TOLD_MAX:]
+        return tuple(f"{case.outcome}: {case.told or case.clash.reason}" for case in newest)
 
     def intents(self, plans: Iterable[PeerPlan], now_ms: int) -> tuple[Intent, ...]:
         """Return what peers hold now: what their plans touch, without what was decided for us."""

@@ -336,6 +336,7 @@ class PeerDesk:
             violations=self._violations + self._conflicts.counts.get("refused", 0),
             bad_records=watch.bad + self._bad,
             counts=dict(sorted(counts.items())),
+            conflicts=self._conflicts.told(),
         )
 
     def _tell(self, memory: FleetMemory, now_ms: int) -> None:

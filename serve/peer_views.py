@@ -36,6 +36,9 @@ class PeerView(BaseModel):
         default_factory=dict,
         description="on the blackboard: plans, tasks and conflicts, now or since the agent's start",
     )
+    conflicts: list[str] = Field(
+        default_factory=list, description="the newest conflicts with plans of other agents: outcome, what, who decided"
+    )
 
 
 def peers_view(state: FleetState) -> list[PeerView]:
@@ -53,6 +56,7 @@ def peers_view(state: FleetState) -> list[PeerView]:
             violations=peer.violations,
             bad_records=peer.bad_records,
             counts=dict(peer.counts),
+            conflicts=list(peer.conflicts),
         )
         for _, peer in sorted(state.peers.items())
     ]

@@ -188,6 +188,8 @@ def test_a_conflict_that_was_lost_leaves_the_plan_in_force():
     desk, _, _ = opened(plan(priority=1))
     desk.decide(NOW + WAIT_MS)
     assert desk.counts == {"reported": 1, "lost": 1}
+    [told] = desk.told()
+    assert told.startswith("lost: `peer` plans `maxmemory-samples` of `cart` = 3, ours is 10; decided by")
     assert desk.intents([plan(priority=1)], NOW + WAIT_MS)
 
 
