@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cachewarden.approval import Approval, Rest, rest_over
+from cachewarden.claims import ANYTHING, overlap, touched
 from cachewarden.codec import digest
 from cachewarden.messages import (
     AGENT_ID,
@@ -38,7 +39,6 @@ __all__ = [
     "clock_words",
     "damping_ms",
     "find_obstacle",
-    "touched",
 ]
 
 DAMPING_MS = 600_000
@@ -78,21 +78,6 @@ class Situation:
     approvals: Mapping[str, Approval] = field(default_factory=dict)
     """Proposal id to its open approval."""
     rests: tuple[Rest, ...] = ()
-
-
-def touched(proposal: Proposal) -> dict[str, int]:
-    """Return the resources that a proposal touches, in the words of `Intent.resource`, each with its direction (+1,
-    -1, 0)."""
-    resources: dict[str, int] = {}
-    for change in proposal.knob_changes:
-        direction = 0
-        if change.before.isdecimal() and change.after.isdecimal():
-            before, after = int(change.before), int(change.after)
-            direction = (after > before) - (after < before)
-        resources[change.knob] = direction
-    for rule in proposal.ttl_rules:
-        resources[f"ttl:{rule.pattern}"] = 1
-    return resources
 
 
 def damping_ms(times: int) -> int:
@@ -136,12 +121,15 @@ def _intent_obstacle(proposal: Proposal, intents: tuple[Intent, ...], now_ms: in
     for intent in intents:
         if intent.service != proposal.service or (intent.until_ms and intent.until_ms <= now_ms):
             continue
-        ours = resources.get(intent.resource)
-        if ours is None:
+        met = next((r for r in sorted(resources) if overlap(r, intent.resource)), None)
+        if met is None:
             continue
+        ours = resources[met]
         until = f" until {clock_words(intent.until_ms)}" if intent.until_ms else ""
         if intent.holder == AGENT_ID:
             return _wait(f"`{intent.resource}` of `{intent.service}` is being changed already{until}", intent.holder)
+        if intent.resource == ANYTHING:
+            return _wait(f"`{intent.holder}` is changing `{intent.service}` as a whole{until}", intent.holder)
         if ours != intent.direction or ours == 0:
             ways = {1: "grow", -1: "shrink", 0: "switch"}
             return _yield(

@@ -14,6 +14,7 @@ from typing import Any
 
 from cachewarden import machine as m
 from cachewarden.errors import CachewardenError, JournalUnavailable, OperatingError, StaleFencingToken
+from cachewarden.peer_input import peer_input_performers
 from cachewarden.peering import Peers, peer_performers
 from cachewarden.ports import Blackboard, Clock, Journal, LeaseStore, Mailbox, RecordDraft, TargetCache
 
@@ -57,6 +58,7 @@ def performers(agent: m.Agent, ports: Ports) -> dict[type[m.Effect], Performer]:
         m.TouchHotKeys: work.touch_hot_keys,
         m.ExtendTtls: work.extend_ttls,
         **peer_performers(ports.peers, ports.journal),
+        **peer_input_performers(ports.blackboard),
     }
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from cachewarden.messages import AuditRecord, KnobChange, Lease, TtlRule
 from cachewarden.observation import Observation
 
 __all__ = [
+    "BOARD_AREAS",
     "Blackboard",
+    "BoardPage",
     "Clock",
     "Journal",
     "LeaseStore",
@@ -197,6 +199,31 @@ class LookupLedger(Protocol):
     async def close(self) -> None: ...
 
 
+BOARD_AREAS: Final = (
+    "conflicts:open",
+    "knowledge:coordination",
+    "knowledge:performance",
+    "tasks:claimed",
+    "tasks:pending",
+)
+"""Parts of the blackboard that can be read page by page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardPage:
+    """One bounded look at a part of the blackboard.
+
+    `cursor` is where the next look goes on; 0 means that this one came to the end. `dangling` ids had no record (any
+    more), `bad` records were unusable, each of them counted once in the life of the adapter.
+    """
+
+    records: tuple[Mapping[str, Any], ...]
+    cursor: int = 0
+    scanned: int = 0
+    dangling: int = 0
+    bad: int = 0
+
+
 class Blackboard(Protocol):
     """ACGS's records on Redis (`docs/INTEROP.md`). All raise BlackboardUnavailable."""
 
@@ -212,7 +239,7 @@ class Blackboard(Protocol):
         self, space: str, knowledge_type: str | None = None, tags: Sequence[str] = (), limit: int = 100
     ) -> list[dict[str, Any]]: ...
 
-    async def create_task(self, task: Mapping[str, Any]) -> str: ...
+    async def create_task(self, task: Mapping[str, Any], claimed_by: str | None = None) -> str: ...
 
     async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool: ...
 
@@ -224,7 +251,21 @@ class Blackboard(Protocol):
         *,
         output: Mapping[str, Any] | None,
         error: Mapping[str, Any] | None,
+        retries: int | None = None,
     ) -> bool: ...
+
+    async def task(self, task_id: str) -> dict[str, Any] | None:
+        """Return one task; None where it is gone or cannot be read."""
+        ...
+
+    async def conflict(self, conflict_id: str) -> dict[str, Any] | None:
+        """Return one conflict; None where it is gone or cannot be read."""
+        ...
+
+    async def page(self, area: str, cursor: int = 0) -> BoardPage:
+        """Return the live, readable records of one of `BOARD_AREAS` from place `cursor` of its index on, bounded in
+        ids and bytes; of knowledge only what others wrote."""
+        ...
 
     async def report_conflict(self, conflict: Mapping[str, Any]) -> str: ...
 

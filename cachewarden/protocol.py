@@ -33,6 +33,8 @@ __all__ = [
     "Judge",
     "Judged",
     "ObserveFleet",
+    "PeerBallot",
+    "PeerBallots",
     "PeerHealth",
     "PeerReport",
     "PlanFleet",
@@ -211,7 +213,7 @@ class AgentHealth(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerHealth(Message):
-    """How we stand with one HTTP peer. `detail` is said to strangers, so it holds no address.
+    """How we stand with one HTTP peer, or with the blackboard. `detail` is said to strangers, so it holds no address.
 
     `lag_records` and `lag_ms` (age of the oldest record that is not delivered) are None where nothing is delivered to
     this peer or it is not known. Counts are since the start of the agent that reports.
@@ -228,6 +230,12 @@ class PeerHealth(Message):
     failures: int = 0
     violations: int = 0
     """Answers with another constitutional hash."""
+    bad_records: int = 0
+    """Records that could not be used, each counted once; only the blackboard has some."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What else is counted, by name: tasks, plans and conflicts on the blackboard."""
+    conflicts: tuple[str, ...] = ()
+    """The newest conflicts with peers' plans, each in a sentence that begins with its outcome; newest last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +243,38 @@ class PeerReport(Message):
     """Whoever speaks to HTTP peers tells the coordinator so, when it changes and every few seconds."""
 
     peers: tuple[PeerHealth, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerBallot(Message):
+    """One vote that another agent has put onto the blackboard (`cache_optimization_ballot`, space `performance`).
+
+    Bounded and free of control characters, but not judged: whether `agent_id` may vote, on what, and whether it came in
+    time is for whoever counts. `item_id` is that of the item; a voter that changes its mind writes another one.
+    """
+
+    item_id: str
+    agent_id: str
+    subject: str
+    """Id of a proposal or of a conflict."""
+    choice: str
+    confidence: float
+    """0..1."""
+    reason: str
+    at_ms: int
+    """When the voter says that it voted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerBallots(Message):
+    """All live ballots of peers, by (subject, agent, time, item), at most 1,000; told again with each look.
+
+    The coordinator, which reads the blackboard, sends it to the consensus. None of them carries our agent id or another
+    constitutional hash.
+    """
+
+    ballots: tuple[PeerBallot, ...]
+    read_at_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -278,7 +318,7 @@ class FleetState(Message):
     life_ms: int = 0
     """When this life of the coordinator began; `version` counts within a life. 0 where nobody counts lives."""
     peers: Mapping[str, PeerHealth] = field(default_factory=dict)
-    """HTTP peers that are configured."""
+    """HTTP peers that are configured, and the blackboard."""
     approvals: tuple[Approval, ...] = ()
     """Open ones first, then those that ended lately, newest first."""
     approval_answers: Mapping[str, str] = field(default_factory=dict)

@@ -39,6 +39,12 @@ class CacheOptimizerSettings(BaseSettings):
     blackboard_url: str = Field(
         "redis://localhost:6389/1", description="ACGS's blackboard; the db number is part of it"
     )
+    blackboard_poll_ms: int = Field(
+        5_000, ge=0, le=3_600_000, description="between two looks at what other agents wrote there; 0: never look"
+    )
+    conflict_wait_ms: int = Field(
+        30_000, ge=0, le=3_600_000, description="how long a change waits for an answer to a conflict with a peer's plan"
+    )
     agent_heartbeat_interval: int = Field(30, ge=1, le=3600, description="seconds")
 
     constitutional_ai_url: str = Field(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -90,7 +91,7 @@ def scoreboard(executions: Iterable[Execution]) -> Table:
         table.add_row(
             proposal.service,
             ", ".join(changes),
-            f"{execution.state.value}{'' if not execution.reason else f' ({execution.reason})'}",
+            escape(f"{execution.state.value}{'' if not execution.reason else f' ({execution.reason})'}"),
             f"{gain.value * 100:+.1f}",
             f"{gain.low * 100:+.1f} … {gain.high * 100:+.1f}",
             "–" if realised is None else f"{realised * 100:+.1f}",
@@ -194,7 +195,8 @@ class LiveView:
             table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
         window = self.window()
         for service in self.services:
-            table.add_row(*self._row(service, window))
+            # Reasons hold words of other agents, which are no markup.
+            table.add_row(*(escape(cell) for cell in self._row(service, window)))
         return table
 
     def _row(self, service: str, window: DriverStats | None) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 It runs one cycle after the other (observe, plan, judge, settle), hands agreed proposals to the actuator, keeps the
 standing decision of every service, asks persons for approval where it is needed (`approvals.py`), pauses and resumes,
-and mirrors what happened onto the blackboard. It never decides what a proposal is worth, never judges, and never
-writes to a cache.
+mirrors what happened onto the blackboard and heeds what other agents write there (`peer_desk.py`). It never decides
+what a proposal is worth, never judges, and never writes to a cache.
 
 INVARIANT: at most one question of a cycle is open; an answer that is late, doubled or of an earlier cycle changes
 nothing. No order leaves before proposal, verdict and resolution are durable in the journal, and none that needs
@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cachewarden.approval import DecideApproval, SubmitProposal
-from cachewarden.codec import to_jsonable
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
@@ -56,7 +55,9 @@ from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
 from coordination.approvals import REF_PREFIX, ApprovalBook
 from coordination.catching_up import CATCH_UP, CatchingUp
+from coordination.decision_log import DecisionLog
 from coordination.fleet_memory import FleetMemory
+from coordination.peer_desk import PeerDesk
 from coordination.state_feed import StateFeed
 
 __all__ = ["Coordinator"]
@@ -78,7 +79,7 @@ class Coordinator:
     ends in idle."""
 
     name = "coordinator"
-    replay_kinds = tuple(dict.fromkeys((*FleetMemory.replay_kinds, *ApprovalBook.replay_kinds)))
+    replay_kinds = tuple(dict.fromkeys((*FleetMemory.replay_kinds, *ApprovalBook.replay_kinds, *PeerDesk.replay_kinds)))
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self._fleet = fleet
@@ -94,9 +95,8 @@ class Coordinator:
         self._snapshots: tuple[Snapshot, ...] = ()
         self._proposals: dict[str, Proposal] = {}
         self._verdicts: dict[str, Verdict] = {}
-        self._told: dict[str, str] = {}
-        self._recording: dict[str, tuple[str, Execute | None]] = {}
-        """Ref of a resolution that is not durable yet, to its service and the order that waits for it."""
+        self._log = DecisionLog()
+        self._peers = PeerDesk(fleet, settings)
         self._pause_record: Record | None = None
         """The last pause or resumption, while the journal has not taken it."""
         self._pauses = 0
@@ -137,6 +137,9 @@ class Coordinator:
     def _stepped(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         if isinstance(event, Started):
             return self._on_started(event, now_ms)
+        if self._peers.concerns(event):
+            effects = self._peers.step(event, self._memory, now_ms)
+            return (*effects, *self._hasten(now_ms)) if self._peers.take_hurry(now_ms) else effects
         if isinstance(event, TimerFired):
             return self._on_timer(event.ref, now_ms)
         if isinstance(event, Recorded):
@@ -163,14 +166,13 @@ class Coordinator:
             return (*effects, *self._hasten(now_ms)) if asked else effects
         if self._pause_record is not None and event.ref == self._pause_record.ref:
             self._pause_record = None
-        _, order = self._recording.pop(event.ref, ("", None))
-        if order is None:
-            return ()
-        return self._send_order(order, now_ms)
+        order = self._log.recorded(event.ref)
+        return () if order is None else self._send_order(order, now_ms)
 
     def _send_order(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
-        # Between the decision and this moment it may have been paused, or the approval may have ended.
-        if self._memory.paused or self._approvals.missing(order.proposal, now_ms) is not None:
+        # Since the decision it may have been paused, the approval may have ended, a peer may have come.
+        held = self._peers.holder_of(order.proposal, now_ms) is not None
+        if held or self._memory.paused or self._approvals.missing(order.proposal, now_ms) is not None:
             self._memory.note_not_handed_over(order.proposal)
             return ()
         self._approvals.note_sent(order.proposal)
@@ -185,9 +187,7 @@ class Coordinator:
         if event.ref.startswith(REF_PREFIX):
             self._approvals.not_recorded(event.ref)
             return ()
-        service, order = self._recording.pop(event.ref, ("", None))
-        # What the journal does not hold was not told, and is not done: the next cycle decides it anew.
-        self._told.pop(service, None)
+        order = self._log.not_recorded(event.ref)
         if order is not None:
             self._memory.note_not_handed_over(order.proposal)
         if self._pause_record is not None and event.ref == self._pause_record.ref:
@@ -200,8 +200,10 @@ class Coordinator:
         self._memory.replay(event.records)
         self._life_ms = now_ms
         self._approvals.replay(event.records)
+        self._peers.replay(event.records)
         return (
             *projection.register(now_ms),
+            *self._peers.step(event, self._memory, now_ms),
             Record(
                 kind=RecordKind.AGENT_STARTED,
                 service=None,
@@ -233,6 +235,7 @@ class Coordinator:
         self._cycle += 1
         self._memory.journal_trouble = ""
         self._proposals, self._verdicts = {}, {}
+        self._force = tuple(sorted({*self._force, *self._peers.begin_cycle(self._cycle, now_ms)}))
         services = tuple(s.name for s in self._fleet.services if s.mode != "off")
         return (
             *self._approvals.sweep(now_ms),
@@ -249,7 +252,8 @@ class Coordinator:
         self._force = ()
         pause_ms = 0 if self._hurry else self._settings.cycle_interval_ms if pause_ms is None else pause_ms
         self._hurry = False
-        return (SetTimer(ref="cycle", due_ms=now_ms + pause_ms),)
+        told = self._peers.end_cycle(self._cycle, self._memory, now_ms)
+        return (*told, SetTimer(ref="cycle", due_ms=now_ms + pause_ms))
 
     def _answers(self, message: Any, stage: str) -> bool:
         return self._stage == stage and message.cycle == self._cycle
@@ -303,19 +307,20 @@ class Coordinator:
             return ()
         self._verdicts = {v.proposal_id: v for v in message.verdicts if v.proposal_id in self._proposals}
         self._memory.note_verdicts(self._proposals, self._verdicts)
+        told = self._peers.meet(self._proposals.values(), self._verdicts, self._memory, now_ms)
         question = Settle(
             cycle=self._cycle,
             proposals=tuple(self._proposals.values()),
             verdicts=tuple(self._verdicts.values()),
             history=self._memory.history(now_ms),
             memory_bytes=self._memory.reserved_memory_bytes(),
-            intents=(),
+            intents=self._peers.intents(now_ms),
             budget_bytes=self._memory.budget_bytes,
             force=tuple(sorted({*self._force, *self._approvals.in_haste()})),
             approvals=self._approvals.open,
             rests=self._approvals.rests(now_ms),
         )
-        return (Send(to="consensus", message=question), *self._enter("settling", now_ms))
+        return (*told, Send(to="consensus", message=question), *self._enter("settling", now_ms))
 
     def _on_settled(self, message: Settled, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         if not self._answers(message, "settling"):
@@ -339,31 +344,10 @@ class Coordinator:
             consented = self._approvals.missing(proposal, now_ms) is None
             if resolution.outcome is ResolutionOutcome.GO and not self._memory.paused and consented:
                 order = self._order(proposal, verdict, resolution)
-            effects += self._tell(proposal, verdict, resolution, order, now_ms)
+            effects += self._log.tell(proposal, verdict, resolution, order, now_ms)
             if resolution.awaits_approval:
                 effects += self._approvals.request(proposal, now_ms)
         return (*effects, *self._end(now_ms))
-
-    def _tell(
-        self, proposal: Proposal, verdict: Verdict, resolution: Resolution, order: Execute | None, now_ms: int
-    ) -> list[Effect]:
-        # The same advice comes out of every cycle while nothing changes, with other figures each time; journal and
-        # blackboard hear of it once, but of everything that is going to be done.
-        knobs = sorted(c.knob for c in proposal.knob_changes) + sorted(r.pattern for r in proposal.ttl_rules)
-        gist = f"{knobs} {verdict.decision} {verdict.denied_by} {resolution.outcome}"
-        if self._told.get(proposal.service) == gist and resolution.outcome is not ResolutionOutcome.GO:
-            return []
-        self._told[proposal.service] = gist
-        # All three are written together; the order leaves once the journal has confirmed the last.
-        ref = f"resolved:{proposal.proposal_id}"
-        self._recording[ref] = (proposal.service, order)
-        common = {"service": proposal.service, "subject_id": proposal.proposal_id}
-        return [
-            Record(kind=RecordKind.PROPOSED, payload=to_jsonable(proposal), **common),
-            Record(kind=RecordKind.JUDGED, payload=to_jsonable(verdict), **common),
-            Record(kind=RecordKind.RESOLVED, payload=to_jsonable(resolution), ref=ref, **common),
-            *projection.plan_settled(proposal, verdict, resolution, now_ms),
-        ]
 
     def _order(self, proposal: Proposal, verdict: Verdict, resolution: Resolution) -> Execute:
         """Return the order, from now on remembered as handed over, so that the service counts as busy."""
@@ -389,8 +373,9 @@ class Coordinator:
         effects: list[Effect] = list(
             projection.execution_changed(before, execution, now_ms, self._memory.verdict(execution.proposal))
         )
+        effects += self._peers.note_execution(execution, self._memory, now_ms)
         if execution.state.final:
-            self._told.pop(execution.proposal.service, None)
+            self._log.forget(execution.proposal.service)
             if self._stage == "idle" and execution.state is not ExecutionState.ABANDONED:
                 effects += self._end(now_ms, pause_ms=_AFTER_CHANGE_MS)
         return tuple(effects)

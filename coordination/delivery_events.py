@@ -54,6 +54,8 @@ _PLANNING = EventClass("governance_decision", "low", "cache_optimization_plan")
 _CONFIGURING = EventClass("system_configuration", "medium", "cache_configuration")
 _ROLLING_BACK = EventClass("rollback_operation", "medium", "cache_configuration")
 
+_SETTLING: Final = EventClass("governance_decision", "medium", "cache_conflict")
+_SERVING: Final = EventClass("governance_decision", "low", "optimization_request")
 _APPROVING: Final = EventClass("governance_decision", "medium", "cache_optimization_plan")
 _CLASSES: Final[Mapping[str, EventClass]] = {
     RecordKind.AGENT_STARTED.value: EventClass("system_configuration", "low", "agent"),
@@ -78,6 +80,10 @@ _CLASSES: Final[Mapping[str, EventClass]] = {
     RecordKind.APPROVAL_EXPIRED.value: _APPROVING,
     RecordKind.APPROVAL_SUPERSEDED.value: _APPROVING,
     RecordKind.APPROVAL_WITHDRAWN.value: _APPROVING,
+    RecordKind.CONFLICT_REPORTED.value: _SETTLING,
+    RecordKind.CONFLICT_SETTLED.value: _SETTLING,
+    RecordKind.PEER_TASK_TAKEN.value: _SERVING,
+    RecordKind.PEER_TASK_ENDED.value: _SERVING,
     RecordKind.REQUEST_DECIDED.value: EventClass("governance_decision", "low", "optimization_request"),
     RecordKind.REQUEST_REFUSED.value: EventClass("access_control", "high", "optimization_request"),
     RecordKind.KEYS_WARMED.value: EventClass("system_configuration", "low", "cache_content"),

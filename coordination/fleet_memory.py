@@ -19,7 +19,16 @@ from cachewarden.approval import Approval
 from cachewarden.cachemodel.scoring import OUTCOMES_MAX, Outcome, outcome_of, score
 from cachewarden.codec import decode, digest
 from cachewarden.fleet import Fleet
-from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind, TtlRule, Verdict
+from cachewarden.messages import (
+    AuditRecord,
+    Execution,
+    ExecutionState,
+    Intent,
+    Proposal,
+    RecordKind,
+    TtlRule,
+    Verdict,
+)
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, PeerHealth, PeerReport, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
@@ -99,6 +108,7 @@ class FleetMemory:
         self._health: dict[str, AgentHealth] = {}
         self._starts: dict[str, int] = {}
         self._peers: dict[str, PeerHealth] = {}
+        self._intents: tuple[Intent, ...] = ()
         self._approvals: tuple[Approval, ...] = ()
         self._approval_answers: dict[str, str] = {}
         self._outcomes: dict[str, Outcome] = {}
@@ -290,6 +300,12 @@ class FleetMemory:
             self._peers |= told
             self._touch(now_ms)
 
+    def note_intents(self, intents: tuple[Intent, ...], now_ms: int) -> None:
+        """Take what peers hold now."""
+        if intents != self._intents:
+            self._intents = intents
+            self._touch(now_ms)
+
     def note_approvals(self, known: tuple[Approval, ...], answers: Mapping[str, str], now_ms: int) -> None:
         """Take note of the approvals and of what became of decisions on them."""
         # Approvals are immutable: what is the same object has not changed.
@@ -310,6 +326,18 @@ class FleetMemory:
 
     def snapshot(self, service: str) -> Snapshot | None:
         return self._snapshots.get(service)
+
+    def standing(self, service: str) -> StandingDecision | None:
+        return self._standing.get(service)
+
+    def missing(self, service: str) -> str | None:
+        """Return why a service has no snapshot from the last look, None where it has one."""
+        return self._missing.get(service)
+
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """What is or was carried out lately, newest last."""
+        return tuple(self._executions.values())
 
     def execution(self, proposal_id: str) -> Execution | None:
         return self._executions.get(proposal_id)
@@ -412,6 +440,7 @@ class FleetMemory:
             score=self.score,
             handed_over=dict(self._orders),
             history=self.history(now_ms),
+            intents=self._intents,
             life_ms=life_ms,
             peers=dict(self._peers),
             approvals=self._approvals,

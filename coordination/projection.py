@@ -39,6 +39,7 @@ __all__ = [
     "heartbeat",
     "plan_settled",
     "register",
+    "result_of",
     "task_id_of",
 ]
 
@@ -122,8 +123,7 @@ def execution_changed(
             priority=_priority(execution.proposal),
             input_data=_task_input(execution.proposal),
         )
-        effects.append(_publish("create_task", task=task))
-        effects.append(_publish("claim_task", task_id=task_id, agent_id=AGENT_ID, at_ms=now_ms))
+        effects.append(_publish("create_task", task=task, claimed_by=AGENT_ID))
     status = _STATUS_OF_FINAL_STATE.get(execution.state, "in_progress")
     content = _plan(execution.proposal, status, execution.reason) | {
         "execution_id": execution.execution_id,
@@ -311,7 +311,11 @@ def _conflicts(proposal: Proposal, resolution: Resolution, now_ms: int) -> tuple
     return tuple(effects)
 
 
-def _finish(task_id: str, execution: Execution, verdict: Verdict | None, now_ms: int) -> Publish:
+def result_of(execution: Execution, verdict: Verdict | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return output and error (None where there is none) of a task that an ended execution has answered.
+
+    `verdict` is the one under which it ran; without it the compliance is not known (null).
+    """
     compliant: bool | None = None
     if verdict is not None:
         allows = verdict.decision is Decision.ALLOW and verdict.proposal_digest == digest(execution.proposal)
@@ -340,4 +344,9 @@ def _finish(task_id: str, execution: Execution, verdict: Verdict | None, now_ms:
             "state": execution.state.value,
             "constitutional_hash": CONSTITUTIONAL_HASH,
         }
+    return output, error
+
+
+def _finish(task_id: str, execution: Execution, verdict: Verdict | None, now_ms: int) -> Publish:
+    output, error = result_of(execution, verdict)
     return _publish("finish_task", task_id=task_id, agent_id=AGENT_ID, at_ms=now_ms, output=output, error=error)

@@ -10,15 +10,18 @@ It decides nothing. INVARIANT: every read and every loop is bounded, and no key 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
 from cachewarden.messages import AGENT_ID
+from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
+from coordination.redis_pages import RedisPages
 from coordination.redis_records import Parser, Queue, RedisRecords
 
 __all__ = ["RedisBlackboard"]
@@ -26,6 +29,14 @@ __all__ = ["RedisBlackboard"]
 _PAGE: Final = 100
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _TTL_MS_MIN: Final = 2_000
+_AREAS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Parser]]] = {
+    "conflicts:open": (("conflicts", "open", "priority"), ("conflicts",), records.parse_conflict),
+    "knowledge:coordination": (("coordination", "priority"), ("coordination", "knowledge"), records.parse_knowledge),
+    "knowledge:performance": (("performance", "priority"), ("performance", "knowledge"), records.parse_knowledge),
+    "tasks:claimed": (("tasks", "claimed", "priority"), ("tasks",), records.parse_task),
+    "tasks:pending": (("tasks", "pending", "priority"), ("tasks",), records.parse_task),
+}
+"""Area to the parts of its index's key, the parts of its records' keys, and how a record is read."""
 
 
 class RedisBlackboard:
@@ -45,6 +56,8 @@ class RedisBlackboard:
     ) -> None:
         self._store = RedisRecords(url, timeout_s=timeout_s, max_connections=max_connections)
         self._redis = self._store.redis
+        self._pages = RedisPages(self._store.redis)
+        self._streams: list[AsyncGenerator[dict[str, Any], None]] = []
         self._prefix, self._agent_id, self._timeout_s = prefix, agent_id, timeout_s
 
     @property
@@ -53,7 +66,11 @@ class RedisBlackboard:
         return self._store.bad
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back, those of subscriptions that nobody reads any more too."""
+        for stream in self._streams:
+            # One that is being read ends by itself, with its connection.
+            with contextlib.suppress(RuntimeError):
+                await stream.aclose()
         await self._store.close()
 
     def _key(self, *parts: str) -> str:
@@ -184,17 +201,33 @@ class RedisBlackboard:
                 pipe.srem(index, *ours)
                 await pipe.execute()
 
+    async def page(self, area: str, cursor: int = 0) -> BoardPage:
+        """Return the live records of one area from place `cursor` of its index on (`redis_pages.py` has the bounds)."""
+        index, record, parse = _AREAS[area]
+        own = self._key("agents", self._agent_id, "knowledge") if area.startswith("knowledge:") else None
+        reading = self._pages.read(self._key(*index), partial(self._key, *record), parse, cursor, own)
+        return await self._store.guarded(reading)
+
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
-    async def create_task(self, task: Mapping[str, Any]) -> str:
-        """Write a pending task. One of that id that is there already stays as it is. Returns the id."""
+    async def create_task(self, task: Mapping[str, Any], claimed_by: str | None = None) -> str:
+        """Write a pending task, or one that `claimed_by` has claimed in the same moment, so that nobody comes between.
+
+        One of that id that is there already stays as it is. Returns the id.
+        """
         record = _own(records.parse_task, task)
-        key = self._key("tasks", record["id"])
+        key, at = self._key("tasks", record["id"]), record["created_at"]
+        if claimed_by is not None:
+            record.update(status="claimed", agent_id=claimed_by, claimed_at=at)
 
         def queue(pipe: Any) -> None:
-            pipe.zadd(self._key("tasks", "pending", "priority"), {record["id"]: record["priority"]})
+            pipe.zadd(self._key("tasks", record["status"], "priority"), {record["id"]: record["priority"]})
             shown = {"task_id": record["id"]} | _picked(record, "task_type", "priority")
-            self._publish(pipe, "task_created", record["created_at"], shown)
+            self._publish(pipe, "task_created", at, shown)
+            if claimed_by is not None:
+                pipe.sadd(self._key("agents", claimed_by, "tasks"), record["id"])
+                shown = {"task_id": record["id"], "agent_id": claimed_by, "task_type": record["task_type"]}
+                self._publish(pipe, "task_claimed", at, shown)
 
         await self._store.create(key, record, queue)
         return str(record["id"])
@@ -229,6 +262,7 @@ class RedisBlackboard:
         *,
         output: Mapping[str, Any] | None,
         error: Mapping[str, Any] | None,
+        retries: int | None = None,
     ) -> bool:
         """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`.
 
@@ -245,6 +279,8 @@ class RedisBlackboard:
             task.update(status=state, completed_at=at, output_data=result)
             if error is not None:
                 task.update(error_details=dict(error))
+            if retries is not None:
+                task.update(retries=retries)
 
             def queue(pipe: Any) -> None:
                 for old in ("pending", "claimed", "in_progress"):
@@ -336,9 +372,12 @@ class RedisBlackboard:
         except BlackboardUnavailable:
             await pubsub.aclose()
             raise
-        return self._listen(pubsub)
+        stream = self._listen(pubsub)
+        self._streams = [s for s in self._streams if getattr(s, "ag_frame", None) is not None]
+        self._streams.append(stream)
+        return stream
 
-    async def _listen(self, pubsub: Any) -> AsyncIterator[dict[str, Any]]:
+    async def _listen(self, pubsub: Any) -> AsyncGenerator[dict[str, Any], None]:
         try:
             while True:
                 waiting = pubsub.get_message(ignore_subscribe_messages=True, timeout=self._timeout_s)

@@ -1,4 +1,4 @@
-"""How we stand with ACGS's HTTP services, for the health check, the agents' view and Prometheus.
+"""How we stand with ACGS's HTTP services and its blackboard, for the health check, the agents' view and Prometheus.
 
 A peer that is down takes nothing of ours away, so it is `degraded` and never unhealthy. Pure functions of the state.
 INVARIANT: nothing here names an address.
@@ -20,7 +20,7 @@ DEGRADED: Final = "degraded"
 
 
 class PeerView(BaseModel):
-    """One HTTP peer. Lag is null where nothing is delivered to it, or where it is not known."""
+    """One HTTP peer, or the blackboard. Lag is null where nothing is delivered to it, or where it is not known."""
 
     name: str
     healthy: bool
@@ -30,7 +30,15 @@ class PeerView(BaseModel):
     lag_s: float | None = Field(description="age of the oldest record that is not delivered")
     done: int = Field(description="records delivered, opinions given or greetings answered, since the agent's start")
     failures: int
-    violations: int = Field(description="answers with another constitutional hash")
+    violations: int = Field(description="answers and records with another constitutional hash")
+    bad_records: int = Field(0, description="records on the blackboard that could not be used, each counted once")
+    counts: dict[str, int] = Field(
+        default_factory=dict,
+        description="on the blackboard: plans, tasks and conflicts, now or since the agent's start",
+    )
+    conflicts: list[str] = Field(
+        default_factory=list, description="the newest conflicts with plans of other agents: outcome, what, who decided"
+    )
 
 
 def peers_view(state: FleetState) -> list[PeerView]:
@@ -46,6 +54,9 @@ def peers_view(state: FleetState) -> list[PeerView]:
             done=peer.done,
             failures=peer.failures,
             violations=peer.violations,
+            bad_records=peer.bad_records,
+            counts=dict(peer.counts),
+            conflicts=list(peer.conflicts),
         )
         for _, peer in sorted(state.peers.items())
     ]
@@ -72,9 +83,10 @@ _COUNTERS: Final[dict[str, tuple[str, Callable[[PeerHealth], float]]]] = {
     "cachewarden_peer_calls_done": ("calls that an HTTP peer answered as it should", lambda p: float(p.done)),
     "cachewarden_peer_failures": ("calls that failed", lambda p: float(p.failures)),
     "cachewarden_peer_hash_violations": (
-        "answers with another constitutional hash",
+        "answers and records with another constitutional hash",
         lambda p: float(p.violations),
     ),
+    "cachewarden_peer_bad_records": ("records that could not be used", lambda p: float(p.bad_records)),
 }
 
 
@@ -95,4 +107,11 @@ def peer_metrics(state: FleetState) -> list[Metric]:
         for peer in state.peers.values():
             counter.add_metric([peer.name], count_of(peer))
         metrics.append(counter)
+    figures = GaugeMetricFamily(
+        "cachewarden_blackboard", "plans, tasks and conflicts of other agents, by what is counted", labels=["what"]
+    )
+    for peer in state.peers.values():
+        for what, number in sorted(peer.counts.items()):
+            figures.add_metric([what], float(number))
+    metrics.append(figures)
     return metrics

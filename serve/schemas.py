@@ -214,7 +214,7 @@ class AgentsResponse(_Answer):
     cycle: int
     phase: str
     agents: list[AgentView]
-    peers: list[PeerView] = Field(description="HTTP services of ACGS that are configured")
+    peers: list[PeerView] = Field(description="the blackboard, and HTTP services of ACGS that are configured")
 
 
 class AuditPage(_Answer):

@@ -12,12 +12,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
+from cachewarden.messages import AGENT_ID
+from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
 
 __all__ = ["FakeBlackboard"]
 
 _EVENTS_MAX: Final = 10_000
+_PAGE: Final = 500
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 
 
@@ -35,6 +38,7 @@ class FakeBlackboard:
         self.tasks: dict[str, str] = {}
         self.conflicts: dict[str, str] = {}
         self._streams: list[_EventStream] = []
+        self._bad_seen: set[tuple[str, str]] = set()
 
     # --- Agents -----------------------------------------------------------------------------------------------------
 
@@ -103,16 +107,45 @@ class FakeBlackboard:
         expires_ms = records.time_ms(item["expires_at"])
         return expires_ms is not None and expires_ms <= self.clock_ms
 
+    async def page(self, area: str, cursor: int = 0) -> BoardPage:
+        """Return the live, readable records of an area from place `cursor` on, `_PAGE` at most."""
+        self._require_available()
+        kind, _, part = area.partition(":")
+        if kind == "knowledge":
+            texts = {i: text for (space, i), text in self.knowledge.items() if space == part}
+        else:
+            texts = self.tasks if kind == "tasks" else self.conflicts
+        parse = {"knowledge": records.parse_knowledge, "tasks": records.parse_task}.get(kind, records.parse_conflict)
+        found: list[Mapping[str, Any]] = []
+        bad = 0
+        for record_id, text in sorted(texts.items()):
+            record = parse(text)
+            if isinstance(record, BadRecord) or record["id"] != record_id:
+                bad += (area, text) not in self._bad_seen
+                self._bad_seen.add((area, text))
+            elif kind == "knowledge":
+                if not self._expired(record) and record["agent_id"] != AGENT_ID:
+                    found.append(record)
+            elif record["status"] == part or (kind == "conflicts" and record["status"] in records.OPEN_CONFLICT_STATES):
+                found.append(record)
+        self.bad_records += bad
+        found.sort(key=lambda r: (r.get("priority", 0), r["id"]))
+        start = max(0, cursor)
+        after = start + _PAGE if start + _PAGE < len(found) else 0
+        return BoardPage(records=tuple(found[start : start + _PAGE]), cursor=after, scanned=len(texts), bad=bad)
+
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
-    async def create_task(self, task: Mapping[str, Any]) -> str:
-        """Write a pending task. One of that id that is there already stays as it is. Returns the id."""
+    async def create_task(self, task: Mapping[str, Any], claimed_by: str | None = None) -> str:
+        """Write a task, pending or claimed at once. One of that id that is there already stays as it is."""
         self._require_available()
         record = _own(records.parse_task, task)
         if record["id"] not in self.tasks:
             self.tasks[record["id"]] = json.dumps(record)
             shown = {"task_id": record["id"], "task_type": record["task_type"], "priority": record["priority"]}
             self._publish("task_created", records.time_ms(record["created_at"]) or 0, shown)
+            if claimed_by is not None:
+                await self.claim_task(record["id"], claimed_by, records.time_ms(record["created_at"]) or 0)
         return str(record["id"])
 
     async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool:
@@ -134,6 +167,7 @@ class FakeBlackboard:
         *,
         output: Mapping[str, Any] | None,
         error: Mapping[str, Any] | None,
+        retries: int | None = None,
     ) -> bool:
         """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`."""
         task = await self.task(task_id)
@@ -144,6 +178,8 @@ class FakeBlackboard:
         task.update(status="completed" if error is None else "failed")
         if error is not None:
             task.update(error_details=dict(error))
+        if retries is not None:
+            task.update(retries=retries)
         self.tasks[task_id] = json.dumps(task)
         if error is None:
             shown = {"task_id": task_id, "agent_id": agent_id, "task_type": task["task_type"], "output_data": result}

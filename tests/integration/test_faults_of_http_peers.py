@@ -93,7 +93,8 @@ async def test_a_deployment_delivers_registers_and_tells_how_it_stands(tmp_path)
                 async def well():
                     state = await world.state()
                     peers = {} if state is None else state.peers
-                    return len(peers) == 2 and all(p.healthy for p in peers.values()) and peers["integrity"].done > 0
+                    known = {"blackboard", "coordinator_http", "integrity"} <= peers.keys()
+                    return known and all(p.healthy for p in peers.values()) and peers["integrity"].done > 0
 
                 await until(well, 30, "healthy peers")
                 assert world.runtime is not None

@@ -189,11 +189,9 @@ async def test_a_change_is_a_task_that_we_create_claim_and_finish():
     assert plan_item["task_id"] == task["id"]
 
 
-def test_the_task_is_claimed_right_after_it_was_created():
-    assert operations(projection.execution_changed(None, execution(ExecutionState.LEASING), NOW))[:2] == [
-        "create_task",
-        "claim_task",
-    ]
+def test_the_task_is_claimed_in_the_moment_in_which_it_is_created():
+    create, *_ = projection.execution_changed(None, execution(ExecutionState.LEASING), NOW)
+    assert (create.operation, create.arguments["claimed_by"]) == ("create_task", AGENT_ID)
 
 
 def test_a_step_that_changes_no_state_is_not_told():

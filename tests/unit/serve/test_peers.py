@@ -69,6 +69,20 @@ async def test_the_lag_is_in_the_agents_view_and_in_the_metrics(site_with_peers:
         assert line in text
 
 
+async def test_the_blackboard_is_a_peer_with_its_bad_records_and_what_is_counted_there(site: Site):
+    board = PeerHealth(
+        name="blackboard", healthy=True, done=7, bad_records=3, violations=2, counts={"plans": 4}, conflicts=("won: a",)
+    )
+    site.backend.known = dataclasses.replace(site.backend.known, peers={"blackboard": board})
+    (peer,) = (await site.ask("GET", "/api/v1/agents", token="read")).json()["peers"]
+    assert (peer["bad_records"], peer["violations"], peer["counts"]) == (3, 2, {"plans": 4})
+    assert peer["conflicts"] == ["won: a"]
+    text = (await site.ask("GET", "/metrics", token="read")).text
+    assert 'cachewarden_peer_bad_records_total{peer="blackboard"} 3.0' in text
+    assert 'cachewarden_blackboard{what="plans"} 4.0' in text
+    assert (await site.ask("GET", "/health", token=None)).json()["components"]["peer:blackboard"] == "healthy"
+
+
 async def test_without_peers_nothing_is_said_of_them(site: Site):
     assert (await site.ask("GET", "/api/v1/agents", token="read")).json()["peers"] == []
     assert "cachewarden_peer" not in (await site.ask("GET", "/metrics", token="read")).text

@@ -1,0 +1,268 @@
+"""The conflicts between our changes and the plans of other agents: reported once, waited for, answered, remembered.
+
+    open ── an answer, or our own rule once the wait is over ──► won | lost
+      └──── the plan is gone, has ended or was changed ────────► moot, forgotten
+
+While a conflict is open, and after it was lost, the peer's plan holds what it touches; once it was won the plan no
+longer does. A conflict with a change that is being carried out is told too; if an answer goes against us, that change
+is taken back. It never judges a change, and lets none go that the consensus would not.
+
+INVARIANT: our own rule decides only on a look at the blackboard that was made after the wait was over: while the
+blackboard cannot be read, nothing is approved. A conflict is answered once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cachewarden.claims import BUDGET, TTL_PREFIX, overlap
+from cachewarden.machine import Effect, Send
+from cachewarden.messages import AGENT_ID, Intent, Proposal
+from cachewarden.protocol import CancelExecution
+from coordination import conflict_projection as projection
+from coordination.conflict_answers import Answer, Sides, answer_in_item, answer_in_record
+from coordination.conflicts import Clash, ClashKind, by_priority, own_rule
+from coordination.pace import Pace
+from coordination.peer_plans import PeerPlan, PlanState, intents_of
+
+__all__ = ["ConflictDesk"]
+
+_CASES_MAX: Final = 200
+_TOLD_MAX: Final = 20
+_REPORTS_PER_MINUTE: Final = 30
+_INSISTED_MS: Final = 3_600_000
+_OWN_RULE: Final = f"{AGENT_ID}, its own rule"
+
+
+@dataclass(slots=True)
+class _Case:
+    conflict_id: str
+    clash: Clash
+    since_ms: int
+    wait_until_ms: int
+    reported: bool
+    """Whether the record on the blackboard is ours; an objection's is the peer's."""
+    outcome: str = "open"
+    told: str = ""
+    refused: bool = False
+    """Whether an answer with another constitutional hash was counted already."""
+    names: set[str] = field(default_factory=set)
+    """Proposal ids under which ours went: an answer may name any of them."""
+
+
+class ConflictDesk:
+    """`wait_ms` is how long an answer is waited for."""
+
+    def __init__(self, wait_ms: int) -> None:
+        self._wait_ms = wait_ms
+        self._cases: dict[str, _Case] = {}
+        self._reports = Pace(_REPORTS_PER_MINUTE)
+        self._insisted: dict[tuple[str, str, str], list[int]] = {}
+        """(agent, service, resource) to when we were allowed to set back what that agent had set."""
+        self.counts: dict[str, int] = {}
+        """Conflicts since the start: `reported`, `won`, `lost`, `moot`, and `refused` answers."""
+
+    # --- Telling ----------------------------------------------------------------------------------------------------
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """Ids of the conflicts that wait for an answer."""
+        return tuple(case.conflict_id for case in self._cases.values() if case.outcome == "open")
+
+    def knows(self, conflict_id: str) -> bool:
+        """Whether a conflict is followed here."""
+        return conflict_id in self._cases
+
+    def told(self) -> tuple[str, ...]:
+        """Return the newest cases, each in a sentence, newest last."""
+        newest = list(self._cases.values())[-_TOLD_MAX:]
+        return tuple(f"{case.outcome}: {case.told or case.clash.reason}" for case in newest)
+
+    def intents(self, plans: Iterable[PeerPlan], now_ms: int) -> tuple[Intent, ...]:
+        """Return what peers hold now: what their plans touch, without what was decided for us."""
+        found: list[Intent] = []
+        won: dict[tuple[str, str], list[Clash]] = {}
+        for case in self._cases.values():
+            if case.outcome == "won" and not case.clash.in_flight:
+                won.setdefault(case.clash.plan.key, []).append(case.clash)
+        for plan in plans:
+            over = won.get(plan.key, ())
+            found += [i for i in intents_of(plan, now_ms) if not any(_overruled(i, clash) for clash in over)]
+        for case in self._cases.values():
+            plan = case.clash.plan
+            held = case.clash.kind is ClashKind.UNDOES and plan.state is PlanState.DONE and case.outcome != "won"
+            if held and now_ms < plan.until_ms:
+                until_ms = plan.until_ms
+                found.append(
+                    Intent(
+                        holder=plan.agent_id,
+                        service=case.clash.service,
+                        resource=case.clash.resource,
+                        direction=0,
+                        until_ms=until_ms,
+                    )
+                )
+        return tuple(dict.fromkeys(found))
+
+    # --- Learning ---------------------------------------------------------------------------------------------------
+
+    def meet(self, clashes: Sequence[Clash], now_ms: int) -> tuple[Effect, ...]:
+        """Report the clashes that are new; of one that is known, remember how it looks now."""
+        effects: list[Effect] = []
+        for clash in clashes:
+            case = self._cases.get(clash.conflict_id)
+            if case is not None:
+                case.clash = clash
+                case.names.add(clash.proposal.proposal_id)
+                continue
+            if not self._room(now_ms):
+                continue
+            until_ms = now_ms + self._wait_ms
+            case = _Case(clash.conflict_id, clash, now_ms, until_ms, reported=True)
+            case.names.add(clash.proposal.proposal_id)
+            self._cases[clash.conflict_id] = case
+            self._count("reported")
+            effects += projection.reported(clash, now_ms, until_ms)
+        return tuple(effects)
+
+    def hear_objection(self, conflict_id: str, clash: Clash, now_ms: int) -> tuple[Effect, ...]:
+        """Take a conflict that a peer has reported against a plan of ours; it waits and is answered like our own."""
+        if conflict_id in self._cases or not self._room(now_ms):
+            return ()
+        case = _Case(conflict_id, clash, now_ms, now_ms + self._wait_ms, reported=False)
+        case.names.add(clash.proposal.proposal_id)
+        self._cases[conflict_id] = case
+        self._count("reported")
+        return (projection.reported(clash, now_ms, case.wait_until_ms)[1],)
+
+    def read(
+        self,
+        records: Mapping[str, Mapping[str, Any] | None],
+        items: Iterable[Mapping[str, Any]],
+        now_ms: int,
+        in_flight: Mapping[str, Proposal],
+    ) -> tuple[Effect, ...]:
+        """Take the answers that a look at the blackboard has found; what goes against a change under way ends it.
+
+        `in_flight` is what is being carried out, by service.
+        """
+        effects: list[Effect] = []
+        items = list(items)
+        for case in [c for c in self._cases.values() if c.outcome == "open"]:
+            answer = self._answer(case, records, items)
+            if answer is not None and answer.refused:
+                if not case.refused:
+                    case.refused = True
+                    self._count("refused")
+                answer = None
+            if answer is not None:
+                effects += self._settle(case, answer, now_ms)
+                effects += _taken_back(case, in_flight)
+            elif case.reported and case.conflict_id in records and records[case.conflict_id] is None:
+                # Evicted, or never arrived: nobody could answer what nobody can read.
+                effects.append(projection.reported(case.clash, case.since_ms, case.wait_until_ms)[0])
+        return tuple(effects)
+
+    def decide(self, now_ms: int) -> tuple[Effect, ...]:
+        """Decide by our own rule what has waited long enough; only after a look that has found no answer."""
+        waiting = [c for c in self._cases.values() if c.outcome == "open" and now_ms >= c.wait_until_ms]
+        return tuple(e for case in waiting for e in self._settle(case, self._by_own_rule(case, now_ms), now_ms))
+
+    def forget(self, plans: Iterable[PeerPlan], now_ms: int) -> tuple[Effect, ...]:
+        """Close what has no object any more: `plans` are all that there are now, objections among them."""
+        effects: list[Effect] = []
+        alive = {plan.key: plan for plan in plans if now_ms < plan.until_ms}
+        for case in list(self._cases.values()):
+            plan = alive.get(case.clash.plan.key)
+            if plan is not None and plan.touches == case.clash.plan.touches and plan.state is not PlanState.ENDED:
+                continue
+            if case.outcome == "open":
+                why = f"`{case.clash.plan.plan_id}` of `{case.clash.plan.agent_id}` is no longer wanted as it was"
+                effects += self._closed(case, "moot", _OWN_RULE, why, now_ms)
+            del self._cases[case.conflict_id]
+        return tuple(effects)
+
+    # --- Parts ------------------------------------------------------------------------------------------------------
+
+    def _room(self, now_ms: int) -> bool:
+        if len(self._cases) < _CASES_MAX and self._reports.take(now_ms):
+            return True
+        # A flood of plans: what is not reported is not decided either, so those plans keep what they hold.
+        self._count("not_reported")
+        return False
+
+    def _count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def _sides(self, case: _Case) -> Sides:
+        for_us, words = by_priority(case.clash, case.since_ms, self._times_insisted(case))
+        plan = case.clash.plan
+        return Sides(
+            ours=frozenset({AGENT_ID, *case.names}),
+            theirs=frozenset({plan.agent_id, plan.plan_id}) - {AGENT_ID},
+            priority_for_us=for_us,
+            priority_words=words,
+        )
+
+    def _answer(
+        self, case: _Case, records: Mapping[str, Mapping[str, Any] | None], items: Sequence[Mapping[str, Any]]
+    ) -> Answer | None:
+        sides = self._sides(case)
+        record = records.get(case.conflict_id)
+        answer = None if record is None else answer_in_record(record, sides)
+        for item in items if answer is None else ():
+            answer = answer_in_item(item, case.conflict_id, sides)
+            if answer is not None and not answer.refused:
+                break
+        return answer
+
+    def _by_own_rule(self, case: _Case, now_ms: int) -> Answer:
+        key = (case.clash.plan.agent_id, case.clash.service, case.clash.resource)
+        times = [at_ms for at_ms in self._insisted.get(key, ()) if now_ms - at_ms < _INSISTED_MS]
+        self._insisted[key] = times
+        for_us, words = own_rule(case.clash, case.since_ms, len(times))
+        return Answer(for_us=for_us, source=_OWN_RULE, words=f"nobody answered in time; {words}")
+
+    def _times_insisted(self, case: _Case) -> int:
+        return len(self._insisted.get((case.clash.plan.agent_id, case.clash.service, case.clash.resource), ()))
+
+    def _settle(self, case: _Case, answer: Answer, now_ms: int) -> tuple[Effect, ...]:
+        if answer.for_us and case.clash.kind is ClashKind.UNDOES:
+            key = (case.clash.plan.agent_id, case.clash.service, case.clash.resource)
+            self._insisted.setdefault(key, []).append(now_ms)
+        outcome = "won" if answer.for_us else "lost"
+        return self._closed(case, outcome, answer.source, answer.words, now_ms, closed=answer.in_record)
+
+    def _closed(
+        self, case: _Case, outcome: str, source: str, reason: str, now_ms: int, *, closed: bool = False
+    ) -> tuple[Effect, ...]:
+        case.outcome = outcome
+        case.told = f"{case.clash.reason}; decided by {source}: {reason}"
+        self._count(outcome)
+        told = (case.conflict_id, case.clash, outcome, source, reason)
+        effects: list[Effect] = [projection.settled_record(*told), projection.outcome_known(*told, now_ms)]
+        if not closed:
+            effects.append(projection.settled(*told, now_ms))
+        return tuple(effects)
+
+
+def _overruled(intent: Intent, clash: Clash) -> bool:
+    wanted = [c.knob for c in clash.proposal.knob_changes]
+    wanted += [f"{TTL_PREFIX}{r.pattern}" for r in clash.proposal.ttl_rules]
+    if intent.resource == BUDGET:
+        # Who may not change the limit of the cache does not need the memory for it either.
+        return clash.kind is ClashKind.BUDGET or (intent.service == clash.service and "maxmemory" in wanted)
+    if intent.service != clash.service:
+        return False
+    return intent.resource == clash.resource or any(overlap(intent.resource, resource) for resource in wanted)
+
+
+def _taken_back(case: _Case, in_flight: Mapping[str, Proposal]) -> tuple[Effect, ...]:
+    running = in_flight.get(case.clash.service)
+    if case.outcome != "lost" or not case.clash.in_flight or running is None or running.proposal_id not in case.names:
+        return ()
+    reason = f"`{case.clash.plan.plan_id}` of `{case.clash.plan.agent_id}` goes first: {case.told}"
+    order = CancelExecution(service=case.clash.service, reason=reason, proposal_id=running.proposal_id)
+    return (Send(to="actuator", message=order),)

@@ -1,0 +1,366 @@
+"""What the coordinator knows of other agents on the blackboard, and what comes of it: the one part that it talks to.
+
+`peer_watch.py` looks, `peer_plans.py` reads, `conflict_desk.py` and `task_desk.py` follow what was found. Here is what
+binds them: which records go where, what is refused for its constitutional hash, and how it is told in figures.
+
+INVARIANT: nothing that a peer writes changes a cache by itself: a plan only holds our changes back, a task only runs a
+cycle, an answer only lifts what a plan held back. Verdict, resolution, lease and journal stand before each change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from cachewarden.claims import overlap, touched
+from cachewarden.fleet import Fleet
+from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Record, Send, Started, TimerFired
+from cachewarden.messages import (
+    AGENT_ID,
+    CONSTITUTIONAL_HASH,
+    AuditRecord,
+    Decision,
+    Execution,
+    ExecutionState,
+    Intent,
+    Mode,
+    Proposal,
+    RecordKind,
+    Verdict,
+)
+from cachewarden.peer_input import Hinted, PeersRead, TaskClaimed, TaskFinished
+from cachewarden.protocol import PeerBallot, PeerBallots, PeerHealth, PeerReport
+from cachewarden.settings import CacheOptimizerSettings
+from coordination.blackboard_records import OPEN_CONFLICT_STATES, BadRecord, time_ms
+from coordination.conflict_desk import ConflictDesk
+from coordination.conflicts import Clash, ClashKind, clash_with_kept, find_clashes
+from coordination.fleet_memory import FleetMemory
+from coordination.pace import Pace
+from coordination.peer_plans import (
+    BALLOT_TYPE,
+    PLAN_TYPES,
+    PeerPlan,
+    Refused,
+    newest,
+    plan_of,
+    read_ballot,
+    read_plan,
+    word,
+)
+from coordination.peer_watch import LOOK_REF, PeerWatch
+from coordination.projection import task_id_of
+from coordination.request_mirror import REQUEST_REF, RequestMirror
+from coordination.task_desk import TASK_REF, TaskDesk
+
+__all__ = ["BLACKBOARD", "PeerDesk"]
+
+BLACKBOARD: Final = "blackboard"
+_PLANS_MAX: Final = 500
+_TOUCHES_MAX: Final = 5_000
+_BALLOTS_MAX: Final = 1_000
+_KEPT_MS: Final = 3_600_000
+"""How long a kept change counts as one that a peer should not set back."""
+_REFUSALS_REMEMBERED: Final = 10_000
+_REFUSALS_PER_MINUTE: Final = 30
+"""Refused records that are put into the journal; the others are counted."""
+_TELL_MS: Final = 30_000
+
+_Understood = PeerPlan | PeerBallot | Refused | BadRecord | None
+
+
+class PeerDesk:
+    """Mutable state of one coordinator; every method returns what is to be done."""
+
+    replay_kinds = TaskDesk.replay_kinds
+
+    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
+        self._fleet = fleet
+        self._names = frozenset(fleet.names)
+        self._modes = {s.name: s.mode for s in fleet.services}
+        self._watch = PeerWatch(settings.blackboard_poll_ms)
+        self._conflicts = ConflictDesk(settings.conflict_wait_ms)
+        self._tasks = TaskDesk(fleet, settings.cycle_interval_ms)
+        self._requests = RequestMirror()
+        self._plans: tuple[PeerPlan, ...] = ()
+        self._objections: tuple[PeerPlan, ...] = ()
+        self._ballots = 0
+        self._read: dict[str, tuple[Mapping[str, Any], _Understood]] = {}
+        """Item of the last look to what was understood of it."""
+        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Records that were refused or could not be used, so that each is counted once."""
+        self._recorded = Pace(_REFUSALS_PER_MINUTE)
+        self._bad = self._violations = 0
+        self._told: tuple[PeerHealth | None, int] = (None, 0)
+        self._began_ms = 0
+
+    # --- For the coordinator ----------------------------------------------------------------------------------------
+
+    def replay(self, records: Iterable[AuditRecord]) -> None:
+        """Take over what earlier lives have claimed."""
+        self._tasks.replay(records)
+
+    @staticmethod
+    def concerns(event: Any) -> bool:
+        """Whether an event answers what this desk has asked for."""
+        if isinstance(event, (Hinted, PeersRead, TaskClaimed, TaskFinished)):
+            return True
+        return isinstance(event, (TimerFired, EffectFailed, JournalRead)) and event.ref.startswith(
+            (LOOK_REF, TASK_REF, REQUEST_REF)
+        )
+
+    def step(self, event: Any, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        """Take `Started`, or an event that concerns this desk."""
+        if not isinstance(event, Started) and event.ref.startswith(TASK_REF):
+            effects = self._tasks.step(event, now_ms)
+        elif not isinstance(event, Started) and event.ref.startswith(REQUEST_REF):
+            effects = self._requests.step(event, memory, now_ms)
+        else:
+            effects = self._watch.step(event, now_ms, self._tasks.watched, self._conflicts.open)
+            if isinstance(event, PeersRead):
+                effects += (*self._on_read(event, memory, now_ms), *self._requests.look(now_ms))
+        if not isinstance(event, Started):
+            self._tell(memory, now_ms)
+        memory.note_intents(self.intents(now_ms), now_ms)
+        return effects
+
+    def take_hurry(self, now_ms: int) -> bool:
+        """Whether a cycle should begin now; asked once."""
+        return self._tasks.take_hurry(now_ms)
+
+    def intents(self, now_ms: int) -> tuple[Intent, ...]:
+        """Return what peers hold now."""
+        return self._conflicts.intents((*self._plans, *self._objections), now_ms)
+
+    def holder_of(self, proposal: Proposal, now_ms: int) -> str | None:
+        """Return who holds something that a proposal touches; None where nobody does."""
+        ours = touched(proposal)
+        for intent in self.intents(now_ms):
+            near = intent.service == proposal.service and now_ms < intent.until_ms
+            if near and any(overlap(resource, intent.resource) for resource in ours):
+                return intent.holder
+        return None
+
+    def begin_cycle(self, cycle: int, now_ms: int) -> tuple[str, ...]:
+        """Let waiting tasks run with this cycle; returns the services that skip cool-down and minimum gain for them."""
+        self._began_ms = now_ms
+        return self._tasks.begin_cycle(cycle)
+
+    def end_cycle(self, cycle: int, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        """End the tasks that this cycle has decided."""
+        return self._tasks.end_cycle(cycle, self._began_ms, memory, now_ms)
+
+    def meet(
+        self, proposals: Iterable[Proposal], verdicts: Mapping[str, Verdict], memory: FleetMemory, now_ms: int
+    ) -> tuple[Effect, ...]:
+        """Report where judged proposals are in the way of what peers plan."""
+        acting = [
+            p
+            for p in proposals
+            if self._modes.get(p.service) in (Mode.APPROVE, Mode.AUTO)
+            and (verdict := verdicts.get(p.proposal_id)) is not None
+            and verdict.decision is Decision.ALLOW
+        ]
+        budget, reserved = memory.budget_bytes, memory.reserved_memory_bytes()
+        free_bytes = None if budget is None else budget - sum(reserved.values())
+        effects = self._conflicts.meet(find_clashes(acting, self._plans, free_bytes, now_ms), now_ms)
+        memory.note_intents(self.intents(now_ms), now_ms)
+        return effects
+
+    def note_execution(self, execution: Execution, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        """End the tasks that waited for this change."""
+        asked = self._requests.note_execution(execution, memory, now_ms)
+        return (*self._tasks.note_execution(execution, memory, now_ms), *asked)
+
+    # --- One look ---------------------------------------------------------------------------------------------------
+
+    def _on_read(self, event: PeersRead, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        effects: list[Effect] = list(self._read_knowledge(now_ms))
+        running = {e.proposal.service: e.proposal for e in memory.executions if not e.state.final}
+        effects += self._read_objections(running, memory, now_ms)
+        clashes = find_clashes(running.values(), self._plans, None, now_ms, in_flight=True)
+        effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms)
+        # In this order: an answer ends an objection, which then stands no longer among the open conflicts.
+        answers = self._watch.records("knowledge:coordination")
+        effects += self._conflicts.read(event.conflicts, answers, now_ms, running)
+        if self._watch.whole("knowledge:performance") and self._watch.whole("conflicts:open"):
+            effects += self._conflicts.forget((*self._plans, *self._objections), now_ms)
+        effects += self._conflicts.decide(now_ms)
+        pending, claimed = (
+            event.pages[a].records if a in event.pages else () for a in ("tasks:pending", "tasks:claimed")
+        )
+        effects += self._tasks.look(pending, claimed, event.tasks, now_ms)
+        return tuple(effects)
+
+    def _read_knowledge(self, now_ms: int) -> list[Effect]:
+        effects: list[Effect] = []
+        plans: list[PeerPlan] = []
+        ballots: list[PeerBallot] = []
+        before, self._read = self._read, {}
+        for item in self._watch.records("knowledge:performance"):
+            last = before.get(item["id"])
+            # Most items are as they were in the look before; comparing costs a fraction of reading.
+            found = last[1] if last is not None and last[0] == item else self._understood(item, now_ms)
+            self._read[item["id"]] = (item, found)
+            if isinstance(found, PeerPlan):
+                plans.append(found)
+            elif isinstance(found, PeerBallot):
+                ballots.append(found)
+            elif found is not None and self._first_time(item):
+                effects += self._refuse(item, found, now_ms)
+        # The most urgent ones where there are too many: whoever floods the blackboard holds no more caches by it.
+        chosen: list[PeerPlan] = []
+        room = _TOUCHES_MAX
+        for plan in sorted(newest(plans), key=lambda p: (not p.in_force(now_ms), p.priority, p.key))[:_PLANS_MAX]:
+            room -= len(plan.touches)
+            chosen += [plan] if room >= 0 else []
+        self._plans = tuple(sorted(chosen, key=lambda p: p.key))
+        if ballots or self._ballots:
+            ordered = sorted(ballots, key=lambda b: (b.subject, b.agent_id, b.at_ms, b.item_id))[:_BALLOTS_MAX]
+            effects.append(Send(to="consensus", message=PeerBallots(ballots=tuple(ordered), read_at_ms=now_ms)))
+        self._ballots = len(ballots)
+        return effects
+
+    def _understood(self, item: Mapping[str, Any], now_ms: int) -> _Understood:
+        if item["knowledge_type"] in PLAN_TYPES:
+            return read_plan(item, self._names, now_ms)
+        return read_ballot(item, now_ms) if item["knowledge_type"] == BALLOT_TYPE else None
+
+    def _first_time(self, item: Mapping[str, Any]) -> bool:
+        mark = (str(item["id"]), str(item["timestamp"]))
+        if mark in self._seen:
+            self._seen.move_to_end(mark)
+            return False
+        self._seen[mark] = None
+        while len(self._seen) > _REFUSALS_REMEMBERED:
+            self._seen.popitem(last=False)
+        return True
+
+    def _refuse(self, item: Mapping[str, Any], why: Refused | BadRecord, now_ms: int) -> list[Effect]:
+        if isinstance(why, BadRecord):
+            self._bad += 1
+            return []
+        self._violations += 1
+        payload = {
+            "constitutional_hash": CONSTITUTIONAL_HASH,
+            "why": "wrong constitutional hash",
+            "where": BLACKBOARD,
+            "received": why.received,
+            "caller": why.agent_id,
+            "knowledge_type": word(item["knowledge_type"]) or "unprintable",
+        }
+        subject = word(item["id"]) or "unprintable"
+        record = Record(kind=RecordKind.REQUEST_REFUSED, service=None, subject_id=subject, payload=payload)
+        return [record] if self._recorded.take(now_ms) else []
+
+    def _set_back(self, memory: FleetMemory, now_ms: int) -> list[Clash]:
+        """Return the plans that would set back what we have lately set."""
+        kept = [
+            e.proposal
+            for e in memory.executions
+            if e.state is ExecutionState.KEPT and now_ms - e.updated_at_ms < _KEPT_MS
+        ]
+        found = (clash_with_kept(proposal, plan, now_ms) for proposal in kept for plan in self._plans)
+        return [clash for clash in found if clash is not None]
+
+    def _read_objections(self, running: Mapping[str, Proposal], memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        effects: list[Effect] = []
+        objections: list[PeerPlan] = []
+        plans = {name: s.proposal for name in self._fleet.names if (s := memory.standing(name)) and s.proposal}
+        plans |= running
+        tasks = {task_id_of(e): e.proposal.service for e in memory.executions if not e.state.final}
+        for conflict in self._watch.records("conflicts:open"):
+            if conflict["status"] not in OPEN_CONFLICT_STATES:
+                continue
+            data = conflict["resolution_data"] or {}
+            others = [agent for agent in conflict["involved_agents"] if agent != AGENT_ID]
+            if AGENT_ID not in conflict["involved_agents"] or not others or data.get("reported_by") == AGENT_ID:
+                effects += self._close_own(conflict, data, now_ms)
+                continue
+            if data.get("constitutional_hash", CONSTITUTIONAL_HASH) != CONSTITUTIONAL_HASH:
+                self._violations += self._first_time({"id": conflict["id"], "timestamp": conflict["created_at"]})
+                continue
+            services = _objected(conflict, data, self._fleet.names, plans, tasks)
+            if not services:
+                continue
+            plan = plan_of(conflict, services, now_ms)
+            objections.append(plan)
+            ours = next((plans[name] for name in services if name in plans), None)
+            if ours is None:
+                # It holds the cache all the same; there is nothing to weigh it against until we want something.
+                continue
+            clash = Clash(
+                kind=ClashKind.OBJECTION,
+                proposal=ours,
+                plan=plan,
+                resource="*",
+                reason=f"`{plan.agent_id}` objects to `{ours.proposal_id}` on `{ours.service}`",
+                in_flight=ours.service in running,
+            )
+            effects += self._conflicts.hear_objection(conflict["id"], clash, now_ms)
+        self._objections = tuple(sorted(objections, key=lambda p: p.key)[:_PLANS_MAX])
+        return tuple(effects)
+
+    def _close_own(self, conflict: Mapping[str, Any], data: Mapping[str, Any], now_ms: int) -> tuple[Effect, ...]:
+        """Close what an earlier life has reported and nobody follows any more; it would stay open for ever."""
+        at_ms = time_ms(conflict["created_at"]) or 0
+        known = self._conflicts.knows(conflict["id"])
+        if data.get("reported_by") != AGENT_ID or known or now_ms - at_ms < _KEPT_MS:
+            return ()
+        words = {**data, "outcome": "moot", "decided_by": AGENT_ID, "reasoning": "nobody follows it any more"}
+        arguments = {"conflict_id": conflict["id"], "strategy": "withdrawn", "data": words, "at_ms": now_ms}
+        return (Publish(operation="resolve_conflict", arguments=arguments),)
+
+    # --- Telling ----------------------------------------------------------------------------------------------------
+
+    def health(self) -> PeerHealth:
+        """Return how we stand with the blackboard."""
+        watch = self._watch
+        counts = {f"conflicts_{name}": n for name, n in self._conflicts.counts.items()}
+        counts |= {f"tasks_{name}": n for name, n in self._tasks.counts.items()}
+        counts |= {
+            "conflicts_open": len(self._conflicts.open),
+            "plans": len(self._plans),
+            "records_left_out": watch.left_out,
+            "requests_left_out": self._requests.left_out,
+            "requests_mirrored": self._requests.mirrored,
+            "tasks_in_work": self._tasks.in_work,
+        }
+        return PeerHealth(
+            name=BLACKBOARD,
+            healthy=not watch.trouble,
+            detail=watch.trouble,
+            done=watch.done,
+            failures=watch.failures,
+            violations=self._violations + self._conflicts.counts.get("refused", 0),
+            bad_records=watch.bad + self._bad,
+            counts=dict(sorted(counts.items())),
+            conflicts=self._conflicts.told(),
+        )
+
+    def _tell(self, memory: FleetMemory, now_ms: int) -> None:
+        health = self.health()
+        last, at_ms = self._told
+        # The number of looks alone is no news.
+        if last is None or now_ms - at_ms >= _TELL_MS or replace(health, done=last.done) != last:
+            self._told = (health, now_ms)
+            memory.note_peers(PeerReport(peers=(health,)), now_ms)
+
+
+def _objected(
+    conflict: Mapping[str, Any],
+    data: Mapping[str, Any],
+    fleet: Iterable[str],
+    plans: Mapping[str, Proposal],
+    tasks: Mapping[str, str],
+) -> tuple[str, ...]:
+    """Return the services of `fleet` that a conflict names: by service, by a plan of ours or by a task of ours."""
+    named: Sequence[Any] = [data.get("service"), *conflict["involved_tasks"]]
+    for field in ("affected_services", "plans"):
+        value = data.get(field)
+        named = [*named, *(value if isinstance(value, list) else ())]
+    words = {str(v.get("plan_id")) if isinstance(v, Mapping) else str(v) for v in named[:200]}
+    found = {name for name in fleet if name in words} | {tasks[name] for name in words if name in tasks}
+    found |= {s for s, p in plans.items() if p.proposal_id in words or p.proposal_id in conflict["description"]}
+    return tuple(sorted(found))

@@ -1,0 +1,322 @@
+"""What other agents say on the blackboard that they do with our caches, as plans, ballots and intents of ours.
+
+Peers write `cache_optimization_plan` and `optimization_activity` in the form in which we write them
+(`docs/INTEROP.md`), or with less: a plan that does not say what it changes counts as changing everything of the caches
+that it names. Only what bears on caches of our fleet is taken up. Nothing is judged here.
+
+INVARIANT: whatever a record holds, reading it gives a value: a plan, None where it does not concern us, `Refused` for
+another constitutional hash, or a `BadRecord`. Nothing unbounded and nothing unprintable comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from cachewarden.claims import ANYTHING, BUDGET, TTL_PREFIX, direction_of
+from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, Intent
+from cachewarden.protocol import PeerBallot
+from coordination.blackboard_records import BadRecord, time_ms
+
+__all__ = [
+    "BALLOT_TYPE",
+    "HOLD_MS_MAX",
+    "PLAN_TYPES",
+    "PeerPlan",
+    "PlanState",
+    "Refused",
+    "Touch",
+    "intents_of",
+    "newest",
+    "plan_of",
+    "read_ballot",
+    "read_plan",
+    "word",
+]
+
+PLAN_TYPES: Final = ("cache_optimization_plan", "optimization_activity")
+BALLOT_TYPE: Final = "cache_optimization_ballot"
+HOLD_MS_MAX: Final = 3_600_000
+"""No plan of a peer holds a cache for longer than an hour after it was written; whoever needs longer writes it anew."""
+_WORD_CHARS_MAX: Final = 200
+_LIST_MAX: Final = 50
+_TOUCHES_MAX: Final = 200
+_AMOUNT_MAX: Final = 1 << 60
+
+
+class PlanState(StrEnum):
+    """WANTED: it is going to be done; ACTIVE: being done or observed; DONE: it is in force; ENDED: it came to
+    nothing."""
+
+    WANTED = "wanted"
+    ACTIVE = "active"
+    DONE = "done"
+    ENDED = "ended"
+
+
+_STATES: Final[Mapping[str, PlanState]] = {
+    **dict.fromkeys(
+        ("", "approved", "open", "pending", "planned", "proposed", "scheduled", "waiting"), PlanState.WANTED
+    ),
+    **dict.fromkeys(
+        ("active", "applying", "executing", "in_progress", "observing", "rolling_back", "running", "stepping"),
+        PlanState.ACTIVE,
+    ),
+    **dict.fromkeys(("applied", "completed", "done", "kept"), PlanState.DONE),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Touch:
+    """One thing that a plan touches: `resource` as in `Intent`, values as texts, empty where the plan is silent."""
+
+    service: str
+    resource: str
+    direction: int = 0
+    before: str = ""
+    after: str = ""
+    amount: int = 0
+    """Bytes by which the shared memory grows; only for `budget`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerPlan:
+    """What one agent does or wants to do; `priority` 1..5, 1 goes first. `until_ms`: when it stops to count."""
+
+    agent_id: str
+    plan_id: str
+    item_id: str
+    state: PlanState
+    priority: int
+    at_ms: int
+    until_ms: int
+    touches: tuple[Touch, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells plans apart: two agents may name theirs alike."""
+        return self.agent_id, self.plan_id
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        return tuple(sorted({touch.service for touch in self.touches}))
+
+    def in_force(self, now_ms: int) -> bool:
+        """Whether it holds what it touches."""
+        return now_ms < self.until_ms and self.state in (PlanState.WANTED, PlanState.ACTIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record with another constitutional hash than ours: whatever it says does not count."""
+
+    agent_id: str
+    received: str
+
+
+def word(value: Any) -> str | None:
+    """Return a short printable text; None for anything else."""
+    if not isinstance(value, str) or not 0 < len(value) <= _WORD_CHARS_MAX or not value.isprintable():
+        return None
+    return value
+
+
+def _refused(item: Mapping[str, Any]) -> Refused | None:
+    received = item["content"].get("constitutional_hash", CONSTITUTIONAL_HASH)
+    if received == CONSTITUTIONAL_HASH:
+        return None
+    shown = str(received)[:64]
+    return Refused(word(item["agent_id"]) or "unprintable", shown if shown.isprintable() else "unprintable")
+
+
+def _texts(value: Any, name: str) -> tuple[str, ...] | BadRecord:
+    if value is None or value == {}:
+        return ()
+    if not isinstance(value, list) or len(value) > _LIST_MAX:
+        return BadRecord(f"`{name}` must be a list of at most {_LIST_MAX} texts")
+    found = tuple(dict.fromkeys(text for v in value if (text := word(v)) is not None))
+    return found if len(found) == len(set(map(str, value))) else BadRecord(f"`{name}` must be a list of short texts")
+
+
+def read_plan(item: Mapping[str, Any], fleet: frozenset[str], now_ms: int) -> PeerPlan | Refused | BadRecord | None:
+    """Return the plan in a parsed item of knowledge; None where it is ours or touches no cache of `fleet`."""
+    if item["agent_id"] == AGENT_ID:
+        return None
+    refused = _refused(item)
+    if refused is not None:
+        return refused
+    content = item["content"]
+    agent, plan_id = word(item["agent_id"]), word(content.get("plan_id", item["id"]))
+    status = content.get("status", "")
+    if agent is None or plan_id is None or not isinstance(status, str):
+        return BadRecord("`agent_id`, `plan_id` and `status` must be short texts")
+    named = _texts(content.get("affected_services"), "affected_services")
+    keys = _texts(content.get("affected_keys"), "affected_keys")
+    if isinstance(named, BadRecord):
+        return named
+    if isinstance(keys, BadRecord):
+        return keys
+    single = word(content.get("service"))
+    services = tuple(s for s in dict.fromkeys((*named, *((single,) if single else ()))) if s in fleet)
+    touches = _touches(content, services, keys, fleet)
+    if isinstance(touches, BadRecord):
+        return touches
+    if not touches:
+        return None
+    priority = content.get("priority", item["priority"])
+    if not isinstance(priority, int) or isinstance(priority, bool) or not 1 <= priority <= 5:
+        return BadRecord("`priority` must be a whole number from 1 to 5")
+    # A clock that runs ahead must not hold a cache longer, nor win by seeming older.
+    at_ms = min(time_ms(item["timestamp"]) or 0, now_ms)
+    ends = [at_ms + HOLD_MS_MAX, time_ms(item["expires_at"]), time_ms(content.get("until"))]
+    return PeerPlan(
+        agent_id=agent,
+        plan_id=plan_id,
+        item_id=item["id"],
+        state=_STATES.get(status.lower(), PlanState.ENDED),
+        priority=priority,
+        at_ms=at_ms,
+        until_ms=min(end for end in ends if end is not None),
+        touches=touches,
+    )
+
+
+def _touches(
+    content: Mapping[str, Any], services: tuple[str, ...], keys: tuple[str, ...], fleet: frozenset[str]
+) -> tuple[Touch, ...] | BadRecord:
+    changes = content.get("changes")
+    changes = [] if changes is None or changes == {} else changes
+    if not isinstance(changes, list) or len(changes) > _LIST_MAX:
+        return BadRecord(f"`changes` must be a list of at most {_LIST_MAX} objects")
+    found: list[Touch] = []
+    for change in changes:
+        touched = _touch(change, services, fleet)
+        if isinstance(touched, BadRecord):
+            return touched
+        found += touched
+    patterns = {t.resource for t in found}
+    for key in keys:
+        resource = f"{TTL_PREFIX}{key}"
+        found += [Touch(service=s, resource=resource) for s in services if resource not in patterns]
+    if len(found) > _TOUCHES_MAX:
+        return BadRecord(f"a plan may touch {_TOUCHES_MAX} things; write several plans")
+    if not found and not changes:
+        found = [Touch(service=s, resource=ANYTHING) for s in services]
+    delta = content.get("memory_delta_bytes", 0)
+    if not isinstance(delta, int) or isinstance(delta, bool) or abs(delta) > _AMOUNT_MAX:
+        return BadRecord("`memory_delta_bytes` must be a whole number of bytes")
+    if not delta:
+        # Who says only the new limit says how much it is too, if it says the old one.
+        grown = [int(t.after) - int(t.before) for t in found if t.resource == "maxmemory" and t.direction]
+        delta = max(-_AMOUNT_MAX, min(_AMOUNT_MAX, sum(grown)))
+    if delta and services:
+        found.append(Touch(service=services[0], resource=BUDGET, direction=1 if delta > 0 else -1, amount=abs(delta)))
+    return tuple(dict.fromkeys(found))
+
+
+def _touch(change: Any, services: tuple[str, ...], fleet: frozenset[str]) -> list[Touch] | BadRecord:
+    if not isinstance(change, Mapping):
+        return BadRecord("each of `changes` must be an object")
+    own = word(change.get("service")) if "service" in change else None
+    targets = services if "service" not in change else tuple(s for s in (own,) if s is not None and s in fleet)
+    pattern, knob = word(change.get("pattern")), word(change.get("knob"))
+    if (pattern is None) == (knob is None):
+        return BadRecord("each of `changes` must name either a `knob` or a `pattern`")
+    if pattern is not None:
+        before, after = _value(change.get("ttl_ms_before")), _value(change.get("ttl_ms_after"))
+        resource = f"{TTL_PREFIX}{pattern}"
+    else:
+        before, after = _value(change.get("before")), _value(change.get("after"))
+        resource = str(knob).lower().replace("_", "-")
+    if before is None or after is None:
+        return BadRecord("the values of a change must be numbers or short texts")
+    direction = direction_of(before, after)
+    return [Touch(service=s, resource=resource, direction=direction, before=before, after=after) for s in targets]
+
+
+def _value(value: Any) -> str | None:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value) if abs(value) <= _AMOUNT_MAX else None
+    text = word(value)
+    # Peers may write sizes with more digits than any server takes; such a number is no value.
+    return None if text is None or (text.isdecimal() and (not text.isascii() or len(text) > 19)) else text
+
+
+def newest(plans: Iterable[PeerPlan]) -> tuple[PeerPlan, ...]:
+    """Return each plan once, as it was written last: one plan stands on the blackboard under two types."""
+    found: dict[tuple[str, str], PeerPlan] = {}
+    for plan in sorted(plans, key=lambda p: (p.at_ms, p.item_id)):
+        found[plan.key] = plan
+    return tuple(found[key] for key in sorted(found))
+
+
+def intents_of(plan: PeerPlan, now_ms: int) -> tuple[Intent, ...]:
+    """Return what the plan holds now; one that is being carried out or observed holds its caches as a whole."""
+    if not plan.in_force(now_ms):
+        return ()
+    touches = list(plan.touches)
+    if plan.state is PlanState.ACTIVE:
+        touches += [Touch(service=s, resource=ANYTHING) for s in plan.services]
+    return tuple(
+        Intent(
+            holder=plan.agent_id,
+            service=t.service,
+            resource=t.resource,
+            direction=t.direction,
+            amount=t.amount,
+            until_ms=plan.until_ms,
+        )
+        for t in dict.fromkeys(touches)
+    )
+
+
+def plan_of(conflict: Mapping[str, Any], services: tuple[str, ...], now_ms: int) -> PeerPlan:
+    """Return a conflict that a peer has reported against us as the plan that it stands for: hands off `services`."""
+    at_ms = min(time_ms(conflict["created_at"]) or 0, now_ms)
+    others = sorted(a for agent in conflict["involved_agents"] if agent != AGENT_ID and (a := word(agent)) is not None)
+    severity = {"critical": 1, "high": 2, "medium": 3, "low": 4}.get(conflict["severity"], 3)
+    return PeerPlan(
+        agent_id=others[0] if others else "unnamed",
+        plan_id=f"objection-{conflict['id'][:_WORD_CHARS_MAX]}",
+        item_id=conflict["id"],
+        state=PlanState.WANTED,
+        priority=severity,
+        at_ms=at_ms,
+        until_ms=at_ms + HOLD_MS_MAX,
+        touches=tuple(Touch(service=s, resource=ANYTHING) for s in services),
+    )
+
+
+def read_ballot(item: Mapping[str, Any], now_ms: int) -> PeerBallot | Refused | BadRecord | None:
+    """Return the vote in a parsed item of knowledge; None where it is ours."""
+    if item["agent_id"] == AGENT_ID:
+        return None
+    refused = _refused(item)
+    if refused is not None:
+        return refused
+    content = item["content"]
+    texts = [word(v) for v in (item["id"], item["agent_id"], content.get("subject"), content.get("choice"))]
+    confidence = content.get("confidence", 1.0)
+    if any(text is None for text in texts):
+        return BadRecord("a ballot needs a `subject` and a `choice`, both short texts")
+    if not isinstance(confidence, (int, float)) or isinstance(confidence, bool) or not 0.0 <= confidence <= 1.0:
+        return BadRecord("`confidence` must be a number from 0 to 1")
+    item_id, agent_id, subject, choice = (str(text) for text in texts)
+    ballot = PeerBallot(
+        item_id=item_id,
+        agent_id=agent_id,
+        subject=subject,
+        choice=choice,
+        confidence=float(confidence),
+        reason="",
+        at_ms=min(time_ms(item["timestamp"]) or 0, now_ms),
+    )
+    reason = content.get("reason", "")
+    shown = "".join(c if c.isprintable() else " " for c in reason[:500]) if isinstance(reason, str) else ""
+    return replace(ballot, reason=shown)

@@ -1,0 +1,131 @@
+"""The look at the blackboard: when it is made, where each part of it goes on, and what all looks together have shown.
+
+A look is bounded, so a full round over a part may take several; they follow each other quickly until the round is over.
+What was seen in a round counts at once, what is gone counts as gone when the round is complete. Hints bring the next
+look forward, no closer than `_GAP_MS`. It decides nothing about what it has seen.
+
+INVARIANT: at most one look and one wait for a hint are under way; a blackboard that does not answer is asked again at
+the usual pace; what is kept is bounded whatever peers write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cachewarden.machine import Effect, EffectFailed, SetTimer, Started, TimerFired
+from cachewarden.peer_input import AwaitHint, Hinted, PeersRead, ReadPeers
+from cachewarden.ports import BOARD_AREAS
+
+__all__ = ["LOOK_REF", "PeerWatch"]
+
+LOOK_REF: Final = "peers:"
+"""How the refs of its effects and timers begin."""
+_LOOK: Final = f"{LOOK_REF}look"
+_HINT: Final = f"{LOOK_REF}hint"
+_POLL: Final = f"{LOOK_REF}poll"
+_GAP_MS: Final = 500
+_NEXT_PAGE_MS: Final = 50
+_FULL_PAGE: Final = 200
+"""Records in one look from which on the next one takes its time: reading them is work, passing dead ids is not."""
+_KEPT_MAX: Final = 2_000
+"""Records per area; beyond it the later ones of the index, which are less urgent, are left out and counted."""
+
+
+class PeerWatch:
+    """`interval_ms` lies between two rounds without hints; 0 means that nobody looks."""
+
+    def __init__(self, interval_ms: int) -> None:
+        self._interval_ms = interval_ms
+        self._cursors: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
+        self._complete: dict[str, dict[str, Mapping[str, Any]]] = {area: {} for area in BOARD_AREAS}
+        self._round: dict[str, dict[str, Mapping[str, Any]]] = {area: {} for area in BOARD_AREAS}
+        self._looks = 0
+        self._looking = self._awaiting = self._hinted = False
+        self._looked_ms = 0
+        self.done = self.failures = self.bad = self.left_out = 0
+        """Looks that succeeded and failed, unusable records, and records beyond the bound, since the start."""
+        self.trouble = ""
+        self.rounds: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
+
+    def records(self, area: str) -> tuple[Mapping[str, Any], ...]:
+        """Return what an area holds, as far as it is known."""
+        return tuple({**self._complete[area], **self._round[area]}.values())
+
+    def whole(self, area: str) -> bool:
+        """Whether the last look has completed a round over the area, so that what is not there is gone."""
+        return self.rounds[area] > 0 and self._cursors[area] == 0
+
+    def step(
+        self, event: Any, now_ms: int, tasks: tuple[str, ...] = (), conflicts: tuple[str, ...] = ()
+    ) -> tuple[Effect, ...]:
+        """Take one event; `tasks` and `conflicts` are the ids that the next look has to read by name."""
+        if not self._interval_ms:
+            return ()
+        if isinstance(event, Started):
+            return (*self._await_hint(), SetTimer(ref=_POLL, due_ms=now_ms))
+        if isinstance(event, TimerFired) and event.ref == _POLL:
+            return self._look(tasks, conflicts)
+        if isinstance(event, Hinted):
+            self._awaiting, self._hinted = False, True
+            due_ms = max(now_ms, self._looked_ms + _GAP_MS)
+            return () if self._looking else (SetTimer(ref=_POLL, due_ms=due_ms),)
+        if isinstance(event, PeersRead) and event.ref == self._ref:
+            return self._on_read(event, now_ms)
+        if isinstance(event, EffectFailed):
+            return self._on_failed(event, now_ms)
+        return ()
+
+    @property
+    def _ref(self) -> str:
+        return f"{_LOOK}:{self._looks}"
+
+    def _await_hint(self) -> tuple[Effect, ...]:
+        if self._awaiting:
+            return ()
+        self._awaiting = True
+        return (AwaitHint(ref=_HINT),)
+
+    def _look(self, tasks: tuple[str, ...], conflicts: tuple[str, ...]) -> tuple[Effect, ...]:
+        if self._looking:
+            return ()
+        self._looking, self._hinted = True, False
+        self._looks += 1
+        return (ReadPeers(ref=self._ref, cursors=dict(self._cursors), tasks=tasks, conflicts=conflicts),)
+
+    def _on_read(self, event: PeersRead, now_ms: int) -> tuple[Effect, ...]:
+        self._looking, self._looked_ms, self.trouble = False, now_ms, ""
+        self.done += 1
+        for area, page in event.pages.items():
+            self.bad += page.bad
+            seen = self._round[area]
+            for record in page.records:
+                if len(seen) < _KEPT_MAX or record["id"] in seen:
+                    seen[record["id"]] = record
+                else:
+                    self.left_out += 1
+            self._cursors[area] = page.cursor
+            if page.cursor == 0:
+                self._complete[area], self._round[area] = seen, {}
+                self.rounds[area] += 1
+        # What was hinted at while the look was under way may lie in a part that it had passed already.
+        pause_ms = _GAP_MS if self._hinted else self._interval_ms
+        if any(self._cursors.values()):
+            pause_ms = _NEXT_PAGE_MS if sum(len(p.records) for p in event.pages.values()) < _FULL_PAGE else _GAP_MS
+        pause_ms = min(pause_ms, self._interval_ms)
+        return (*self._await_hint(), SetTimer(ref=_POLL, due_ms=now_ms + pause_ms))
+
+    def _on_failed(self, event: EffectFailed, now_ms: int) -> tuple[Effect, ...]:
+        if event.ref == _HINT:
+            # The next look, which comes anyway, waits for hints again.
+            self._awaiting = False
+            return ()
+        if event.ref != self._ref:
+            return ()
+        self._looking, self._looked_ms = False, now_ms
+        self.failures += 1
+        self.trouble = "does not answer"
+        # A round that was interrupted begins anew: the server may have come back with other content.
+        self._cursors = dict.fromkeys(BOARD_AREAS, 0)
+        self._round = {area: {} for area in BOARD_AREAS}
+        return (SetTimer(ref=_POLL, due_ms=now_ms + self._interval_ms),)
