@@ -33,6 +33,8 @@ __all__ = [
     "Judge",
     "Judged",
     "ObserveFleet",
+    "PeerBallot",
+    "PeerBallots",
     "PeerHealth",
     "PeerReport",
     "PlanFleet",
@@ -235,6 +237,38 @@ class PeerReport(Message):
     """Whoever speaks to HTTP peers tells the coordinator so, when it changes and every few seconds."""
 
     peers: tuple[PeerHealth, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerBallot(Message):
+    """One vote that another agent has put onto the blackboard (`cache_optimization_ballot`, space `performance`).
+
+    Bounded and free of control characters, but not judged: whether `agent_id` may vote, on what, and whether it came in
+    time is for whoever counts. `item_id` is that of the item; a voter that changes its mind writes another one.
+    """
+
+    item_id: str
+    agent_id: str
+    subject: str
+    """Id of a proposal or of a conflict."""
+    choice: str
+    confidence: float
+    """0..1."""
+    reason: str
+    at_ms: int
+    """When the voter says that it voted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerBallots(Message):
+    """All live ballots of peers, by (subject, agent, time, item), at most 1,000; told again with each look.
+
+    The coordinator, which reads the blackboard, sends it to the consensus. None of them carries our agent id or another
+    constitutional hash.
+    """
+
+    ballots: tuple[PeerBallot, ...]
+    read_at_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
