@@ -55,6 +55,8 @@ class Obstacle:
     conflicts_with: tuple[str, ...] = ()
     awaits_approval: bool = False
     """Whether only the consent of another identity is missing."""
+    awaits_ballot: bool = False
+    """Whether only the vote of those who are entitled to one is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,8 @@ class Situation:
     approvals: Mapping[str, Approval] = field(default_factory=dict)
     """Proposal id to its open approval."""
     rests: tuple[Rest, ...] = ()
+    unvoted: Mapping[str, Obstacle] = field(default_factory=dict)
+    """Proposal id to what the vote has against it; one that needs no vote, or has won it, is missing."""
 
 
 def touched(proposal: Proposal) -> dict[str, int]:

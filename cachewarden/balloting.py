@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -32,6 +32,7 @@ __all__ = [
     "Standing",
     "Voter",
     "count",
+    "parse_voters",
 ]
 
 APPROVE: Final = "approve"
@@ -85,7 +86,7 @@ class Motion(Message):
     opened_at_ms: int
     deadline_ms: int
     subjects: tuple[str, ...] = ()
-    thresholds: Thresholds = Thresholds()
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
 
 class Standing(StrEnum):
@@ -192,6 +193,20 @@ def _outcome(
         counted_at_ms=now_ms,
         escalate=escalate,
     )
+
+
+def parse_voters(text: str) -> tuple[Voter, ...]:
+    """Return the peers that `BALLOT_VOTERS` entitles: `agent_id[:type[:weight]]`, separated by commas, each once.
+
+    The setting's own pattern has checked the text; ids that are named twice raise ValueError.
+    """
+    voters = []
+    for entry in (part.strip() for part in text.split(",") if part.strip()):
+        name, kind, weight = (*entry.split(":"), "", "")[:3]
+        voters.append(Voter(voter_id=name, voter_type=kind or "agent", weight=float(weight or 1.0)))
+    if len({v.voter_id for v in voters}) < len(voters):
+        raise ValueError("a voter may be named once")
+    return tuple(voters)
 
 
 def _has(motion: Motion, option_id: str) -> bool:

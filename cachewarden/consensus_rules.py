@@ -19,7 +19,7 @@ from typing import Final
 
 from cachewarden.messages import Message
 
-__all__ = ["AUTHORITY", "EXPERTS", "RULES", "Algorithm", "Option", "Thresholds", "Tally", "Vote"]
+__all__ = ["AUTHORITY", "EXPERTS", "RULES", "Algorithm", "Option", "Tally", "Thresholds", "Vote"]
 
 AUTHORITY: Final[Mapping[str, int]] = MappingProxyType(
     {"coordinator": 100, "human_expert": 80, "senior_agent": 60, "agent": 40, "automated_system": 20}
@@ -109,7 +109,7 @@ def _tied(leaders: Sequence[str]) -> Tally:
     return Tally(winner=None, score=0.0, reason=f"a tie between {names}", escalate="human_review")
 
 
-def _heads(vote: Vote) -> float:
+def _heads(_vote: Vote) -> float:
     return 1.0
 
 

@@ -137,6 +137,8 @@ class RecordKind(StrEnum):
     APPROVAL_EXPIRED = "approval_expired"
     APPROVAL_SUPERSEDED = "approval_superseded"
     APPROVAL_WITHDRAWN = "approval_withdrawn"
+    BALLOT_OPENED = "ballot_opened"
+    BALLOT_CLOSED = "ballot_closed"
     REQUEST_DECIDED = "request_decided"
     REQUEST_REFUSED = "request_refused"
     KEYS_WARMED = "keys_warmed"
@@ -323,6 +325,8 @@ class Resolution(Message):
     resolved_at_ms: int = 0
     awaits_approval: bool = False
     """Whether nothing is missing but the consent of another identity than the author."""
+    awaits_ballot: bool = False
+    """Whether nothing is missing but the vote of those who are entitled to one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cachewarden.approval import Approval, Rest
+from cachewarden.balloting import Outcome
 from cachewarden.cachemodel.scoring import Score
 from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
@@ -20,6 +21,7 @@ from cachewarden.observation import Snapshot
 __all__ = [
     "AgentBeat",
     "AgentHealth",
+    "BallotNews",
     "CancelExecution",
     "ChainChecked",
     "Execute",
@@ -269,6 +271,14 @@ class PeerBallots(Message):
 
     ballots: tuple[PeerBallot, ...]
     read_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BallotNews(Message):
+    """The consensus tells the coordinator that a proposal was put to the vote, or how the vote ended."""
+
+    outcome: Outcome
+    proposal: Proposal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,8 +2,8 @@
 
 `Plan` says what is to be run (picklable, so that an actor can build its part on any node); `build_shell` makes one
 agent with exactly the
-ports that it needs: planner, validator and consensus get none, the collector may look, the actuator alone may write
-to caches.
+ports that it needs: planner and validator get none, consensus the journal, the collector may look, the actuator
+alone may write to caches.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def build_agent(plan: Plan, name: str) -> Agent:
 
 def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     """Return the shell of one agent with the ports that it may use; call inside the loop that will run it."""
-    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor", ENVOY) else None
+    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor", "consensus", ENVOY) else None
     peers = make_peers(plan.settings, name, plan.journal_url, plan.holder)
     blackboard = (
         RedisBlackboard(plan.settings.blackboard_url, timeout_s=plan.settings.redis_timeout)

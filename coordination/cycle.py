@@ -46,6 +46,7 @@ from cachewarden.protocol import (
 from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
 from coordination.approvals import REF_PREFIX, ApprovalBook
+from coordination.ballot_records import BALLOT_HANDLERS
 from coordination.fleet_memory import FleetMemory
 from coordination.state_feed import StateFeed
 
@@ -105,6 +106,7 @@ class Coordinator:
             AgentBeat: self._on_beat,
             ChainChecked: self._on_chain_checked,
             PeerReport: self._on_peer_report,
+            **BALLOT_HANDLERS,
         }
 
     def state(self, now_ms: int) -> FleetState:

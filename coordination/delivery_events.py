@@ -78,6 +78,8 @@ _CLASSES: Final[Mapping[str, EventClass]] = {
     RecordKind.APPROVAL_EXPIRED.value: _APPROVING,
     RecordKind.APPROVAL_SUPERSEDED.value: _APPROVING,
     RecordKind.APPROVAL_WITHDRAWN.value: _APPROVING,
+    RecordKind.BALLOT_OPENED.value: EventClass("governance_decision", "low", "cache_optimization_plan"),
+    RecordKind.BALLOT_CLOSED.value: _APPROVING,
     RecordKind.REQUEST_DECIDED.value: EventClass("governance_decision", "low", "optimization_request"),
     RecordKind.REQUEST_REFUSED.value: EventClass("access_control", "high", "optimization_request"),
     RecordKind.KEYS_WARMED.value: EventClass("system_configuration", "low", "cache_content"),

@@ -37,6 +37,7 @@ __all__ = [
     "farewell",
     "fleet_changed",
     "heartbeat",
+    "plan_content",
     "plan_settled",
     "register",
     "task_id_of",
@@ -91,7 +92,7 @@ def plan_settled(proposal: Proposal, verdict: Verdict, resolution: Resolution, n
     """Tell what becomes of a proposal, and which of our own proposals it was weighed against."""
     denied = verdict.decision is Decision.DENY
     status = "denied" if denied else _STATUS_OF_OUTCOME[resolution.outcome]
-    content = _plan(proposal, status, resolution.reason) | {
+    content = plan_content(proposal, status, resolution.reason) | {
         "verdict": {
             "decision": verdict.decision.value,
             "denied_by": list(verdict.denied_by),
@@ -125,7 +126,7 @@ def execution_changed(
         effects.append(_publish("create_task", task=task))
         effects.append(_publish("claim_task", task_id=task_id, agent_id=AGENT_ID, at_ms=now_ms))
     status = _STATUS_OF_FINAL_STATE.get(execution.state, "in_progress")
-    content = _plan(execution.proposal, status, execution.reason) | {
+    content = plan_content(execution.proposal, status, execution.reason) | {
         "execution_id": execution.execution_id,
         "task_id": task_id,
         "state": execution.state.value,
@@ -218,7 +219,8 @@ def _changes(proposal: Proposal) -> list[dict[str, Any]]:
     return [*knobs, *rules]
 
 
-def _plan(proposal: Proposal, status: str, reason: str) -> dict[str, Any]:
+def plan_content(proposal: Proposal, status: str, reason: str) -> dict[str, Any]:
+    """Return what others read of a proposal, whichever item it stands in."""
     return {
         "constitutional_hash": CONSTITUTIONAL_HASH,
         "plan_id": proposal.proposal_id,
