@@ -216,7 +216,7 @@ def _has(motion: Motion, option_id: str) -> bool:
 def _screened(motion: Motion, ballots: Iterable[Ballot]) -> tuple[CountedBallot, ...]:
     """Return every ballot once with its standing, in an order that does not depend on how they came in."""
     entitled: Mapping[str, Voter] = {v.voter_id: v for v in motion.electorate}
-    once = {(b.voter_id, b.item_id, b.cast_at_ms, b.choice): b for b in sorted(ballots, key=_order, reverse=True)}
+    once = {(b.voter_id, b.item_id, b.cast_at_ms, b.choice, b.subject): b for b in sorted(ballots, key=_order, reverse=True)}
     entries: list[CountedBallot] = []
     valid: dict[str, CountedBallot] = {}
     for ballot in sorted(once.values(), key=_order):
@@ -234,13 +234,14 @@ def _screened(motion: Motion, ballots: Iterable[Ballot]) -> tuple[CountedBallot,
     return tuple(sorted(entries, key=lambda e: _order(e.ballot)))
 
 
-def _order(ballot: Ballot) -> tuple[str, int, str, str, float, int]:
+def _order(ballot: Ballot) -> tuple[str, int, str, str, str, float, int]:
     # The last one that a voter has cast counts, as in ACGS; two of one moment are told apart by their ids.
     return (
         ballot.voter_id,
         ballot.cast_at_ms,
         ballot.item_id,
         ballot.choice,
+        ballot.subject,
         ballot.confidence if math.isfinite(ballot.confidence) else -1.0,
         ballot.seen_at_ms,
     )
