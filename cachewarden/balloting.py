@@ -216,7 +216,9 @@ def _has(motion: Motion, option_id: str) -> bool:
 def _screened(motion: Motion, ballots: Iterable[Ballot]) -> tuple[CountedBallot, ...]:
     """Return every ballot once with its standing, in an order that does not depend on how they came in."""
     entitled: Mapping[str, Voter] = {v.voter_id: v for v in motion.electorate}
-    once = {(b.voter_id, b.item_id, b.cast_at_ms, b.choice, b.subject): b for b in sorted(ballots, key=_order, reverse=True)}
+    once = {
+        (b.voter_id, b.item_id, b.cast_at_ms, b.choice, b.subject): b for b in sorted(ballots, key=_order, reverse=True)
+    }
     entries: list[CountedBallot] = []
     valid: dict[str, CountedBallot] = {}
     for ballot in sorted(once.values(), key=_order):

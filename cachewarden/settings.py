@@ -52,6 +52,15 @@ class CacheOptimizerSettings(BaseSettings):
     blackboard_url: str = Field(
         "redis://localhost:6389/1", description="ACGS's blackboard; the db number is part of it"
     )
+    blackboard_key_prefix: str = Field(
+        "bb", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="of ACGS's records; all its agents must use the same"
+    )
+    blackboard_kept_ms: int = Field(
+        86_400_000,
+        ge=60_000,
+        le=2_592_000_000,
+        description="how long a finished task or a settled conflict stays there",
+    )
     agent_heartbeat_interval: int = Field(30, ge=1, le=3600, description="seconds")
 
     constitutional_ai_url: str = Field(

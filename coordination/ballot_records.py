@@ -97,6 +97,12 @@ def _opened(message: BallotNews, now_ms: int) -> tuple[Publish, ...]:
         at_ms=motion.opened_at_ms,
         severity="low",
     )
+    # So that we know it for ours when we read the open conflicts, also in a later life.
+    conflict["resolution_data"] = {
+        "constitutional_hash": CONSTITUTIONAL_HASH,
+        "reported_by": AGENT_ID,
+        "motion_id": motion.motion_id,
+    }
     return (_publish("add_knowledge", item=item), _publish("report_conflict", conflict=conflict))
 
 

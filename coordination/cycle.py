@@ -204,7 +204,8 @@ class Coordinator:
             return self._begin(now_ms) if self._stage == "idle" else ()
         if ref == "heartbeat":
             due_ms = now_ms + self._settings.agent_heartbeat_interval * 1000
-            return (*projection.heartbeat(now_ms), SetTimer(ref="heartbeat", due_ms=due_ms))
+            beat = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms)
+            return (*beat, SetTimer(ref="heartbeat", due_ms=due_ms))
         if self._pause_record is not None and ref == self._pause_record.ref:
             return (self._pause_record,)
         if ref == f"deadline:{self._cycle}:{self._stage}":

@@ -73,9 +73,10 @@ def register(now_ms: int) -> tuple[Publish, ...]:
     return (_publish("register_agent", **_ourselves(), at_ms=now_ms),)
 
 
-def heartbeat(now_ms: int) -> tuple[Publish, ...]:
-    """Say that we live; an agent that was forgotten is registered again by it."""
-    return (_publish("heartbeat", **_ourselves(), at_ms=now_ms),)
+def heartbeat(now_ms: int, kept_ms: int) -> tuple[Publish, ...]:
+    """Say that we live (an agent that was forgotten is registered again by it), and tidy up: what is over stays
+    `kept_ms`."""
+    return (_publish("heartbeat", **_ourselves(), at_ms=now_ms), _publish("tidy", at_ms=now_ms, kept_ms=kept_ms))
 
 
 def farewell() -> tuple[Publish, ...]:
