@@ -165,6 +165,11 @@ def _history_obstacle(
     if history.in_flight is not None:
         what = "it" if history.in_flight == proposal.proposal_id else f"`{history.in_flight}`"
         return _wait(f"{what} is being carried out on `{service}`, one change at a time", history.in_flight)
+    if history.led_by is not None and now_ms < history.led_until_ms:
+        return _wait(
+            f"`{history.led_by}` leads `{service}`, we stand by and try again at {clock_words(history.led_until_ms)}",
+            history.led_by,
+        )
     signature = proposal.signature
     rolled_back_ms = history.rolled_back.get(signature)
     if rolled_back_ms is not None:

@@ -357,6 +357,8 @@ class Execution(Message):
     comparable: bool | None = None
     """Whether the last window can be held against the prediction: enough lookups, same traffic; None before there was
     one."""
+    held_by: str | None = None
+    """Who leads the cache, where the change was abandoned for want of a lease."""
 
     @property
     def realised_gain(self) -> float | None:

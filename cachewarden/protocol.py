@@ -60,6 +60,9 @@ class History(Message):
     """Rules that are in force, one per pattern."""
     rolled_back: Mapping[str, int] = field(default_factory=dict)
     """Change signature (`knob=after`, sorted, joined by `;`) to when it was taken back."""
+    led_by: str | None = None
+    """Another deployment that held the lease when we last tried, and until when it is not tried again."""
+    led_until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

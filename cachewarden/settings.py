@@ -139,6 +139,13 @@ class CacheOptimizerSettings(BaseSettings):
     )
     lease_ttl_ms: int = Field(15_000, ge=1_000, le=600_000, description="of the right to write to one cache")
 
+    lead_ms: int = Field(
+        60_000,
+        ge=0,
+        le=3_600_000,
+        description="how long a deployment keeps the lease of a cache that it changed, renewed while it lives; 0: not",
+    )
+
     probe_sample_keys: int = Field(1_000, ge=0, le=100_000, description="random keys per look")
     probe_server_share: float = Field(
         0.01, gt=0.0, le=0.2, description="of one core of the server that probes may take"
