@@ -29,7 +29,7 @@ _HOUR_MS = 3_600_000
 _ROLLED_BACK_MS = 7 * 24 * _HOUR_MS
 """How long a change that was taken back is remembered; it rests for a day at most (`agents/obstacles.py`)."""
 _EXECUTIONS_KEPT = 200
-LED_REST_MS = 300_000
+LED_REST_MS = 120_000
 """How long a cache that another deployment leads is left to it before its lease is tried again."""
 _SILENT_MS = 20_000
 """Four missed beats: from then on an agent counts as gone."""

@@ -67,6 +67,7 @@ FAST: Mapping[str, Any] = {
     "redis_timeout": 2.0,
     "agent_heartbeat_interval": 2,
     "lease_ttl_ms": 4_000,
+    "lead_ms": 6_000,
 }
 """The shortest settings with which the loop still has something to measure."""
 
