@@ -34,7 +34,7 @@ from cachewarden.machine import (
     Send,
     Started,
 )
-from cachewarden.messages import Execution, ExecutionState, Intent, RecordKind
+from cachewarden.messages import Execution, ExecutionState, Intent, Mode, RecordKind
 from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -57,7 +57,8 @@ class Actuator:
         self._paused = False
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, Execution] = {}
-        self._standby = Standby(settings.lease_ttl_ms, self._is_own, self._is_busy)
+        services = (s.name for s in fleet.services if s.mode is not Mode.OFF)
+        self._standby = Standby(settings.lease_ttl_ms, services, self._is_own, self._is_busy)
         self._leads = Leads(settings.lead_ms, self._holds)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
@@ -171,8 +172,8 @@ class Actuator:
     def _on_standby(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         turn = self._standby.step(event, now_ms)
         effects = list(turn.effects)
-        for record in turn.pauses:
-            # Of whichever deployment: a pause stops all optimizers of the fleet.
+        for record in turn.pauses[-1:]:
+            # Of whichever deployment: a pause stops all optimizers of the fleet. Only the last word counts.
             self._paused = record.kind == RecordKind.PAUSED.value
             if self._paused and record.payload.get("kill"):
                 effects += self._on_cancel("*", f"kill switch: {record.payload.get('reason', '')}", now_ms)
@@ -204,7 +205,8 @@ class Actuator:
         )
 
     def _is_own(self, execution_id: str) -> bool:
-        return any(r.execution_id == execution_id for r in self._runs.values())
+        under_way = {run.execution_id for run in self._runs.values()}
+        return execution_id in under_way | {done.execution_id for done in self._finished.values()}
 
     def _is_busy(self, service: str) -> bool:
         return any(r.service == service and not r.governed for r in self._runs.values())

@@ -48,6 +48,8 @@ _HELD_MAX: Final = 500
 _RECORDED_MAX: Final = 100
 """Ballots that one record holds; those that count come first, the number of the others is told."""
 _NOTED_CHARS_MAX: Final = 500
+_OF_ONE_VOTER_MAX: Final = 20
+_OF_STRANGERS_MAX: Final = 200
 
 
 @dataclass(slots=True)
@@ -147,7 +149,7 @@ class BallotBox:
         touched: dict[str, _Held] = {}
         for told in message.ballots:
             held = about.get(told.subject)
-            if held is None or held.outcome is not None or told.item_id in held.peers:
+            if held is None or held.outcome is not None or told.item_id in held.peers or _flooded(held, told.agent_id):
                 continue
             ours = told.agent_id == AGENT_ID or told.agent_id.startswith(f"{AGENT_ID}:")
             held.peers[told.item_id] = Ballot(
@@ -268,6 +270,14 @@ class BallotBox:
             subject_id=held.motion.motion_id,
             payload=to_jsonable(payload),
         )
+
+
+def _flooded(held: _Held, agent_id: str) -> bool:
+    """Say whether there are more ballots of this voter, or of strangers, than anybody needs to read."""
+    entitled = {v.voter_id for v in held.motion.electorate}
+    if agent_id in entitled:
+        return sum(b.voter_id == agent_id for b in held.peers.values()) >= _OF_ONE_VOTER_MAX
+    return sum(b.voter_id not in entitled for b in held.peers.values()) >= _OF_STRANGERS_MAX
 
 
 def _wait(reason: str) -> Obstacle:

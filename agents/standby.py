@@ -52,10 +52,16 @@ class Turn:
 
 
 class Standby:
-    """Follows the journal. `own` says which changes are this deployment's at the moment, `busy` which services."""
+    """Follows the journal. `own` says which changes are or were ours, `busy` which services are being changed by us.
 
-    def __init__(self, lease_ttl_ms: int, own: Callable[[str], bool], busy: Callable[[str], bool]) -> None:
+    Other fleets may write into the same journal: only `services` concern us.
+    """
+
+    def __init__(
+        self, lease_ttl_ms: int, services: Iterable[str], own: Callable[[str], bool], busy: Callable[[str], bool]
+    ) -> None:
         self._ttl_ms = lease_ttl_ms
+        self._services = frozenset(services)
         self._own, self._busy = own, busy
         self._seq = 0
         self._records: dict[str, list[AuditRecord]] = {}
@@ -125,7 +131,7 @@ class Standby:
     def _absorb(self, records: Iterable[AuditRecord]) -> None:
         for record in records:
             self._seq = max(self._seq, record.seq)
-            if record.kind not in REPLAY_KINDS or record.kind in _PAUSES:
+            if record.kind not in REPLAY_KINDS or record.service not in self._services:
                 continue
             key = str(record.payload.get("execution_id", record.subject_id))
             if record.kind == RecordKind.CHANGE_INTENDED:

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from cachewarden.balloting import MotionState, Outcome
 from cachewarden.codec import record_id
-from cachewarden.machine import Effect, Publish, Send
+from cachewarden.machine import Effect, Publish
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
-from cachewarden.protocol import BallotNews, PeerBallots
+from cachewarden.protocol import BallotNews
 from coordination.blackboard_records import conflict_record, iso_utc, knowledge_item
 from coordination.projection import plan_content
 
@@ -160,7 +160,6 @@ def _publish(operation: str, **arguments: Any) -> Publish:
 
 
 BALLOT_HANDLERS: Final[Mapping[type, Callable[[Any, str, int], tuple[Effect, ...]]]] = {
-    PeerBallots: lambda message, _sender, _now_ms: (Send(to="consensus", message=message),),
     BallotNews: lambda message, _sender, now_ms: ballot_told(message, now_ms),
 }
-"""What the coordinator does with messages about votes: it passes ballots on, and tells the blackboard of outcomes."""
+"""What the coordinator does with messages about votes: it tells the blackboard."""

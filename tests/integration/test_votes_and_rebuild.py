@@ -85,7 +85,7 @@ class Peer:
             for i in items
         )
         message = PeerBallots(ballots=ballots, read_at_ms=SystemClock().now_ms())
-        await self._agents.send("test", "coordinator", message)
+        await self._agents.send("test", "consensus", message)
 
 
 async def test_a_server_that_restarts_in_the_middle_of_a_vote_loses_neither_the_motion_nor_the_ballot(tmp_path):

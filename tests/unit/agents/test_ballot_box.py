@@ -202,6 +202,22 @@ def test_who_votes_twice_has_one_vote_and_a_vote_for_nobody_is_none():
     assert outcome.winner == APPROVE
 
 
+def test_a_flood_of_ballots_is_bounded_and_keeps_no_voter_out():
+    chamber = Chamber(ballot_voters="ops:agent:1,lab:agent:1")
+    chamber.settle(growth())
+    for number in range(500):
+        chamber.vote("reject", voter=f"stranger{number}", item=f"s-{number}")
+    for number in range(50):
+        chamber.vote(APPROVE, item=f"o-{number}")
+    chamber.vote("reject", voter="lab", item="l-1")
+    outcome = chamber.news[-1].outcome
+    assert outcome.state is MotionState.DECIDED
+    assert len(outcome.ballots) == 3 + 200 + 20 + 1
+    assert len(chamber.journal[-1].payload["outcome"]["ballots"]) == 100
+    counted = {e["ballot"]["voter_id"] for e in chamber.journal[-1].payload["outcome"]["ballots"]}
+    assert {"ops", "lab"} <= counted
+
+
 def test_a_ballot_may_name_the_conflict_instead_of_the_plan():
     chamber = Chamber()
     chamber.settle(growth())

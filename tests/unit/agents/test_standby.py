@@ -34,7 +34,7 @@ class Watcher:
     """One who stands by and reads the journal that a test writes."""
 
     def __init__(self, own: set[str] = frozenset(), busy: set[str] = frozenset()) -> None:
-        self.standby = Standby(TTL_MS, own.__contains__, busy.__contains__)
+        self.standby = Standby(TTL_MS, FLEET.names, own.__contains__, busy.__contains__)
         self.standby.start((), T0)
 
     def read(self, records, step="read") -> object:
@@ -101,6 +101,11 @@ def test_changes_of_our_own_and_services_that_we_are_changing_are_left_to_themse
     [key] = {r.payload["execution_id"] for r in half()}
     assert Watcher.tries(Watcher(own={key}).read(half())) == []
     assert Watcher.tries(Watcher(busy={"sessions"}).read(half())) == []
+
+
+def test_changes_of_another_fleet_on_the_same_journal_are_none_of_ours():
+    turn = Watcher().read([replace(r, service="elsewhere") for r in half()])
+    assert (Watcher.told(turn), Watcher.tries(turn)) == ([], [])
 
 
 def test_a_journal_that_is_gone_is_looked_at_again_later():
