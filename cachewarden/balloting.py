@@ -11,13 +11,14 @@ before its deadline; nothing is decided without a quorum.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
 from cachewarden.consensus_rules import RULES, Algorithm, Option, Thresholds, Vote
-from cachewarden.messages import Message
+from cachewarden.messages import AGENT_ID, Message
 
 __all__ = [
     "ABSTAIN",
@@ -38,6 +39,8 @@ __all__ = [
 APPROVE: Final = "approve"
 REJECT: Final = "reject"
 ABSTAIN: Final = "abstain"
+
+_VOTER: Final = re.compile(r"([\w.-]{1,64})(?::([a-z_]{1,32})(?::(\d{1,3}(?:\.\d{1,3})?))?)?")
 
 CLOCK_SKEW_MS_MAX: Final = 60_000
 """How far ahead of ours the clock of a voter may be; a ballot from further ahead is refused."""
@@ -198,11 +201,16 @@ def _outcome(
 def parse_voters(text: str) -> tuple[Voter, ...]:
     """Return the peers that `BALLOT_VOTERS` entitles: `agent_id[:type[:weight]]`, separated by commas, each once.
 
-    The setting's own pattern has checked the text; ids that are named twice raise ValueError.
+    Raises ValueError for what is no voter, for one that is named twice, and for ourselves: our agents vote anyway.
     """
-    voters = []
-    for entry in (part.strip() for part in text.split(",") if part.strip()):
-        name, kind, weight = (*entry.split(":"), "", "")[:3]
+    voters: list[Voter] = []
+    for entry in text.split(",") if text.strip() else ():
+        match = _VOTER.fullmatch(entry.strip())
+        if match is None:
+            raise ValueError(f"`{entry.strip()[:80]}` is no voter, write `agent_id:type:weight`, weight 0 to 999.999")
+        name, kind, weight = match.groups()
+        if name == AGENT_ID:
+            raise ValueError(f"`{name}` is ourselves, name other agents")
         voters.append(Voter(voter_id=name, voter_type=kind or "agent", weight=float(weight or 1.0)))
     if len({v.voter_id for v in voters}) < len(voters):
         raise ValueError("a voter may be named once")

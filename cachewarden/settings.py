@@ -125,7 +125,7 @@ class CacheOptimizerSettings(BaseSettings):
     )
     ballot_voters: str = Field(
         "",
-        pattern=r"^$|^[\w.-]{1,64}(:[a-z_]{1,32}(:\d{1,3}(\.\d{1,3})?)?)?(,[\w.-]{1,64}(:[a-z_]{1,32}(:\d{1,3}(\.\d{1,3})?)?)?)*$",
+        max_length=4_000,
         description="peers that may vote on changes: `agent_id:type:weight`, by commas; nobody if empty",
     )
     ballot_action_class: int = Field(2, ge=0, le=3, description="least class of changes that is put to the vote")

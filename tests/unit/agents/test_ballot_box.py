@@ -336,7 +336,9 @@ def test_voters_are_named_with_type_and_weight():
     assert (ops.voter_type, ops.weight, lab.voter_type, lab.weight) == ("coordinator", 2.5, "agent", 1.0)
 
 
-@pytest.mark.parametrize("text", ["ops lab", "ops::", "ops:agent:-1", ",", "ops:agent:x", "ops,ops"])
+@pytest.mark.parametrize(
+    "text", ["ops lab", "ops::", "ops:agent:-1", ",", "ops:agent:x", "ops,ops", AGENT_ID, "ops,,lab"]
+)
 def test_voters_that_cannot_be_read_are_refused_at_the_start(text):
     from cachewarden.errors import SettingsError
 
