@@ -31,6 +31,8 @@ SETTINGS = CacheOptimizerSettings(
     lease_ttl_ms=6_000,
     lead_ms=30_000,
     cool_down_ms=60_000,
+    # Peers are another story; here nobody looks at the blackboard.
+    blackboard_poll_ms=0,
 )
 ENDS = ("change_kept", "change_rolled_back", "change_abandoned", "rollback_failed")
 
