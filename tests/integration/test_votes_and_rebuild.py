@@ -124,6 +124,25 @@ async def test_a_server_that_restarts_in_the_middle_of_a_vote_loses_neither_the_
         assert (await world.verified()).ok
 
 
+async def test_a_ballot_on_the_blackboard_is_read_counted_and_answered_there(tmp_path):
+    pytest.importorskip("coordination.peer_watch", reason="nobody looks at what peers write")
+    async with World(tmp_path, SPEC, **VOTES, blackboard_poll_ms=1_000) as world, world.agents() as agents:
+        peer, given = Peer(world, agents), growth()
+        await until(world.state, 20, "a coordinator")
+        await settle(agents, given)
+        await world.recorded("ballot_opened")
+        await peer.vote(given.proposal_id, "reject")
+        record = await world.recorded("ballot_closed", 30)
+        assert record.payload["outcome"]["winner"] == "reject"
+
+        async def resolved():
+            conflict = await peer.board.conflict(conflict_id_of(given.proposal_id))
+            return conflict is not None and conflict["status"] == "resolved"
+
+        await until(resolved, 20, "the resolved conflict")
+        await peer.board.close()
+
+
 async def test_a_vote_whose_deadline_passes_while_the_journal_is_gone_is_closed_when_it_is_back(tmp_path):
     async with World(tmp_path, SPEC, **VOTES | {"ballot_wait_ms": 3_000}) as world, world.agents() as agents:
         given = growth()
