@@ -22,9 +22,11 @@ from agents.admission import refusal_of
 from agents.execution_run import Run
 from agents.execution_table import Phase
 from agents.recovery import REPLAY_KINDS, read_journal
+from agents.standby import LEAD_REF, STANDBY_REF, Leads, Standby
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
+    LeaseDenied,
     LeaseGranted,
     Received,
     Record,
@@ -32,7 +34,7 @@ from cachewarden.machine import (
     Send,
     Started,
 )
-from cachewarden.messages import Execution, ExecutionState, Intent, RecordKind
+from cachewarden.messages import Execution, ExecutionState, Intent, Mode, RecordKind
 from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -55,6 +57,9 @@ class Actuator:
         self._paused = False
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, Execution] = {}
+        services = (s.name for s in fleet.services if s.mode is not Mode.OFF)
+        self._standby = Standby(settings.lease_ttl_ms, services, self._is_own, self._is_busy)
+        self._leads = Leads(settings.lead_ms, self._holds)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event and return what to do. Raises InvariantViolation for an event that nothing asked for."""
@@ -62,9 +67,17 @@ class Actuator:
             return self._on_started(event, now_ms)
         if isinstance(event, Received):
             return self._on_message(event.message, now_ms)
+        if event.ref.startswith(STANDBY_REF):
+            return self._on_standby(event, now_ms)
+        if event.ref.startswith(LEAD_REF):
+            return self._leads.step(event, now_ms)
         run = self._runs.get(event.ref.rpartition("#")[0])
         if run is None:
             return self._on_stray(event)
+        if isinstance(event, LeaseDenied) and run.resumed is not None and run.phase is Phase.LEASING:
+            # Not a life of ours that has ended, but another deployment that lives: it is left to it, and watched.
+            del self._runs[run.key]
+            return ()
         effects = execution.step(run, event, now_ms)
         return self._settle(run, effects, now_ms)
 
@@ -96,7 +109,7 @@ class Actuator:
     def _on_started(self, event: Started, now_ms: int) -> tuple[Effect, ...]:
         found = read_journal(event.records)
         self._paused = found.paused
-        effects: list[Effect] = []
+        effects: list[Effect] = [self._standby.start(event.records, now_ms)]
         for change in found.finished:
             self._remember(change.execution)
             if now_ms - change.updated_ms < _TELL_AGAIN_MS:
@@ -151,8 +164,24 @@ class Actuator:
     def _on_stray(self, event: Any) -> tuple[Effect, ...]:
         # A renewal that was granted after its change had ended would keep the cache closed to others until it expires.
         if isinstance(event, LeaseGranted) and not self._holds(event.lease.service):
+            if self._leads.leads(event.lease):
+                return ()
             return (ReleaseLease(lease=event.lease),)
         return ()
+
+    def _on_standby(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
+        turn = self._standby.step(event, now_ms)
+        effects = list(turn.effects)
+        for record in turn.pauses[-1:]:
+            # Of whichever deployment: a pause stops all optimizers of the fleet. Only the last word counts.
+            self._paused = record.kind == RecordKind.PAUSED.value
+            if self._paused and record.payload.get("kill"):
+                effects += self._on_cancel("*", f"kill switch: {record.payload.get('reason', '')}", now_ms)
+        if turn.adopt is not None:
+            run, first = execution.resume(turn.adopt, self._settings, now_ms)
+            self._runs[run.key] = run
+            effects += first
+        return tuple(effects)
 
     # --- Bookkeeping ------------------------------------------------------------------------------------------------
 
@@ -166,12 +195,21 @@ class Actuator:
             self._runs.pop(run.key, None)
         if self._holds(run.service):
             return tuple(e for e in effects if not isinstance(e, ReleaseLease))
+        if run.state in (ExecutionState.KEPT, ExecutionState.ROLLED_BACK):
+            return tuple(self._leads.keep(e) if isinstance(e, ReleaseLease) else e for e in effects)
         return effects
 
     def _holds(self, service: str) -> bool:
         return any(
             r.service == service and (r.lease is not None or r.phase is Phase.LEASING) for r in self._runs.values()
         )
+
+    def _is_own(self, execution_id: str) -> bool:
+        under_way = {run.execution_id for run in self._runs.values()}
+        return execution_id in under_way | {done.execution_id for done in self._finished.values()}
+
+    def _is_busy(self, service: str) -> bool:
+        return any(r.service == service and not r.governed for r in self._runs.values())
 
     def _displace(self, newer: Run) -> None:
         """A newly kept rule takes the place of an older one for the same pattern, as `recovery` reads it from the

@@ -130,6 +130,7 @@ def _on_leasing(run: Run, event: Any, now_ms: int) -> Effects:
             # What an earlier life left behind is never forgotten; whoever holds the lease lets go of it some time.
             run.reason = f"waits for the lease: {event.reason}"
             return (run.back_off(now_ms),)
+        run.held_by = event.holder if isinstance(event, LeaseDenied) else None
         return abandon(run, f"no lease: {event.reason}")
     run.note_lease(event.lease, run.lease_asked_ms)
     run.tries = 0

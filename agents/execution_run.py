@@ -91,6 +91,7 @@ class Run:
         self.settings = settings
         self.promise = promise
         self.key = f"{proposal.proposal_id}@{now_ms}"
+        self.held_by: str | None = None
         self.execution_id = f"e-{proposal.proposal_id}"
         self.phase = Phase.LEASING
         self.state = ExecutionState.LEASING
@@ -282,6 +283,7 @@ class Run:
             hit_ratio_before=self.promise.hit_ratio_before,
             hit_ratio_after=self.hit_ratio_after,
             comparable=self.comparable,
+            held_by=self.held_by,
         )
 
     def report(self, now_ms: int) -> tuple[Effect, ...]:

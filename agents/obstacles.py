@@ -55,6 +55,8 @@ class Obstacle:
     conflicts_with: tuple[str, ...] = ()
     awaits_approval: bool = False
     """Whether only the consent of another identity is missing."""
+    awaits_ballot: bool = False
+    """Whether only the vote of those who are entitled to one is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,8 @@ class Situation:
     approvals: Mapping[str, Approval] = field(default_factory=dict)
     """Proposal id to its open approval."""
     rests: tuple[Rest, ...] = ()
+    unvoted: Mapping[str, Obstacle] = field(default_factory=dict)
+    """Proposal id to what the vote has against it; one that needs no vote, or has won it, is missing."""
 
 
 def damping_ms(times: int) -> int:
@@ -151,6 +155,11 @@ def _history_obstacle(
     if history.in_flight is not None:
         what = "it" if history.in_flight == proposal.proposal_id else f"`{history.in_flight}`"
         return _wait(f"{what} is being carried out on `{service}`, one change at a time", history.in_flight)
+    if history.led_by is not None and now_ms < history.led_until_ms:
+        return _wait(
+            f"`{history.led_by}` leads `{service}`, we stand by and try again at {clock_words(history.led_until_ms)}",
+            history.led_by,
+        )
     signature = proposal.signature
     rolled_back_ms = history.rolled_back.get(signature)
     if rolled_back_ms is not None:

@@ -67,6 +67,8 @@ class Unfinished:
     outcome: ExecutionState | None = None
     reason: str = ""
     hit_ratio_after: float | None = None
+    epoch: int = 0
+    """Highest fencing token under which a record of it was written."""
 
     @property
     def all_applied(self) -> bool:
@@ -152,6 +154,12 @@ def _opened(key: str, record: AuditRecord) -> Unfinished:
 
 def _follow(change: Unfinished, record: AuditRecord) -> None:
     payload: Mapping[str, Any] = record.payload
+    epoch = payload.get("epoch")
+    if isinstance(epoch, int):
+        if epoch < change.epoch:
+            # The last word of a writer that was fenced off; the newer one has the change now.
+            return
+        change.epoch = epoch
     change.updated_ms = record.at_ms
     if record.kind == RecordKind.STEP_INTENDED.value:
         number = int(payload["step"])

@@ -141,6 +141,8 @@ class RecordKind(StrEnum):
     CONFLICT_SETTLED = "conflict_settled"
     PEER_TASK_TAKEN = "peer_task_taken"
     PEER_TASK_ENDED = "peer_task_ended"
+    BALLOT_OPENED = "ballot_opened"
+    BALLOT_CLOSED = "ballot_closed"
     REQUEST_DECIDED = "request_decided"
     REQUEST_REFUSED = "request_refused"
     KEYS_WARMED = "keys_warmed"
@@ -327,6 +329,8 @@ class Resolution(Message):
     resolved_at_ms: int = 0
     awaits_approval: bool = False
     """Whether nothing is missing but the consent of another identity than the author."""
+    awaits_ballot: bool = False
+    """Whether nothing is missing but the vote of those who are entitled to one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,6 +361,8 @@ class Execution(Message):
     comparable: bool | None = None
     """Whether the last window can be held against the prediction: enough lookups, same traffic; None before there was
     one."""
+    held_by: str | None = None
+    """Who leads the cache, where the change was abandoned for want of a lease."""
 
     @property
     def realised_gain(self) -> float | None:

@@ -271,4 +271,11 @@ class Blackboard(Protocol):
 
     async def resolve_conflict(self, conflict_id: str, strategy: str, data: Mapping[str, Any], at_ms: int) -> bool: ...
 
+    async def tidy(self, at_ms: int, kept_ms: int) -> int:
+        """Keep what we wrote bounded: let it expire `kept_ms` after its end, take what is gone out of the indexes.
+
+        Bounded per call; called again and again it comes round. Returns how many ids left the indexes.
+        """
+        ...
+
     async def events(self) -> AsyncIterator[dict[str, Any]]: ...

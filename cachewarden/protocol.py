@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cachewarden.approval import Approval, Rest
+from cachewarden.balloting import Outcome
 from cachewarden.cachemodel.scoring import Score
 from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
@@ -20,6 +21,7 @@ from cachewarden.observation import Snapshot
 __all__ = [
     "AgentBeat",
     "AgentHealth",
+    "BallotNews",
     "CancelExecution",
     "ChainChecked",
     "Execute",
@@ -58,6 +60,9 @@ class History(Message):
     """Rules that are in force, one per pattern."""
     rolled_back: Mapping[str, int] = field(default_factory=dict)
     """Change signature (`knob=after`, sorted, joined by `;`) to when it was taken back."""
+    led_by: str | None = None
+    """Another deployment that held the lease when we last tried, and until when it is not tried again."""
+    led_until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +280,14 @@ class PeerBallots(Message):
 
     ballots: tuple[PeerBallot, ...]
     read_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BallotNews(Message):
+    """The consensus tells the coordinator that a proposal was put to the vote, or how the vote ended."""
+
+    outcome: Outcome
+    proposal: Proposal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -10,13 +10,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cachewarden.balloting import parse_voters
 from cachewarden.errors import SettingsError
 from cachewarden.messages import CONSTITUTIONAL_HASH
 
-__all__ = ["CacheOptimizerSettings", "load_settings"]
+__all__ = ["CacheOptimizerSettings", "ConsensusAlgorithm", "load_settings"]
+
+ConsensusAlgorithm = Literal[
+    "majority_vote",
+    "weighted_vote",
+    "ranked_choice",
+    "consensus_threshold",
+    "hierarchical_override",
+    "constitutional_priority",
+    "expert_mediation",
+    "marginal_benefit",
+]
+"""As in `consensus_rules.Algorithm`; a test compares both."""
 
 
 class CacheOptimizerSettings(BaseSettings):
@@ -44,6 +57,15 @@ class CacheOptimizerSettings(BaseSettings):
     )
     conflict_wait_ms: int = Field(
         30_000, ge=0, le=3_600_000, description="how long a change waits for an answer to a conflict with a peer's plan"
+    )
+    blackboard_key_prefix: str = Field(
+        "bb", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="of ACGS's records; all its agents must use the same"
+    )
+    blackboard_kept_ms: int = Field(
+        86_400_000,
+        ge=60_000,
+        le=2_592_000_000,
+        description="how long a finished task or a settled conflict stays there",
     )
     agent_heartbeat_interval: int = Field(30, ge=1, le=3600, description="seconds")
 
@@ -107,7 +129,28 @@ class CacheOptimizerSettings(BaseSettings):
     lossy_needs_approval: bool = Field(
         default=False, description="whether lossy changes (class 3) need approval in mode `auto` too"
     )
+    ballot_voters: str = Field(
+        "",
+        max_length=4_000,
+        description="peers that may vote on changes: `agent_id:type:weight`, by commas; nobody if empty",
+    )
+    ballot_action_class: int = Field(2, ge=0, le=3, description="least class of changes that is put to the vote")
+    ballot_wait_ms: int = Field(20_000, ge=1_000, le=600_000, description="how long a vote is open")
+    ballot_quorum: float = Field(0.5, ge=0.0, le=1.0, description="share of the voters, ours included, that must vote")
+    consensus_change: ConsensusAlgorithm = Field(
+        "weighted_vote", description="rule by which a vote on a change is decided"
+    )
+    consensus_service: ConsensusAlgorithm = Field(
+        "marginal_benefit", description="rule by which one of several changes of a service goes first"
+    )
     lease_ttl_ms: int = Field(15_000, ge=1_000, le=600_000, description="of the right to write to one cache")
+
+    lead_ms: int = Field(
+        60_000,
+        ge=0,
+        le=3_600_000,
+        description="how long a deployment keeps the lease of a cache that it changed, renewed while it lives; 0: not",
+    )
 
     probe_sample_keys: int = Field(1_000, ge=0, le=100_000, description="random keys per look")
     probe_server_share: float = Field(
@@ -141,6 +184,12 @@ class CacheOptimizerSettings(BaseSettings):
     )
     http_host: str = "127.0.0.1"
     http_port: int = Field(8000, ge=1, le=65_535)
+
+    @field_validator("ballot_voters")
+    @classmethod
+    def _each_voter_once(cls, value: str) -> str:
+        parse_voters(value)
+        return value
 
     @property
     def delivers_to_integrity(self) -> bool:

@@ -12,12 +12,13 @@ what is mirrored onto the blackboard goes its own way, so that a blackboard that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from cachewarden import machine as m
-from cachewarden.errors import CachewardenError, JournalUnavailable, OperatingError
+from cachewarden.errors import BlackboardUnavailable, CachewardenError, JournalUnavailable, OperatingError
 from cachewarden.messages import AuditRecord
 from cachewarden.performing import Ports, drafts_of, failure_of, performers
 from cachewarden.protocol import AgentBeat
@@ -28,6 +29,8 @@ _log = logging.getLogger("cachewarden.shell")
 _BEAT_INTERVAL_S = 5.0
 _JOURNAL_RETRY_S = 1.0
 _CANCEL_AGAIN_S = 0.05
+_MIRROR_PAUSES_S = (0.1, 1.0)
+"""Pauses before a write to the blackboard is tried again; after the last try it is given up and counted."""
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -191,8 +194,16 @@ class AgentShell:
         await self._ports.mailbox.send(self.agent.name, effect.to, effect.message)
 
     async def _write_mirror(self, effect: m.Publish) -> None:
-        if self._ports.blackboard is not None:
-            await getattr(self._ports.blackboard, effect.operation)(**effect.arguments)
+        if self._ports.blackboard is None:
+            return
+        operation = getattr(self._ports.blackboard, effect.operation)
+        for pause_s in _MIRROR_PAUSES_S:
+            # After a restart of the server each connection breaks once; what is mirrored may be said twice.
+            with contextlib.suppress(BlackboardUnavailable):
+                await operation(**effect.arguments)
+                return
+            await asyncio.sleep(pause_s)
+        await operation(**effect.arguments)
 
     async def _let_go(self, effect: m.Effect, work: Awaitable[Any]) -> None:
         try:

@@ -15,6 +15,7 @@ from rich.console import Console
 from cachewarden.errors import CachewardenError
 from cachewarden.fleet import load_fleet
 from cachewarden.settings import load_settings
+from cluster.blackboard_commands import add_blackboard_commands
 from cluster.memory_command import add_memory_command
 from cluster.whatif_commands import add_whatif_command
 
@@ -84,6 +85,7 @@ def settings() -> None:
 
 add_whatif_command(app)
 add_memory_command(app)
+add_blackboard_commands(app)
 
 
 @app.command()

@@ -78,7 +78,9 @@ class AgentBackend:
         self._confirmed_s: float | None = None
         self._changed: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._warmer = Warmer(plan.fleet, reserved=(f"{plan.settings.key_prefix}:",))
+        self._warmer = Warmer(
+            plan.fleet, reserved=(f"{plan.settings.key_prefix}:", f"{plan.settings.blackboard_key_prefix}:")
+        )
 
     async def start(self) -> None:
         """Begin to watch the coordinator, again if that has ended by a bug."""

@@ -2,8 +2,8 @@
 
 `Plan` says what is to be run (picklable, so that an actor can build its part on any node); `build_shell` makes one
 agent with exactly the
-ports that it needs: planner, validator and consensus get none, the collector may look, the actuator alone may write
-to caches.
+ports that it needs: planner and validator get none, consensus the journal, the collector may look, the actuator
+alone may write to caches.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ __all__ = [
     "build_shell",
     "checkpoint_path",
     "hash_secret",
+    "make_blackboard",
     "make_journal",
     "make_plan",
     "require_redis_url",
@@ -160,6 +161,13 @@ def make_journal(plan: Plan) -> RedisJournal:
     return RedisJournal(plan.journal_url, prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout)
 
 
+def make_blackboard(settings: CacheOptimizerSettings) -> RedisBlackboard:
+    """Return the blackboard of the settings, of its own connections."""
+    return RedisBlackboard(
+        settings.blackboard_url, prefix=settings.blackboard_key_prefix, timeout_s=settings.redis_timeout
+    )
+
+
 def service_password(service: Service) -> str | None:
     """Return the password that the fleet file names; raises SettingsError when the environment lacks it."""
     if service.password_env is None:
@@ -221,13 +229,9 @@ def build_agent(plan: Plan, name: str) -> Agent:
 
 def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     """Return the shell of one agent with the ports that it may use; call inside the loop that will run it."""
-    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor", ENVOY) else None
+    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor", "consensus", ENVOY) else None
     peers = make_peers(plan.settings, name, plan.journal_url, plan.holder)
-    blackboard = (
-        RedisBlackboard(plan.settings.blackboard_url, timeout_s=plan.settings.redis_timeout)
-        if name == "coordinator"
-        else None
-    )
+    blackboard = make_blackboard(plan.settings) if name == "coordinator" else None
     if name == "auditor":
         # What it reports as proven is kept in a file that no writer of the journal can reach.
         mailbox = CheckpointMailbox(mailbox, checkpoint_path(plan.settings))

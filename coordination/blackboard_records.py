@@ -9,12 +9,13 @@ Nothing here decides what is published. INVARIANT: what a builder returns, the p
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+
+from cachewarden.codec import record_id
 
 __all__ = [
     "CHANNELS",
@@ -84,16 +85,6 @@ def time_ms(text: Any) -> int | None:
         return (moment - _EPOCH) // timedelta(milliseconds=1)
     except OverflowError:
         return None
-
-
-def record_id(*parts: str) -> str:
-    """Return an id in the form of a version 5 UUID, the same for the same parts on every machine.
-
-    A projection that is rebuilt after a crash thus meets its own records again instead of doubling them.
-    """
-    digest = hashlib.sha256("\x1f".join(("cachewarden", *parts)).encode()).hexdigest()
-    variant = "89ab"[int(digest[16], 16) % 4]
-    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 # --- Builders ---------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ from cachewarden.protocol import (
 from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
 from coordination.approvals import REF_PREFIX, ApprovalBook
+from coordination.ballot_records import BALLOT_HANDLERS
 from coordination.catching_up import CATCH_UP, CatchingUp
 from coordination.decision_log import DecisionLog
 from coordination.fleet_memory import FleetMemory
@@ -114,6 +115,7 @@ class Coordinator:
             DecideApproval: lambda message, _sender, now_ms: self._approvals.decide(message, now_ms),
             SubmitProposal: self._on_submit,
             ChainChecked: self._on_chain_checked,
+            **BALLOT_HANDLERS,
         }
 
     def state(self, now_ms: int) -> FleetState:
@@ -222,7 +224,8 @@ class Coordinator:
             return self._catching_up.ask(now_ms)
         if ref == "heartbeat":
             due_ms = now_ms + self._settings.agent_heartbeat_interval * 1000
-            return (*projection.heartbeat(now_ms), SetTimer(ref="heartbeat", due_ms=due_ms))
+            beat = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms)
+            return (*beat, SetTimer(ref="heartbeat", due_ms=due_ms))
         if self._pause_record is not None and ref == self._pause_record.ref:
             return (self._pause_record,)
         if ref == f"deadline:{self._cycle}:{self._stage}":

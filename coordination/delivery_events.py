@@ -84,6 +84,8 @@ _CLASSES: Final[Mapping[str, EventClass]] = {
     RecordKind.CONFLICT_SETTLED.value: _SETTLING,
     RecordKind.PEER_TASK_TAKEN.value: _SERVING,
     RecordKind.PEER_TASK_ENDED.value: _SERVING,
+    RecordKind.BALLOT_OPENED.value: EventClass("governance_decision", "low", "cache_optimization_plan"),
+    RecordKind.BALLOT_CLOSED.value: _APPROVING,
     RecordKind.REQUEST_DECIDED.value: EventClass("governance_decision", "low", "optimization_request"),
     RecordKind.REQUEST_REFUSED.value: EventClass("access_control", "high", "optimization_request"),
     RecordKind.KEYS_WARMED.value: EventClass("system_configuration", "low", "cache_content"),

@@ -33,12 +33,14 @@ from cachewarden.observation import Snapshot
 from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, PeerHealth, PeerReport, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["FleetMemory"]
+__all__ = ["LED_REST_MS", "FleetMemory"]
 
 _HOUR_MS = 3_600_000
 _ROLLED_BACK_MS = 7 * 24 * _HOUR_MS
 """How long a change that was taken back is remembered; it rests for a day at most (`agents/obstacles.py`)."""
 _EXECUTIONS_KEPT = 200
+LED_REST_MS = 120_000
+"""How long a cache that another deployment leads is left to it before its lease is tried again."""
 _SILENT_MS = 20_000
 """Four missed beats: from then on an agent counts as gone."""
 _HANDED_OVER_MS = 30_000
@@ -103,6 +105,8 @@ class FleetMemory:
         self._changes: dict[str, dict[str, int]] = {}
         """Per service: proposal that changed it to when; by proposal, since an ending may be told twice."""
         self._rolled_back: dict[str, dict[str, int]] = {}
+        self._led: dict[str, tuple[str, int]] = {}
+        """Service to the other deployment that leads it, and until when it is left to that one."""
         self._rules: dict[str, dict[str, tuple[str, TtlRule]]] = {}
         """Per service and pattern: the TTL rule in force, and the proposal that brought it."""
         self._health: dict[str, AgentHealth] = {}
@@ -250,7 +254,9 @@ class FleetMemory:
                 del self._executions[oldest]
         if self._handed_over.get(service, ("", 0))[0] == key:
             del self._handed_over[service]
-        if execution.state.final and (known is None or not known.state.final):
+        if execution.held_by is not None:
+            self._led[service] = (execution.held_by, execution.updated_at_ms + LED_REST_MS)
+        elif execution.state.final and (known is None or not known.state.final):
             # An attempt that was abandoned counts too: a server that refuses would else be tried every few seconds.
             self._changes.setdefault(service, {})[key] = execution.updated_at_ms
         if execution.state.final:
@@ -366,12 +372,15 @@ class FleetMemory:
             self._changes[service] = recent
             taken_back = self._rolled_back.get(service, {})
             self._rolled_back[service] = {s: t for s, t in taken_back.items() if now_ms - t < _ROLLED_BACK_MS}
+            led_by, led_until_ms = self._led.get(service, (None, 0))
             result[service] = History(
                 last_change_ms=max(recent.values(), default=None),
                 changes_last_hour=len(recent),
                 in_flight=self.in_flight(service, now_ms),
                 ttl_rules=tuple(rule for _, rule in self._rules.get(service, {}).values()),
                 rolled_back=dict(self._rolled_back[service]),
+                led_by=led_by if now_ms < led_until_ms else None,
+                led_until_ms=led_until_ms if now_ms < led_until_ms else 0,
             )
         return result
 

@@ -37,6 +37,7 @@ __all__ = [
     "farewell",
     "fleet_changed",
     "heartbeat",
+    "plan_content",
     "plan_settled",
     "register",
     "result_of",
@@ -73,9 +74,10 @@ def register(now_ms: int) -> tuple[Publish, ...]:
     return (_publish("register_agent", **_ourselves(), at_ms=now_ms),)
 
 
-def heartbeat(now_ms: int) -> tuple[Publish, ...]:
-    """Say that we live; an agent that was forgotten is registered again by it."""
-    return (_publish("heartbeat", **_ourselves(), at_ms=now_ms),)
+def heartbeat(now_ms: int, kept_ms: int) -> tuple[Publish, ...]:
+    """Say that we live (an agent that was forgotten is registered again by it), and tidy up: what is over stays
+    `kept_ms`."""
+    return (_publish("heartbeat", **_ourselves(), at_ms=now_ms), _publish("tidy", at_ms=now_ms, kept_ms=kept_ms))
 
 
 def farewell() -> tuple[Publish, ...]:
@@ -92,7 +94,7 @@ def plan_settled(proposal: Proposal, verdict: Verdict, resolution: Resolution, n
     """Tell what becomes of a proposal, and which of our own proposals it was weighed against."""
     denied = verdict.decision is Decision.DENY
     status = "denied" if denied else _STATUS_OF_OUTCOME[resolution.outcome]
-    content = _plan(proposal, status, resolution.reason) | {
+    content = plan_content(proposal, status, resolution.reason) | {
         "verdict": {
             "decision": verdict.decision.value,
             "denied_by": list(verdict.denied_by),
@@ -125,7 +127,7 @@ def execution_changed(
         )
         effects.append(_publish("create_task", task=task, claimed_by=AGENT_ID))
     status = _STATUS_OF_FINAL_STATE.get(execution.state, "in_progress")
-    content = _plan(execution.proposal, status, execution.reason) | {
+    content = plan_content(execution.proposal, status, execution.reason) | {
         "execution_id": execution.execution_id,
         "task_id": task_id,
         "state": execution.state.value,
@@ -218,7 +220,8 @@ def _changes(proposal: Proposal) -> list[dict[str, Any]]:
     return [*knobs, *rules]
 
 
-def _plan(proposal: Proposal, status: str, reason: str) -> dict[str, Any]:
+def plan_content(proposal: Proposal, status: str, reason: str) -> dict[str, Any]:
+    """Return what others read of a proposal, whichever item it stands in."""
     return {
         "constitutional_hash": CONSTITUTIONAL_HASH,
         "plan_id": proposal.proposal_id,

@@ -17,18 +17,20 @@ from functools import partial
 from typing import Any, Final
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
-from cachewarden.messages import AGENT_ID
+from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
 from coordination.redis_pages import RedisPages
 from coordination.redis_records import Parser, Queue, RedisRecords
+from coordination.redis_tidy import RedisTidier
 
-__all__ = ["RedisBlackboard"]
+__all__ = ["STALE", "RedisBlackboard"]
 
 _PAGE: Final = 100
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _TTL_MS_MIN: Final = 2_000
+STALE: Final = "nothing was heard of it for too long"
 _AREAS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Parser]]] = {
     "conflicts:open": (("conflicts", "open", "priority"), ("conflicts",), records.parse_conflict),
     "knowledge:coordination": (("coordination", "priority"), ("coordination", "knowledge"), records.parse_knowledge),
@@ -59,6 +61,7 @@ class RedisBlackboard:
         self._pages = RedisPages(self._store.redis)
         self._streams: list[AsyncGenerator[dict[str, Any], None]] = []
         self._prefix, self._agent_id, self._timeout_s = prefix, agent_id, timeout_s
+        self._tidier = RedisTidier(self._redis, self._key, agent_id)
 
     @property
     def bad_records(self) -> int:
@@ -222,6 +225,7 @@ class RedisBlackboard:
 
         def queue(pipe: Any) -> None:
             pipe.zadd(self._key("tasks", record["status"], "priority"), {record["id"]: record["priority"]})
+            pipe.sadd(self._key("agents", self._agent_id, "created"), record["id"])
             shown = {"task_id": record["id"]} | _picked(record, "task_type", "priority")
             self._publish(pipe, "task_created", at, shown)
             if claimed_by is not None:
@@ -324,6 +328,7 @@ class RedisBlackboard:
         def queue(pipe: Any) -> None:
             score = records.SEVERITY_SCORE.get(record["severity"], 3)
             pipe.zadd(self._key("conflicts", "open", "priority"), {record["id"]: score})
+            pipe.sadd(self._key("agents", self._agent_id, "conflicts"), record["id"])
             shown = {"conflict_id": record["id"]} | _picked(record, "conflict_type", "severity", "involved_agents")
             self._publish(pipe, "conflict_detected", record["created_at"], shown)
 
@@ -351,6 +356,28 @@ class RedisBlackboard:
         """Return one conflict, None where it is gone or cannot be read."""
         text = await self._store.guarded(self._redis.hget(self._key("conflicts", conflict_id), "data"))
         return None if text is None else self._store.readable(records.parse_conflict, text)
+
+    # --- Bounds -----------------------------------------------------------------------------------------------------
+
+    async def tidy(self, at_ms: int, kept_ms: int) -> int:
+        """Let what is over expire `kept_ms` after its end, and take what is gone out of the indexes, a batch at a time.
+
+        Tasks and conflicts of ours that are open for longer than that are ended: nobody will. Returns how many ids
+        left the indexes.
+        """
+        done = await self._store.guarded(self._tidier.tidy(at_ms, kept_ms))
+        for task_id in done.stale_tasks:
+            await self._end_task(task_id, at_ms)
+        for conflict_id in done.stale_conflicts:
+            data = {"constitutional_hash": CONSTITUTIONAL_HASH, "reasoning": STALE}
+            await self.resolve_conflict(conflict_id, "withdrawn", data, at_ms)
+        return done.forgotten
+
+    async def _end_task(self, task_id: str, at_ms: int) -> None:
+        # One that nobody has claimed is claimed first: only a claimed task can fail.
+        await self.claim_task(task_id, self._agent_id, at_ms)
+        error = {"error": STALE, "constitutional_hash": CONSTITUTIONAL_HASH}
+        await self.finish_task(task_id, self._agent_id, at_ms, output=None, error=error)
 
     # --- Events -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
-from cachewarden.messages import AGENT_ID
+from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
@@ -39,6 +39,9 @@ class FakeBlackboard:
         self.conflicts: dict[str, str] = {}
         self._streams: list[_EventStream] = []
         self._bad_seen: set[tuple[str, str]] = set()
+        self._ours: set[tuple[str, str]] = set()
+        """Kind and id of what we wrote, as the sets of our agent hold them."""
+        self._expires_ms: dict[tuple[str, str], int] = {}
 
     # --- Agents -----------------------------------------------------------------------------------------------------
 
@@ -81,6 +84,8 @@ class FakeBlackboard:
         ttl_ms = _DEFAULT_TTL_MS if expires_ms is None else max(2_000, expires_ms - written_ms)
         record["expires_at"] = records.iso_utc(written_ms + ttl_ms)
         self.knowledge[record["space"], record["id"]] = json.dumps(record)
+        self._ours.add(("knowledge", record["id"]))
+        self._expires_ms[record["space"], record["id"]] = written_ms + ttl_ms
         shown = {"knowledge_id": record["id"]} | {k: record[k] for k in ("space", "agent_id", "knowledge_type")}
         self._publish("knowledge_added", written_ms, shown)
         return str(record["id"])
@@ -142,6 +147,7 @@ class FakeBlackboard:
         record = _own(records.parse_task, task)
         if record["id"] not in self.tasks:
             self.tasks[record["id"]] = json.dumps(record)
+            self._ours.add(("tasks", record["id"]))
             shown = {"task_id": record["id"], "task_type": record["task_type"], "priority": record["priority"]}
             self._publish("task_created", records.time_ms(record["created_at"]) or 0, shown)
             if claimed_by is not None:
@@ -206,6 +212,7 @@ class FakeBlackboard:
         record = _own(records.parse_conflict, conflict)
         if record["id"] not in self.conflicts:
             self.conflicts[record["id"]] = json.dumps(record)
+            self._ours.add(("conflicts", record["id"]))
             names = ("conflict_type", "severity", "involved_agents")
             shown = {"conflict_id": record["id"]} | {k: record[k] for k in names}
             self._publish("conflict_detected", records.time_ms(record["created_at"]) or 0, shown)
@@ -225,6 +232,57 @@ class FakeBlackboard:
         """Return one conflict, None where it is gone or cannot be read."""
         self._require_available()
         return self._readable(records.parse_conflict, self.conflicts.get(conflict_id))
+
+    # --- Bounds -----------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return how many records and how many index entries of ours there are."""
+        self._expire()
+        return len(self.knowledge) + len(self.tasks) + len(self.conflicts), len(self._ours)
+
+    async def tidy(self, at_ms: int, kept_ms: int) -> int:
+        """Keep what we wrote bounded; see the port."""
+        self._require_available()
+        self._expire()
+        for kind, record_id in sorted(self._ours):
+            if kind == "knowledge":
+                continue
+            record = await (self.task(record_id) if kind == "tasks" else self.conflict(record_id))
+            if record is not None and (kind, record_id) not in self._expires_ms:
+                await self._age(kind, record, at_ms, kept_ms)
+        present = {("knowledge", i) for _, i in self.knowledge}
+        present |= {("tasks", i) for i in self.tasks} | {("conflicts", i) for i in self.conflicts}
+        forgotten = len(self._ours - present)
+        self._ours &= present
+        return forgotten
+
+    async def _age(self, kind: str, record: Mapping[str, Any], at_ms: int, kept_ms: int) -> None:
+        open_states = ("pending", "claimed", "in_progress") if kind == "tasks" else records.OPEN_CONFLICT_STATES
+        ended = record["completed_at"] if kind == "tasks" else record["resolved_at"]
+        over = record["status"] not in open_states
+        since = (ended if over else record.get("claimed_at")) or record["created_at"]
+        since_ms = records.time_ms(since) or 0
+        if over:
+            self._expires_ms[kind, record["id"]] = since_ms + kept_ms
+        elif at_ms - since_ms > kept_ms:
+            data = {"constitutional_hash": CONSTITUTIONAL_HASH, "reasoning": "nothing was heard of it for too long"}
+            if kind == "conflicts":
+                await self.resolve_conflict(record["id"], "withdrawn", data, at_ms)
+                return
+            await self.claim_task(record["id"], AGENT_ID, at_ms)
+            await self.finish_task(record["id"], AGENT_ID, at_ms, output=None, error=data)
+
+    def _expire(self) -> None:
+        """Drop what a server would have dropped by now."""
+        for (kind, record_id), at_ms in list(self._expires_ms.items()):
+            if at_ms > self.clock_ms:
+                continue
+            del self._expires_ms[kind, record_id]
+            if kind in records.SPACES:
+                self.knowledge.pop((kind, record_id), None)
+            else:
+                (self.tasks if kind == "tasks" else self.conflicts).pop(record_id, None)
 
     # --- Events -----------------------------------------------------------------------------------------------------
 

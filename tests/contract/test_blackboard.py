@@ -423,6 +423,7 @@ async def test_a_server_that_is_gone_makes_everything_unavailable(tmp_path, conn
         board.finish_task("t", US, NOW, output=None, error=None),
         board.report_conflict(conflict("c")),
         board.resolve_conflict("c", "s", {}, NOW),
+        board.tidy(NOW, 60_000),
         board.events(),
         anext(stream),
     ]

@@ -67,6 +67,7 @@ FAST: Mapping[str, Any] = {
     "redis_timeout": 2.0,
     "agent_heartbeat_interval": 2,
     "lease_ttl_ms": 4_000,
+    "lead_ms": 6_000,
 }
 """The shortest settings with which the loop still has something to measure."""
 
@@ -128,8 +129,14 @@ class World:
     """Servers, fleet, plan and load; use as `async with World(tmp_path, CacheSpec(...)) as world`."""
 
     def __init__(
-        self, state_dir: Path, *specs: CacheSpec, total_memory_bytes: int | None = None, **settings: Any
+        self,
+        state_dir: Path,
+        *specs: CacheSpec,
+        total_memory_bytes: int | None = None,
+        blackboard_db: int = 0,
+        **settings: Any,
     ) -> None:
+        self._blackboard_db = blackboard_db
         self.home = ServerHome()
         self.specs = {s.name: s for s in specs}
         self.caches = {
@@ -182,10 +189,10 @@ class World:
     def settings(self) -> CacheOptimizerSettings:
         return load_settings(
             _env_file=None,
-            blackboard_url=self.blackboard.url,
             journal_url=self.blackboard.url,
             state_dir=self._state_dir,
             constitution_path=ROOT / "config" / "constitution.yaml",
+            blackboard_url=f"{self.blackboard.url.rpartition('/')[0]}/{self._blackboard_db}",
             **self._wanted,
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agents.choice import Choice
-from agents.consensus import settle
 from agents.drafting import draft
+from agents.settlement import settle
 from agents.validator import judge
 from cachewarden.cachemodel.whatif import CacheConfiguration
 from cachewarden.estimate import Estimate

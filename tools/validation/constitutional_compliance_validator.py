@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.actuator import Actuator
-from agents.consensus import settle
 from agents.obstacles import Situation
+from agents.settlement import settle
 from cachewarden import messages, observation, protocol
 from cachewarden.errors import ConstitutionError
 from cachewarden.machine import AcquireLease, Received, Record, WriteKnobs

@@ -39,7 +39,7 @@ from cachewarden.settings import CacheOptimizerSettings
 
 MIB = 1 << 20
 T0 = 1_700_000_000_000
-SETTINGS = CacheOptimizerSettings(_env_file=None, observation_window_ms=20_000, lease_ttl_ms=6_000)
+SETTINGS = CacheOptimizerSettings(_env_file=None, observation_window_ms=20_000, lease_ttl_ms=6_000, lead_ms=0)
 FLEET = parse_fleet(
     """
 total_memory_bytes: 200mb
@@ -341,6 +341,10 @@ class World:
             assert isinstance(effect.message, ExecutionReport)
             self.reports.append(effect.message.execution)
             return
+        if isinstance(effect, m.ReadJournal):
+            # Looking on for other deployments is no part of a change.
+            self._later(2, self._do(effect))
+            return
         number = len(self.performed)
         self.performed.append(effect)
         # Odd crash points die before the effect leaves, even ones after it has been done and before its answer is there.
@@ -387,6 +391,9 @@ class World:
         )
         self.journal.append(record)
         return m.Recorded(ref=e.ref, record=record)
+
+    def _do_ReadJournal(self, e: m.ReadJournal) -> Any:  # noqa: N802
+        return m.JournalRead(ref=e.ref, records=tuple(r for r in self.journal if r.seq > e.after_seq)[: e.limit])
 
     def _do_AcquireLease(self, e: m.AcquireLease) -> Any:  # noqa: N802
         if self.foreign_lease is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agents.consensus import settle
 from agents.obstacles import Situation
+from agents.settlement import settle
 from cachewarden.codec import digest
 from cachewarden.messages import AGENT_ID, Decision, Finding, Intent, Mode, Verdict
 from cachewarden.protocol import History

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.consensus import Consensus, settle
+from agents.consensus import Consensus
 from agents.obstacles import DAMPING_MS, DAMPING_MS_MAX, damping_ms
+from agents.settlement import settle
 from cachewarden.claims import touched
 from cachewarden.machine import Agent, Received, Started
 from cachewarden.messages import AGENT_ID, Decision, Execution, ExecutionState, Intent, Mode, ResolutionOutcome

@@ -110,7 +110,7 @@ def operations(effects) -> list[str]:
 async def test_we_present_ourselves_with_our_four_capabilities():
     board = FakeBlackboard()
     await perform(board, projection.register(NOW))
-    await perform(board, projection.heartbeat(NOW + 30_000))
+    await perform(board, projection.heartbeat(NOW + 30_000, 86_400_000))
     [agent] = await board.active_agents()
     assert agent["agent_id"] == "cache_performance_optimizer"
     assert agent["agent_type"] == "performance_optimization"

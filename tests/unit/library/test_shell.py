@@ -214,6 +214,35 @@ async def test_a_blackboard_that_hangs_holds_up_no_message():
     assert mailbox.sent == [("x", "go")]
 
 
+class _BrokenOnceBlackboard:
+    def __init__(self, failures: int) -> None:
+        self.failures, self.calls = failures, []
+
+    async def heartbeat(self, number: int) -> None:
+        self.calls.append(number)
+        if self.failures:
+            self.failures -= 1
+            raise BlackboardUnavailable("connection closed by server")
+
+
+@pytest.mark.parametrize(("failures", "calls", "undelivered"), [(1, [1, 1, 2], 0), (3, [1, 1, 1, 2], 1)])
+async def test_what_is_mirrored_is_tried_again_and_then_given_up_in_its_order(
+    failures, calls, undelivered, monkeypatch
+):
+    monkeypatch.setattr("cachewarden.shell._MIRROR_PAUSES_S", (0.001, 0.001))
+    board = _BrokenOnceBlackboard(failures)
+    agent = _Script(tuple(m.Publish(operation="heartbeat", arguments={"number": n}) for n in (1, 2)))
+    ports = Ports(clock=_Clock(), mailbox=_Mailbox(), blackboard=board)  # type: ignore[arg-type]
+    shell = AgentShell(agent, ports)
+    task = asyncio.create_task(shell.run())
+    async with asyncio.timeout(5):
+        while board.calls != calls:
+            await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert shell.undelivered == undelivered
+
+
 async def test_an_answer_that_the_agent_waits_for_is_not_dropped_from_a_full_inbox():
     agent = _Script((_record("a"), _record("b"), _record("c")))
     ports = Ports(clock=_Clock(), mailbox=_Mailbox(), journal=_Journal())  # type: ignore[arg-type]

@@ -1,0 +1,191 @@
+"""Standing by for another deployment on the same fleet and journal: what it is doing, and when to take it over.
+
+Several optimizers may run on one fleet. Whoever changes a cache holds its lease, and keeps it for as long as it lives
+(`Leads`): it leads that cache. The others read the journal on (`Standby`): they tell their own coordinator of changes
+that are not theirs, so that cool-down, budgets and damping are those of all, and try for the lease of what is not
+finished. While the leader lives they are denied. Once it is gone they get it, look into the journal once more, and
+only if the change is still open do they take it up as a new life of their own would.
+
+It never writes to a cache. INVARIANT: a change is taken up only under a new lease, by what the journal says after the
+lease was granted; so one that was ended in the meantime is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from agents.recovery import REPLAY_KINDS, Unfinished, read_journal
+from cachewarden.machine import (
+    AcquireLease,
+    Effect,
+    EffectFailed,
+    JournalRead,
+    LeaseDenied,
+    LeaseGranted,
+    ReadJournal,
+    ReleaseLease,
+    Send,
+    SetTimer,
+    TimerFired,
+)
+from cachewarden.messages import AuditRecord, ExecutionState, Lease, RecordKind
+from cachewarden.protocol import ExecutionReport
+
+__all__ = ["LEAD_REF", "STANDBY_REF", "Leads", "Standby", "Turn"]
+
+STANDBY_REF: Final = "standby:"
+LEAD_REF: Final = "lead:"
+
+_PAGE: Final = 1_000
+_PAUSES: Final = (RecordKind.PAUSED.value, RecordKind.RESUMED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What became of one event: effects, a change to take up, and a pause or resumption that was read."""
+
+    effects: tuple[Effect, ...] = ()
+    adopt: Unfinished | None = None
+    pauses: tuple[AuditRecord, ...] = ()
+
+
+class Standby:
+    """Follows the journal. `own` says which changes are or were ours, `busy` which services are being changed by us.
+
+    Other fleets may write into the same journal: only `services` concern us.
+    """
+
+    def __init__(
+        self, lease_ttl_ms: int, services: Iterable[str], own: Callable[[str], bool], busy: Callable[[str], bool]
+    ) -> None:
+        self._ttl_ms = lease_ttl_ms
+        self._services = frozenset(services)
+        self._own, self._busy = own, busy
+        self._seq = 0
+        self._records: dict[str, list[AuditRecord]] = {}
+        """Execution id to its records, of all changes that are not over."""
+        self._granted: dict[str, Lease] = {}
+        self._told: dict[str, tuple[ExecutionState | None, int]] = {}
+
+    def start(self, records: Iterable[AuditRecord], now_ms: int) -> Effect:
+        """Begin after the records that the actuator was started with."""
+        self._absorb(records)
+        self._prune(read_journal(self._all()).finished)
+        return self._timer(now_ms)
+
+    def step(self, event: Any, now_ms: int) -> Turn:
+        """Take an event whose ref begins with `standby:`."""
+        step, _, key = event.ref.removeprefix(STANDBY_REF).partition(":")
+        if isinstance(event, TimerFired):
+            return Turn((self._read("read"),))
+        if isinstance(event, JournalRead):
+            return self._on_read(step, key, event, now_ms)
+        if isinstance(event, LeaseGranted):
+            self._granted[key] = event.lease
+            return Turn((self._read(f"check:{key}"),))
+        if isinstance(event, EffectFailed) and step == "read":
+            # The journal is gone for the moment; nothing is lost by looking later.
+            return Turn((self._timer(now_ms),))
+        # LeaseDenied: its leader lives. A lease that was got, and a journal that then was gone: it runs out by itself.
+        return Turn()
+
+    def _on_read(self, step: str, key: str, event: JournalRead, now_ms: int) -> Turn:
+        pauses = tuple(r for r in event.records if r.kind in _PAUSES)
+        self._absorb(event.records)
+        if len(event.records) >= _PAGE:
+            return Turn((self._read(f"{step}:{key}" if key else step),), pauses=pauses)
+        found = read_journal(self._all())
+        told = self._tell([*found.finished, *found.unfinished])
+        open_still = {c.execution_id: c for c in (*found.unfinished, *found.standing)}
+        self._prune(found.finished)
+        if step == "check":
+            lease = self._granted.pop(key, None)
+            adopt = None if self._own(key) else open_still.get(key)
+            if adopt is None and lease is not None:
+                return Turn((*told, ReleaseLease(lease=lease)), pauses=pauses)
+            return Turn(told, adopt=adopt, pauses=pauses)
+        tries = tuple(
+            AcquireLease(ref=f"{STANDBY_REF}take:{c.execution_id}", service=c.proposal.service, ttl_ms=self._ttl_ms)
+            for c in open_still.values()
+            if not self._own(c.execution_id) and not self._busy(c.proposal.service)
+        )
+        return Turn((*told, *tries, self._timer(now_ms)), pauses=pauses)
+
+    def _tell(self, changes: Iterable[Unfinished]) -> tuple[Effect, ...]:
+        effects: list[Effect] = []
+        for change in changes:
+            news = (change.outcome, change.updated_ms)
+            if self._own(change.execution_id) or self._told.get(change.execution_id) == news:
+                continue
+            self._told[change.execution_id] = news
+            state = change.outcome or (
+                ExecutionState.ROLLING_BACK if change.rollback_reason is not None else ExecutionState.STEPPING
+            )
+            reason = change.reason or "another deployment carries it out"
+            execution = replace(change.execution, state=state, reason=reason)
+            effects.append(Send(to="coordinator", message=ExecutionReport(execution=execution)))
+        return tuple(effects)
+
+    def _absorb(self, records: Iterable[AuditRecord]) -> None:
+        for record in records:
+            self._seq = max(self._seq, record.seq)
+            if record.kind not in REPLAY_KINDS or record.service not in self._services:
+                continue
+            key = str(record.payload.get("execution_id", record.subject_id))
+            if record.kind == RecordKind.CHANGE_INTENDED:
+                self._records.setdefault(key, []).append(record)
+            elif key in self._records:
+                self._records[key].append(record)
+
+    def _all(self) -> list[AuditRecord]:
+        return [record for records in self._records.values() for record in records]
+
+    def _prune(self, finished: Iterable[Unfinished]) -> None:
+        for change in finished:
+            if not change.standing:
+                self._records.pop(change.execution_id, None)
+                self._told.pop(change.execution_id, None)
+
+    def _read(self, step: str) -> Effect:
+        return ReadJournal(ref=f"{STANDBY_REF}{step}", after_seq=self._seq, limit=_PAGE)
+
+    def _timer(self, now_ms: int) -> Effect:
+        return SetTimer(ref=f"{STANDBY_REF}timer", due_ms=now_ms + self._ttl_ms)
+
+
+class Leads:
+    """The caches that this deployment leads: their leases are renewed between its changes, for as long as it lives."""
+
+    def __init__(self, lead_ms: int, busy: Callable[[str], bool]) -> None:
+        self._lead_ms = lead_ms
+        self._busy = busy
+        self._led: set[str] = set()
+
+    def keep(self, release: ReleaseLease) -> Effect:
+        """Return what is done instead of giving a lease back at the end of a change."""
+        if self._lead_ms == 0:
+            return release
+        self._led.add(release.lease.service)
+        return self._renew(release.lease.service)
+
+    def leads(self, lease: Lease) -> bool:
+        """Say whether a lease that was granted late is one to keep."""
+        return lease.service in self._led
+
+    def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
+        """Take an event whose ref begins with `lead:`."""
+        service = event.ref.removeprefix(LEAD_REF)
+        if isinstance(event, LeaseDenied):
+            self._led.discard(service)
+            return ()
+        if service not in self._led:
+            return (ReleaseLease(lease=event.lease),) if isinstance(event, LeaseGranted) else ()
+        if isinstance(event, TimerFired) and not self._busy(service):
+            return (self._renew(service),)
+        # Granted, or a change is under way that renews by itself, or the server did not answer.
+        return (SetTimer(ref=f"{LEAD_REF}{service}", due_ms=now_ms + self._lead_ms // 3),)
+
+    def _renew(self, service: str) -> Effect:
+        return AcquireLease(ref=f"{LEAD_REF}{service}", service=service, ttl_ms=self._lead_ms)

@@ -1,0 +1,33 @@
+"""A whole deployment in a process of its own, so that a test can stop it where it stands, wake it up, or kill it.
+
+    python -m tests.integration.optimizer_process PLAN ORDER
+
+PLAN is a pickled plan. As soon as ORDER, a pickled order, is there, it is given to this deployment's actuator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.local import LocalRuntime
+
+
+def read(path: Path) -> Any:
+    """Return what was pickled, None while it is not there."""
+    return pickle.loads(path.read_bytes()) if path.exists() else None
+
+
+async def main(plan: Any, order_path: Path) -> None:
+    async with LocalRuntime(plan) as runtime:
+        while (order := read(order_path)) is None:
+            await asyncio.sleep(0.05)
+        await runtime.send("test", "actuator", order)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(read(Path(sys.argv[1])), Path(sys.argv[2])))

@@ -1,0 +1,181 @@
+"""Standing by: what is told of others' changes, when one is taken up, and how long a cache is led."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agents.obstacles import find_obstacle
+from agents.recovery import read_journal
+from agents.standby import Leads, Standby
+from cachewarden import machine as m
+from cachewarden.messages import AuditRecord, ExecutionState, Lease, RecordKind, ResolutionOutcome
+from cachewarden.protocol import History
+from coordination.fleet_memory import LED_REST_MS, FleetMemory
+from tests.unit.agents.actuator_world import FLEET, SETTINGS, T0, World, change, proposal
+from tests.unit.agents.settlements import Table, verdict
+from tests.unit.agents.test_actuator import done
+from tests.unit.policy import builders
+
+SWITCH = (change("maxmemory-policy", "allkeys-lru"),)
+TTL_MS = 6_000
+
+
+def journal_of_a_change() -> list[AuditRecord]:
+    return done(World(), proposal(*SWITCH)).journal
+
+
+def half() -> list[AuditRecord]:
+    return [r for r in journal_of_a_change() if r.kind != RecordKind.CHANGE_KEPT]
+
+
+class Watcher:
+    """One who stands by and reads the journal that a test writes."""
+
+    def __init__(self, own: set[str] = frozenset(), busy: set[str] = frozenset()) -> None:
+        self.standby = Standby(TTL_MS, FLEET.names, own.__contains__, busy.__contains__)
+        self.standby.start((), T0)
+
+    def read(self, records, step="read") -> object:
+        return self.standby.step(m.JournalRead(ref=f"standby:{step}", records=tuple(records)), T0)
+
+    @staticmethod
+    def told(turn) -> list[ExecutionState]:
+        return [e.message.execution.state for e in turn.effects if isinstance(e, m.Send)]
+
+    @staticmethod
+    def tries(turn) -> list[m.AcquireLease]:
+        return [e for e in turn.effects if isinstance(e, m.AcquireLease)]
+
+
+def grant(effect: m.AcquireLease, epoch: int = 9) -> m.LeaseGranted:
+    lease = Lease(service=effect.service, holder="we", epoch=epoch, expires_at_ms=T0 + TTL_MS)
+    return m.LeaseGranted(ref=effect.ref, lease=lease)
+
+
+def test_an_open_change_of_another_deployment_is_told_once_and_its_lease_is_tried_for_each_time():
+    watcher = Watcher()
+    turn = watcher.read(half())
+    assert watcher.told(turn) == [ExecutionState.STEPPING]
+    assert [t.service for t in watcher.tries(turn)] == ["sessions"]
+    again = watcher.read(())
+    assert (watcher.told(again), len(watcher.tries(again))) == ([], 1)
+
+
+def test_a_change_that_has_ended_is_told_and_forgotten():
+    watcher = Watcher()
+    turn = watcher.read(journal_of_a_change())
+    assert watcher.told(turn) == [ExecutionState.KEPT]
+    assert watcher.tries(turn) == []
+    assert watcher.standby._records == {}
+
+
+def test_nothing_is_taken_up_while_its_leader_lives():
+    watcher = Watcher()
+    [effect] = watcher.tries(watcher.read(half()))
+    denied = m.LeaseDenied(ref=effect.ref, service="sessions", holder="they", reason="held by `they`")
+    assert watcher.standby.step(denied, T0).effects == ()
+
+
+def test_a_change_is_taken_up_only_if_it_is_still_open_after_the_lease_was_granted():
+    watcher = Watcher()
+    [effect] = watcher.tries(watcher.read(half()))
+    [check] = watcher.standby.step(grant(effect), T0).effects
+    assert isinstance(check, m.ReadJournal)
+    turn = watcher.read((), check.ref.removeprefix("standby:"))
+    assert turn.adopt is not None
+    assert turn.adopt.proposal.proposal_id == "p-1"
+
+
+def test_a_change_that_ended_just_before_the_grant_is_left_alone_and_the_lease_given_back():
+    watcher = Watcher()
+    [effect] = watcher.tries(watcher.read(half()))
+    [check] = watcher.standby.step(grant(effect), T0).effects
+    turn = watcher.read(journal_of_a_change()[-1:], check.ref.removeprefix("standby:"))
+    assert turn.adopt is None
+    assert [type(e) for e in turn.effects if not isinstance(e, m.Send)] == [m.ReleaseLease]
+
+
+def test_changes_of_our_own_and_services_that_we_are_changing_are_left_to_themselves():
+    [key] = {r.payload["execution_id"] for r in half()}
+    assert Watcher.tries(Watcher(own={key}).read(half())) == []
+    assert Watcher.tries(Watcher(busy={"sessions"}).read(half())) == []
+
+
+def test_changes_of_another_fleet_on_the_same_journal_are_none_of_ours():
+    turn = Watcher().read([replace(r, service="elsewhere") for r in half()])
+    assert (Watcher.told(turn), Watcher.tries(turn)) == ([], [])
+
+
+def test_a_journal_that_is_gone_is_looked_at_again_later():
+    failed = m.EffectFailed(ref="standby:read", effect="ReadJournal", kind="JournalUnavailable", reason="gone")
+    [timer] = Watcher().standby.step(failed, T0).effects
+    assert isinstance(timer, m.SetTimer)
+    assert timer.due_ms == T0 + TTL_MS
+
+
+def test_the_last_word_of_a_writer_that_was_fenced_off_does_not_count():
+    records = half()
+    taken_over = replace(records[-1], seq=100, payload={**records[-1].payload, "epoch": 7})
+    last_word = replace(
+        records[-1],
+        seq=101,
+        kind="change_abandoned",
+        payload={**records[-1].payload, "epoch": 1, "reason": "superseded"},
+    )
+    [change_now] = read_journal([*records, taken_over, last_word]).unfinished
+    assert change_now.epoch == 7
+    # By itself it would have been an end.
+    assert read_journal([*records, last_word]).unfinished == ()
+
+
+# --- Leading ------------------------------------------------------------------------------------------------------------
+
+
+def lease_of(service: str = "sessions") -> Lease:
+    return Lease(service=service, holder="we", epoch=1, expires_at_ms=T0)
+
+
+def test_a_lease_is_kept_after_a_change_and_renewed_until_somebody_else_has_it():
+    leads = Leads(60_000, lambda _: False)
+    kept = leads.keep(m.ReleaseLease(lease=lease_of()))
+    assert isinstance(kept, m.AcquireLease)
+    assert kept.ttl_ms == 60_000
+    [timer] = leads.step(grant(kept), T0)
+    assert timer.due_ms == T0 + 20_000
+    [renewal] = leads.step(m.TimerFired(ref=timer.ref), T0)
+    assert isinstance(renewal, m.AcquireLease)
+    assert leads.step(m.LeaseDenied(ref=renewal.ref, service="sessions", holder="they", reason="r"), T0) == ()
+    assert not leads.leads(lease_of())
+
+
+def test_while_a_change_renews_the_lease_by_itself_leading_does_not():
+    leads = Leads(60_000, lambda _: True)
+    kept = leads.keep(m.ReleaseLease(lease=lease_of()))
+    [effect] = leads.step(m.TimerFired(ref=kept.ref), T0)
+    assert isinstance(effect, m.SetTimer)
+
+
+def test_a_deployment_that_is_not_to_lead_gives_every_lease_back():
+    release = m.ReleaseLease(lease=lease_of())
+    assert Leads(0, lambda _: False).keep(release) is release
+
+
+def test_a_cache_that_another_leads_is_left_to_it_for_a_while_and_the_try_costs_no_budget():
+    memory = FleetMemory(FLEET, SETTINGS)
+    world = done(World(), proposal(*SWITCH))
+    refused = replace(world.last, state=ExecutionState.ABANDONED, held_by="they", updated_at_ms=T0)
+    memory.note_execution(refused, T0)
+    history = memory.history(T0)["sessions"]
+    assert (history.led_by, history.led_until_ms, history.changes_last_hour) == ("they", T0 + LED_REST_MS, 0)
+    assert memory.history(T0 + LED_REST_MS)["sessions"].led_by is None
+
+
+@pytest.mark.parametrize(("passed_ms", "outcome"), [(0, ResolutionOutcome.WAIT), (LED_REST_MS, None)])
+def test_the_consensus_waits_while_another_leads(passed_ms, outcome):
+    table = Table("cart")
+    given = builders.proposal("cart")
+    table.history["cart"] = History(led_by="they", led_until_ms=builders.NOW_MS + LED_REST_MS)
+    obstacle = find_obstacle(given, verdict(given), table.situation, table.settings, builders.NOW_MS + passed_ms)
+    assert (obstacle and obstacle.outcome) == outcome
