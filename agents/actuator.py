@@ -58,7 +58,7 @@ class Actuator:
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, Execution] = {}
         services = (s.name for s in fleet.services if s.mode is not Mode.OFF)
-        self._standby = Standby(settings.lease_ttl_ms, services, self._is_own, self._is_busy)
+        self._standby = Standby(settings.lease_ttl_ms, services, self._is_own, self._is_running, self._is_busy)
         self._leads = Leads(settings.lead_ms, self._holds)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
@@ -205,8 +205,11 @@ class Actuator:
         )
 
     def _is_own(self, execution_id: str) -> bool:
-        under_way = {run.execution_id for run in self._runs.values()}
-        return execution_id in under_way | {done.execution_id for done in self._finished.values()}
+        ended = any(done.execution_id == execution_id for done in self._finished.values())
+        return ended or self._is_running(execution_id)
+
+    def _is_running(self, execution_id: str) -> bool:
+        return any(run.execution_id == execution_id for run in self._runs.values())
 
     def _is_busy(self, service: str) -> bool:
         return any(r.service == service and not r.governed for r in self._runs.values())

@@ -52,17 +52,23 @@ class Turn:
 
 
 class Standby:
-    """Follows the journal. `own` says which changes are or were ours, `busy` which services are being changed by us.
+    """Follows the journal. `own` says which changes are or were ours, `running` which of them we carry out or uphold
+    now, `busy` which services are being changed by us. A kept TTL rule has ended, yet somebody has to uphold it.
 
     Other fleets may write into the same journal: only `services` concern us.
     """
 
     def __init__(
-        self, lease_ttl_ms: int, services: Iterable[str], own: Callable[[str], bool], busy: Callable[[str], bool]
+        self,
+        lease_ttl_ms: int,
+        services: Iterable[str],
+        own: Callable[[str], bool],
+        running: Callable[[str], bool],
+        busy: Callable[[str], bool],
     ) -> None:
         self._ttl_ms = lease_ttl_ms
         self._services = frozenset(services)
-        self._own, self._busy = own, busy
+        self._own, self._running, self._busy = own, running, busy
         self._seq = 0
         self._records: dict[str, list[AuditRecord]] = {}
         """Execution id to its records, of all changes that are not over."""
@@ -98,18 +104,19 @@ class Standby:
             return Turn((self._read(f"{step}:{key}" if key else step),), pauses=pauses)
         found = read_journal(self._all())
         told = self._tell([*found.finished, *found.unfinished])
-        open_still = {c.execution_id: c for c in (*found.unfinished, *found.standing)}
+        open_still = {c.execution_id: c for c in found.unfinished if not self._own(c.execution_id)}
+        open_still |= {c.execution_id: c for c in found.standing if not self._running(c.execution_id)}
         self._prune(found.finished)
         if step == "check":
             lease = self._granted.pop(key, None)
-            adopt = None if self._own(key) else open_still.get(key)
+            adopt = open_still.get(key)
             if adopt is None and lease is not None:
                 return Turn((*told, ReleaseLease(lease=lease)), pauses=pauses)
             return Turn(told, adopt=adopt, pauses=pauses)
         tries = tuple(
             AcquireLease(ref=f"{STANDBY_REF}take:{c.execution_id}", service=c.proposal.service, ttl_ms=self._ttl_ms)
             for c in open_still.values()
-            if not self._own(c.execution_id) and not self._busy(c.proposal.service)
+            if not self._busy(c.proposal.service)
         )
         return Turn((*told, *tries, self._timer(now_ms)), pauses=pauses)
 

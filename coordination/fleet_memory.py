@@ -11,13 +11,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 from pydantic import ValidationError
 
 from cachewarden.approval import Approval
 from cachewarden.cachemodel.scoring import OUTCOMES_MAX, Outcome, outcome_of, score
-from cachewarden.codec import decode, digest
+from cachewarden.codec import digest
 from cachewarden.fleet import Fleet
 from cachewarden.messages import (
     AuditRecord,
@@ -32,6 +31,7 @@ from cachewarden.messages import (
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, PeerHealth, PeerReport, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
+from coordination.execution_records import STATE_OF_RECORD, followed, opened
 
 __all__ = ["LED_REST_MS", "FleetMemory"]
 
@@ -45,45 +45,12 @@ _SILENT_MS = 20_000
 """Four missed beats: from then on an agent counts as gone."""
 _HANDED_OVER_MS = 30_000
 """How long a service counts as busy after its proposal was handed over, until the actuator says something."""
-_STATE_OF_RECORD = {
-    RecordKind.CHANGE_INTENDED: ExecutionState.STEPPING,
-    RecordKind.ROLLBACK_INTENDED: ExecutionState.ROLLING_BACK,
-    RecordKind.CHANGE_KEPT: ExecutionState.KEPT,
-    RecordKind.CHANGE_ROLLED_BACK: ExecutionState.ROLLED_BACK,
-    RecordKind.CHANGE_ABANDONED: ExecutionState.ABANDONED,
-    RecordKind.ROLLBACK_FAILED: ExecutionState.FAILED,
-}
-"""How far a change had come when it was last heard of."""
-
-
-def _opened(record: AuditRecord) -> Execution:
-    return Execution(
-        execution_id=str(record.payload.get("execution_id", record.subject_id)),
-        proposal=decode(Proposal, record.payload.get("proposal")),
-        state=_STATE_OF_RECORD[RecordKind.CHANGE_INTENDED],
-        started_at_ms=record.at_ms,
-        updated_at_ms=record.at_ms,
-        reason="under way when the coordinator started anew",
-        hit_ratio_before=dict(record.payload.get("baseline", {})).get("hit_ratio"),
-    )
-
-
-def _followed(known: Execution, record: AuditRecord) -> Execution:
-    """Return a change as it is after one more record of it."""
-    return replace(
-        known,
-        state=_STATE_OF_RECORD[RecordKind(record.kind)],
-        updated_at_ms=record.at_ms,
-        reason=str(record.payload.get("reason", "")),
-        hit_ratio_after=record.payload.get("hit_ratio_after", known.hit_ratio_after),
-        comparable=record.payload.get("comparable", known.comparable),
-    )
 
 
 class FleetMemory:
     """Mutable state of one coordinator; `state` gives it out as one immutable value."""
 
-    replay_kinds = tuple(kind.value for kind in (*_STATE_OF_RECORD, RecordKind.PAUSED, RecordKind.RESUMED))
+    replay_kinds = tuple(kind.value for kind in (*STATE_OF_RECORD, RecordKind.PAUSED, RecordKind.RESUMED))
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self.paused = False
@@ -133,16 +100,16 @@ class FleetMemory:
                 self.note_pause(str(record.payload.get("reason", "")), paused=record.kind == RecordKind.PAUSED)
             elif record.kind == RecordKind.CHANGE_INTENDED and record.service:
                 try:
-                    changes[record.subject_id] = _opened(record)
+                    changes[record.subject_id] = opened(record)
                 except ValidationError:
                     # Written by a newer version: its time still counts against the budget.
                     self._changes.setdefault(record.service, {})[record.subject_id] = record.at_ms
                     continue
                 self.note_execution(changes[record.subject_id], record.at_ms)
-            elif record.kind in _STATE_OF_RECORD and record.subject_id in changes:
+            elif record.kind in STATE_OF_RECORD and record.subject_id in changes:
                 # Taken out, since a kept change whose rules are being revoked is open again until that is done.
                 self._executions.pop(record.subject_id, None)
-                changes[record.subject_id] = told = _followed(changes[record.subject_id], record)
+                changes[record.subject_id] = told = followed(changes[record.subject_id], record)
                 self.note_execution(told, record.at_ms)
 
     def unheard(self, records: Iterable[AuditRecord]) -> tuple[Execution, ...]:
@@ -156,9 +123,9 @@ class FleetMemory:
             known = found.get(key) or self._executions.get(key)
             if record.kind == RecordKind.CHANGE_INTENDED and known is None and record.service in self._fleet.names:
                 with suppress(ValidationError):
-                    found[key] = _opened(record)
-            elif record.kind in _STATE_OF_RECORD and record.kind != RecordKind.CHANGE_INTENDED and known is not None:
-                found[key] = _followed(known, record)
+                    found[key] = opened(record)
+            elif record.kind in STATE_OF_RECORD and record.kind != RecordKind.CHANGE_INTENDED and known is not None:
+                found[key] = followed(known, record)
         heard = self._executions
         return tuple(
             e for key, e in found.items() if key not in heard or (e.state.final and e.state is not heard[key].state)

@@ -125,7 +125,6 @@ async def test_a_server_that_restarts_in_the_middle_of_a_vote_loses_neither_the_
 
 
 async def test_a_ballot_on_the_blackboard_is_read_counted_and_answered_there(tmp_path):
-    pytest.importorskip("coordination.peer_watch", reason="nobody looks at what peers write")
     async with World(tmp_path, SPEC, **VOTES, blackboard_poll_ms=1_000) as world, world.agents() as agents:
         peer, given = Peer(world, agents), growth()
         await until(world.state, 20, "a coordinator")
