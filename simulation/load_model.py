@@ -13,7 +13,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -50,6 +50,7 @@ def universe_bytes(load: LoadModel) -> int:
     return load.keys * load.entry_bytes
 
 
+@lru_cache(maxsize=65_536)
 def hit_ratio(load: LoadModel, eviction_policy: str, maxmemory_bytes: int, *, extended: bool = False) -> float:
     """Return the hit ratio (0..1) once the cache has settled; `maxmemory_bytes` 0 is no limit.
 

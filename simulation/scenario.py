@@ -127,7 +127,7 @@ class Expectation(_Strict):
     rolled_back_min: int | None = Field(None, ge=0)
     rolled_back_max: int | None = Field(None, ge=0)
     abandoned_min: int | None = Field(None, ge=0)
-    failed_max: int | None = Field(0, ge=0)
+    failed_max: int | None = Field(None, ge=0)
     writes_max: int | None = Field(None, ge=0, description="fenced writes to caches")
 
 

@@ -72,12 +72,15 @@ class Outcomes(Checker):
             if not change["proposal"]["reversible"] and not record.payload.get("cannot_be_undone"):
                 found.append(f"`{key}` does not say what cannot be undone (record {record.seq})")
             return found
-        if record.kind == RecordKind.CHANGE_ABANDONED and self._ours(record, world):
+        if record.kind == RecordKind.CHANGE_ABANDONED and self._ours(record, change["backup"], world):
             return self._compare(record, key, change["backup"], "abandoned", world)
         return []
 
-    def _ours(self, record: AuditRecord, world: WorldView) -> bool:
-        """Whether the cache was still ours when a change was abandoned: no newer writer, and a primary."""
+    def _ours(self, record: AuditRecord, touched: Mapping[str, str], world: WorldView) -> bool:
+        """Whether the cache was still ours when a change was abandoned: a primary, no newer writer, and nobody else has
+        set any of the knobs that it touched; else all of them are left as they are."""
+        if self._foreign.get(str(record.service), set()) & set(touched):
+            return False
         cache, epoch = world.caches[str(record.service)], record.payload.get("epoch")
         return cache.role == "master" and (cache.fence is None or epoch is None or cache.fence <= epoch)
 
