@@ -199,7 +199,7 @@ class Deployment:
         def link(host: str) -> Link:
             return Link(self._network, node.name, servers.hosts[host], timeout_ms)
 
-        journal = agent in ("actuator", "coordinator", "auditor")
+        journal = agent in ("actuator", "coordinator", "auditor", "consensus")
         looks = agent in ("collector", "actuator")
         return Ports(
             clock=node.clock,

@@ -34,7 +34,7 @@ class Watcher:
     """One who stands by and reads the journal that a test writes."""
 
     def __init__(self, own: set[str] = frozenset(), busy: set[str] = frozenset()) -> None:
-        self.standby = Standby(TTL_MS, FLEET.names, own.__contains__, busy.__contains__)
+        self.standby = Standby(TTL_MS, FLEET.names, own.__contains__, own.__contains__, busy.__contains__)
         self.standby.start((), T0)
 
     def read(self, records, step="read") -> object:
