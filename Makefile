@@ -25,7 +25,7 @@ run: $(STAMP) ## the embedded fleet with load (or FLEET=fleet.yaml, your own ser
 
 test: $(STAMP) ## everything that CI runs
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n 2 tests/unit tests/scenarios tests/test_architecture.py tests/test_docs.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/unit tests/scenarios tests/simulation tests/test_architecture.py tests/test_docs.py $(ARGS)
 	# On real servers in real time a busy machine may upset one; it gets a second chance, which the summary shows.
 	$(BIN)/python -m pytest -n 3 --dist loadfile --reruns 1 -m "not ray" tests/contract tests/integration $(ARGS)
 	# Two deployments at once on two cores would wait for each other until something times out.

@@ -18,19 +18,17 @@ from cachewarden.balloting import Outcome
 from cachewarden.codec import to_jsonable
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, Received, Record, Recorded, Send, Started, TimerFired
-from cachewarden.messages import ExecutionState, RecordKind
+from cachewarden.messages import RecordKind
 from cachewarden.policy.surroundings import budgeted_services
-from cachewarden.protocol import ExecutionReport, History, PeerBallots, Settle, Settled
+from cachewarden.protocol import History, PeerBallots, Settle, Settled
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["Consensus"]
 
-_KEPT_REMEMBERED = 10_000
-
 
 class Consensus:
     """Answers `Settle` with `Settled`; puts changes to the vote of peers where some are entitled (`ballot_box.py`);
-    notes from `ExecutionReport`s which proposals were kept; everything else changes nothing.
+    everything else changes nothing.
 
     Remembers how often each change was taken back, for as long as the history does.
     """
@@ -45,7 +43,6 @@ class Consensus:
         self._weights = {s.name: s.weight for s in fleet.services}
         self._box = BallotBox(settings, self._weights)
         self._elected: dict[str, str] = {}
-        self._kept: dict[str, None] = {}
         self._rollbacks: dict[tuple[str, str], tuple[int, int]] = {}
         """(service, change signature) to (times taken back, when last)."""
 
@@ -65,10 +62,6 @@ class Consensus:
             return self._settled(event.message, event.sender, now_ms)
         if isinstance(event.message, PeerBallots):
             return self._box.take(event.message, now_ms)
-        if isinstance(event.message, ExecutionReport) and event.message.execution.state is ExecutionState.KEPT:
-            self._kept[event.message.execution.proposal.proposal_id] = None
-            while len(self._kept) > _KEPT_REMEMBERED:
-                self._kept.pop(next(iter(self._kept)))
         return ()
 
     def _settled(self, question: Settle, asker: str, now_ms: int) -> tuple[Effect, ...]:
@@ -85,7 +78,7 @@ class Consensus:
             budget_bytes=next(size for size in declared_bytes if size is not None),
             budgeted=budgeted_services(self._fleet),
             force=frozenset(question.force),
-            kept=frozenset(self._kept),
+            kept=frozenset(question.kept),
             rollback_counts=self._count_rollbacks(question.history),
             approvals={a.proposal_id: a for a in question.approvals},
             rests=question.rests,

@@ -152,6 +152,8 @@ class Settle(Message):
     approvals: tuple[Approval, ...] = ()
     """Those that are open, one per service at most."""
     rests: tuple[Rest, ...] = ()
+    kept: tuple[str, ...] = ()
+    """Proposals that were carried out lately and kept; what needs one of them may go ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -322,6 +322,7 @@ class Coordinator:
             force=tuple(sorted({*self._force, *self._approvals.in_haste()})),
             approvals=self._approvals.open,
             rests=self._approvals.rests(now_ms),
+            kept=self._memory.kept,
         )
         return (*told, Send(to="consensus", message=question), *self._enter("settling", now_ms))
 

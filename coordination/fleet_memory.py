@@ -312,6 +312,12 @@ class FleetMemory:
         """What is or was carried out lately, newest last."""
         return tuple(self._executions.values())
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The proposals that were carried out lately and kept."""
+        ended = (e for e in self._executions.values() if e.state is ExecutionState.KEPT)
+        return tuple(e.proposal.proposal_id for e in ended)
+
     def execution(self, proposal_id: str) -> Execution | None:
         return self._executions.get(proposal_id)
 

@@ -14,8 +14,8 @@ from agents.obstacles import DAMPING_MS, DAMPING_MS_MAX, damping_ms
 from agents.settlement import settle
 from cachewarden.claims import touched
 from cachewarden.machine import Agent, Received, Started
-from cachewarden.messages import AGENT_ID, Decision, Execution, ExecutionState, Intent, Mode, ResolutionOutcome
-from cachewarden.protocol import ExecutionReport, History, RunCycle, Settle, Settled
+from cachewarden.messages import AGENT_ID, Decision, Intent, Mode, ResolutionOutcome
+from cachewarden.protocol import History, RunCycle, Settle, Settled
 from tests.unit.agents.settlements import Table, verdict
 from tests.unit.policy.builders import MIB, NOW_MS, SETTINGS, fleet, knob, proposal, resize, service, ttl_rule
 
@@ -168,11 +168,6 @@ def consensus(total_mib=None):
     return Consensus(fleet(*services, total_memory_bytes=None if total_mib is None else total_mib * MIB), SETTINGS)
 
 
-def report(given, state):
-    execution = Execution(execution_id="e", proposal=given, state=state, started_at_ms=NOW_MS, updated_at_ms=NOW_MS)
-    return Received(sender="actuator", message=ExecutionReport(execution=execution))
-
-
 def test_it_is_an_agent_that_can_be_sent_to_another_process():
     agent = pickle.loads(pickle.dumps(consensus()))
     assert isinstance(agent, Agent)
@@ -207,14 +202,10 @@ def test_how_often_a_change_was_taken_back_is_forgotten_with_the_history():
 
 
 def test_a_need_counts_as_met_once_its_change_was_kept():
-    donor = resize("search", 16, 12, gain=-0.01, proposal_id="d")
     receiver = resize("cart", 16, 20, proposal_id="r", needs=("d",))
-    agent = consensus(36)
-    assert answer(agent, question(receiver)) == {"r": WAIT}
-    agent.step(report(donor, ExecutionState.OBSERVING), NOW_MS)
-    assert answer(agent, question(receiver)) == {"r": WAIT}
-    agent.step(report(donor, ExecutionState.KEPT), NOW_MS)
-    assert answer(agent, question(receiver)) == {"r": GO}
+    assert answer(consensus(36), question(receiver)) == {"r": WAIT}
+    assert answer(consensus(36), question(receiver, kept=("another",))) == {"r": WAIT}
+    assert answer(consensus(36), question(receiver, kept=("another", "d"))) == {"r": GO}
 
 
 def test_roll_backs_are_counted_by_their_times():

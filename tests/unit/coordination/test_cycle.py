@@ -484,3 +484,15 @@ def test_the_journal_is_read_on_behind_what_was_read_and_again_where_it_lost_its
     desk.coordinator.step(Recorded(ref="another", record=own), NOW)
     asked = [e for e in desk.coordinator.step(TimerFired(ref="catch-up"), NOW) if isinstance(e, ReadJournal)]
     assert asked[0].after_seq == 3
+
+
+@pytest.mark.parametrize(("state", "told"), [(ExecutionState.KEPT, ("p-1",)), (ExecutionState.ROLLED_BACK, ())])
+def test_the_consensus_is_told_which_changes_were_kept(state, told):
+    desk, proposal, other = _Desk(), _proposal(), _proposal("search", proposal_id="p-3")
+    desk.run_to(proposal, _resolution(proposal))
+    ended = Execution(execution_id="e", proposal=proposal, state=state, started_at_ms=NOW, updated_at_ms=NOW)
+    desk.hear(ExecutionReport(execution=ended), "actuator")
+    desk.tick()
+    desk.hear(FleetObserved(cycle=2, snapshots=(_snapshot(),)))
+    desk.hear(FleetPlanned(cycle=2, proposals=(other,), idle_reasons={}))
+    assert _sent(desk.hear(Judged(cycle=2, verdicts=(_verdict(other),))), Settle)[0].kept == told
