@@ -24,7 +24,7 @@ __all__ = ["REQUEST_REF", "RequestMirror"]
 REQUEST_REF: Final = "requests:"
 """How the refs of its effects begin."""
 _RECORDS: Final = 200
-_TASKS_MAX: Final = 50
+_TASKS_MAX: Final = 10
 _GAP_MS: Final = 5_000
 """Between two looks: hints may bring looks at the blackboard closer together, the journal needs no more than that."""
 _SEEN_MAX: Final = 1_000

@@ -74,8 +74,8 @@ def test_under_load_the_newest_are_mirrored_and_the_others_counted():
     mirror = RequestMirror()
     effects = read(mirror, *(entry(number) for number in range(120)))
     created = [e.arguments["task"]["input_data"]["decision_id"] for e in effects if e.operation == "create_task"]
-    assert created == [f"d-{number}" for number in range(70, 120)]
-    assert (mirror.mirrored, mirror.left_out) == (50, 70)
+    assert created == [f"d-{number}" for number in range(110, 120)]
+    assert (mirror.mirrored, mirror.left_out) == (10, 110)
 
 
 def test_one_question_at_a_time_and_not_too_often():
