@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from cachewarden.claims import overlap, touched
+from cachewarden.claims import ANYTHING, UNREAD_BOARD, overlap, touched
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Record, Send, Started, TimerFired
 from cachewarden.messages import (
@@ -79,7 +79,7 @@ class PeerDesk:
         self._fleet = fleet
         self._names = frozenset(fleet.names)
         self._modes = {s.name: s.mode for s in fleet.services}
-        self._watch = PeerWatch(settings.blackboard_poll_ms)
+        self._watch = PeerWatch(settings.blackboard_poll_ms, int(settings.redis_timeout * 1000))
         self._conflicts = ConflictDesk(settings.conflict_wait_ms)
         self._tasks = TaskDesk(fleet, settings.cycle_interval_ms)
         self._requests = RequestMirror()
@@ -130,14 +130,20 @@ class PeerDesk:
         return self._tasks.take_hurry(now_ms)
 
     def intents(self, now_ms: int) -> tuple[Intent, ...]:
-        """Return what peers hold now."""
-        return self._conflicts.intents((*self._plans, *self._objections), now_ms)
+        """Return what peers hold now; everything, while nobody knows what they hold."""
+        held = self._conflicts.intents((*self._plans, *self._objections), now_ms)
+        if self._watch.readable(now_ms):
+            return held
+        unread = (
+            Intent(holder=UNREAD_BOARD, service=name, resource=ANYTHING, direction=0) for name in sorted(self._names)
+        )
+        return (*unread, *held)
 
     def holder_of(self, proposal: Proposal, now_ms: int) -> str | None:
         """Return who holds something that a proposal touches; None where nobody does."""
         ours = touched(proposal)
         for intent in self.intents(now_ms):
-            near = intent.service == proposal.service and now_ms < intent.until_ms
+            near = intent.service == proposal.service and (not intent.until_ms or now_ms < intent.until_ms)
             if near and any(overlap(resource, intent.resource) for resource in ours):
                 return intent.holder
         return None
