@@ -4,8 +4,9 @@
       └──── the plan is gone, has ended or was changed ────────► moot, forgotten
 
 While a conflict is open, and after it was lost, the peer's plan holds what it touches; once it was won the plan no
-longer does. A conflict with a change that is being carried out is told too; if an answer goes against us, that change
-is taken back. It never judges a change, and lets none go that the consensus would not.
+longer does, unless it is being carried out by then. A conflict with a change that is being carried out is told too; if
+an answer goes against us, that change is taken back. It never judges a change, and lets none go that the consensus
+would not.
 
 INVARIANT: our own rule decides only on a look at the blackboard that was made after the wait was over: while the
 blackboard cannot be read, nothing is approved. A conflict is answered once.
@@ -88,7 +89,8 @@ class ConflictDesk:
             if case.outcome == "won" and not case.clash.in_flight:
                 won.setdefault(case.clash.plan.key, []).append(case.clash)
         for plan in plans:
-            over = won.get(plan.key, ())
+            # Won while it was only wanted: once it is being carried out, nothing of ours goes against it.
+            over = () if plan.state is PlanState.ACTIVE else won.get(plan.key, ())
             found += [i for i in intents_of(plan, now_ms) if not any(_overruled(i, clash) for clash in over)]
         for case in self._cases.values():
             plan = case.clash.plan

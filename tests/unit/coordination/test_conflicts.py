@@ -265,6 +265,14 @@ def test_what_a_peer_has_done_is_not_set_back_before_that_was_decided():
     assert (held.service, held.resource, held.holder) == ("cart", "maxmemory-samples", "peer")
 
 
+def test_what_was_won_over_a_plan_that_was_wanted_ends_once_the_plan_is_being_carried_out():
+    desk, _, _ = opened(plan(priority=5))
+    desk.decide(NOW + WAIT_MS)
+    active = plan(priority=5, state=PlanState.ACTIVE)
+    assert desk.forget([active], NOW + WAIT_MS) == ()
+    assert {i.resource for i in desk.intents([active], NOW + WAIT_MS)} == {"maxmemory-samples", "*"}
+
+
 def test_winning_over_one_knob_overrules_nothing_else_of_the_plan():
     theirs = plan(SAMPLES, Touch(service="cart", resource="hz", after="20"), priority=5)
     desk, _, _ = opened(theirs)
