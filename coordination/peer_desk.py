@@ -42,6 +42,7 @@ from coordination.peer_plans import (
     BALLOT_TYPE,
     PLAN_TYPES,
     PeerPlan,
+    PlanState,
     Refused,
     newest,
     plan_of,
@@ -176,6 +177,7 @@ class PeerDesk:
 
     def note_execution(self, execution: Execution, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         """End the tasks that waited for this change."""
+        self._conflicts.note_started(execution.proposal.service)
         asked = self._requests.note_execution(execution, memory, now_ms)
         return (*self._tasks.note_execution(execution, memory, now_ms), *asked)
 
@@ -186,7 +188,7 @@ class PeerDesk:
         running = {e.proposal.service: e.proposal for e in memory.executions if not e.state.final}
         effects += self._read_objections(running, memory, now_ms)
         clashes = find_clashes(running.values(), self._plans, None, now_ms, in_flight=True)
-        effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms)
+        effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms, judged=False)
         # In this order: an answer ends an objection, which then stands no longer among the open conflicts.
         answers = self._watch.records("knowledge:coordination")
         effects += self._conflicts.read(event.conflicts, answers, now_ms, running)
@@ -215,10 +217,14 @@ class PeerDesk:
                 ballots.append(found)
             elif found is not None and self._first_time(item):
                 effects += self._refuse(item, found, now_ms)
-        # The most urgent ones where there are too many: whoever floods the blackboard holds no more caches by it.
+        # What is being done, then the most urgent, where there are too many: who floods the blackboard gains nothing.
         chosen: list[PeerPlan] = []
         room = _TOUCHES_MAX
-        for plan in sorted(newest(plans), key=lambda p: (not p.in_force(now_ms), p.priority, p.key))[:_PLANS_MAX]:
+
+        def weight(plan: PeerPlan) -> tuple[bool, bool, int, tuple[str, str]]:
+            return not plan.in_force(now_ms), plan.state is not PlanState.ACTIVE, plan.priority, plan.key
+
+        for plan in sorted(newest(plans), key=weight)[:_PLANS_MAX]:
             room -= len(plan.touches)
             chosen += [plan] if room >= 0 else []
         self._plans = tuple(sorted(chosen, key=lambda p: p.key))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from agents.consensus import Consensus
 from cachewarden.claims import UNREAD_BOARD
 from cachewarden.machine import EffectFailed, Received, Started, TimerFired
@@ -9,6 +11,7 @@ from cachewarden.messages import ResolutionOutcome
 from cachewarden.peer_input import PeersRead, ReadPeers
 from cachewarden.ports import BOARD_AREAS, BoardPage
 from cachewarden.protocol import Settle
+from coordination.blackboard_records import knowledge_item, parse_knowledge
 from coordination.fleet_memory import FleetMemory
 from coordination.peer_desk import PeerDesk
 from tests.unit.agents.settlements import verdict
@@ -17,6 +20,19 @@ from tests.unit.policy.builders import SETTINGS, fleet, proposal, service
 NOW = 1_800_000_000_000
 FLEET = fleet(service("cart"), service("pages"))
 BOUND_MS = 3 * SETTINGS.blackboard_poll_ms + int(SETTINGS.redis_timeout * 1000)
+
+
+def item(item_id, *, agent, **content):
+    record = knowledge_item(
+        item_id=item_id,
+        space="performance",
+        agent_id=agent,
+        knowledge_type="cache_optimization_plan",
+        content=content,
+        at_ms=NOW,
+        ttl_ms=600_000,
+    )
+    return parse_knowledge(json.dumps(record))
 
 
 class Life:
@@ -28,16 +44,16 @@ class Life:
         self.desk = PeerDesk(FLEET, self.settings)
         self.desk.step(Started(), self.memory, NOW)
 
-    def look(self, now_ms=NOW, *, fails=False, cursor=0):
+    def look(self, now_ms=NOW, *, fails=False, cursor=0, records=()):
         [read] = [
             e for e in self.desk.step(TimerFired(ref="peers:poll"), self.memory, now_ms) if isinstance(e, ReadPeers)
         ]
         if fails:
             event = EffectFailed(ref=read.ref, effect="ReadPeers", kind="BlackboardUnavailable", reason="r")
         else:
-            event = PeersRead(
-                ref=read.ref, pages={area: BoardPage(records=(), cursor=cursor, bad=0) for area in BOARD_AREAS}
-            )
+            pages = {area: BoardPage(records=(), cursor=cursor, bad=0) for area in BOARD_AREAS}
+            pages["knowledge:performance"] = BoardPage(records=tuple(records), cursor=cursor, bad=0)
+            event = PeersRead(ref=read.ref, pages=pages)
         self.desk.step(event, self.memory, now_ms)
 
     def holder(self, now_ms=NOW):
@@ -103,3 +119,11 @@ def test_ours_waits_for_the_blackboard_and_is_told_the_way_out():
     assert resolution.outcome is ResolutionOutcome.WAIT
     assert "cannot be read" in resolution.reason
     assert "BLACKBOARD_POLL_MS=0" in resolution.reason
+
+
+def test_where_there_are_too_many_plans_those_that_are_being_carried_out_are_kept():
+    life = Life()
+    crowd = [item(f"n{n}", agent="loud", status="planned", priority=1, service="pages") for n in range(600)]
+    late = item("z", agent="zealous", status="in_progress", priority=5, service="cart")
+    life.look(records=(*crowd, late))
+    assert life.holder() == "zealous"
