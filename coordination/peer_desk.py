@@ -213,6 +213,7 @@ class PeerDesk:
             self._read[item["id"]] = (item, found)
             if isinstance(found, PeerPlan):
                 plans.append(found)
+                self._bad += bool(found.trouble) and self._first_time(item)
             elif isinstance(found, PeerBallot):
                 ballots.append(found)
             elif found is not None and self._first_time(item):
