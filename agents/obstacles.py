@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cachewarden.approval import Approval, Rest, rest_over
-from cachewarden.claims import ANYTHING, overlap, touched
+from cachewarden.claims import ANYTHING, UNREAD_BOARD, overlap, touched
 from cachewarden.codec import digest
 from cachewarden.messages import (
     AGENT_ID,
@@ -132,6 +132,12 @@ def _intent_obstacle(proposal: Proposal, intents: tuple[Intent, ...], now_ms: in
         until = f" until {clock_words(intent.until_ms)}" if intent.until_ms else ""
         if intent.holder == AGENT_ID:
             return _wait(f"`{intent.resource}` of `{intent.service}` is being changed already{until}", intent.holder)
+        if intent.holder == UNREAD_BOARD:
+            return _wait(
+                "the blackboard cannot be read, so other agents may be changing it; make it readable, or set "
+                "`BLACKBOARD_POLL_MS=0` to run without it",
+                intent.holder,
+            )
         if intent.resource == ANYTHING:
             return _wait(f"`{intent.holder}` is changing `{intent.service}` as a whole{until}", intent.holder)
         if ours != intent.direction or ours == 0:

@@ -10,12 +10,14 @@ from typing import Final
 
 from cachewarden.messages import Proposal
 
-__all__ = ["ANYTHING", "BUDGET", "TTL_PREFIX", "direction_of", "overlap", "touched"]
+__all__ = ["ANYTHING", "BUDGET", "TTL_PREFIX", "UNREAD_BOARD", "direction_of", "overlap", "touched"]
 
 ANYTHING: Final = "*"
 """Everything of a service except its share of the memory budget."""
 BUDGET: Final = "budget"
 TTL_PREFIX: Final = "ttl:"
+UNREAD_BOARD: Final = "unread blackboard"
+"""Who holds everything while nobody knows what other agents hold."""
 _GLOB: Final = "*?[\\"
 
 

@@ -4,8 +4,9 @@
       └──── the plan is gone, has ended or was changed ────────► moot, forgotten
 
 While a conflict is open, and after it was lost, the peer's plan holds what it touches; once it was won the plan no
-longer does. A conflict with a change that is being carried out is told too; if an answer goes against us, that change
-is taken back. It never judges a change, and lets none go that the consensus would not.
+longer does for what we want now, unless it is being carried out by then. A conflict with a change that is being carried
+out is told too; if an answer goes against us, that change is taken back. It never judges a change, and lets none go
+that the consensus would not.
 
 INVARIANT: our own rule decides only on a look at the blackboard that was made after the wait was over: while the
 blackboard cannot be read, nothing is approved. A conflict is answered once.
@@ -14,7 +15,7 @@ blackboard cannot be read, nothing is approved. A conflict is answered once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cachewarden.claims import BUDGET, TTL_PREFIX, overlap
@@ -58,6 +59,8 @@ class ConflictDesk:
     def __init__(self, wait_ms: int) -> None:
         self._wait_ms = wait_ms
         self._cases: dict[str, _Case] = {}
+        self._judged: frozenset[str] = frozenset()
+        """Conflicts of what was last asked for: what was won for anything else frees nothing."""
         self._reports = Pace(_REPORTS_PER_MINUTE)
         self._insisted: dict[tuple[str, str, str], list[int]] = {}
         """(agent, service, resource) to when we were allowed to set back what that agent had set."""
@@ -85,11 +88,13 @@ class ConflictDesk:
         found: list[Intent] = []
         won: dict[tuple[str, str], list[Clash]] = {}
         for case in self._cases.values():
-            if case.outcome == "won" and not case.clash.in_flight:
+            if case.outcome == "won" and not case.clash.in_flight and self._wanted(case):
                 won.setdefault(case.clash.plan.key, []).append(case.clash)
         for plan in plans:
-            over = won.get(plan.key, ())
-            found += [i for i in intents_of(plan, now_ms) if not any(_overruled(i, clash) for clash in over)]
+            # Won while it was only wanted: once it is being carried out, nothing of ours goes against it.
+            over = () if plan.state is PlanState.ACTIVE else won.get(plan.key, ())
+            left = (_left(intent, over) for intent in intents_of(plan, now_ms))
+            found += [intent for intent in left if intent is not None]
         for case in self._cases.values():
             plan = case.clash.plan
             held = case.clash.kind is ClashKind.UNDOES and plan.state is PlanState.DONE and case.outcome != "won"
@@ -108,8 +113,13 @@ class ConflictDesk:
 
     # --- Learning ---------------------------------------------------------------------------------------------------
 
-    def meet(self, clashes: Sequence[Clash], now_ms: int) -> tuple[Effect, ...]:
-        """Report the clashes that are new; of one that is known, remember how it looks now."""
+    def meet(self, clashes: Sequence[Clash], now_ms: int, *, judged: bool = True) -> tuple[Effect, ...]:
+        """Report the clashes that are new; of one that is known, remember how it looks now.
+
+        `judged`: they are all that stands against what we now want to do.
+        """
+        if judged:
+            self._judged = frozenset(clash.conflict_id for clash in clashes)
         effects: list[Effect] = []
         for clash in clashes:
             case = self._cases.get(clash.conflict_id)
@@ -184,6 +194,11 @@ class ConflictDesk:
             del self._cases[case.conflict_id]
         return tuple(effects)
 
+    def note_started(self, service: str) -> None:
+        """Take note that a change is being carried out: what was won for it is used up."""
+        used = {case.conflict_id for case in self._cases.values() if case.clash.service == service}
+        self._judged -= used
+
     # --- Parts ------------------------------------------------------------------------------------------------------
 
     def _room(self, now_ms: int) -> bool:
@@ -192,6 +207,10 @@ class ConflictDesk:
         # A flood of plans: what is not reported is not decided either, so those plans keep what they hold.
         self._count("not_reported")
         return False
+
+    def _wanted(self, case: _Case) -> bool:
+        """Whether what was won is still what we want; an objection is against whatever we want of its cache."""
+        return not case.reported or case.conflict_id in self._judged
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -248,12 +267,19 @@ class ConflictDesk:
         return tuple(effects)
 
 
+def _left(intent: Intent, over: Sequence[Clash]) -> Intent | None:
+    """Return what a plan still holds of an intent after it has lost `over`; None for nothing."""
+    if intent.resource != BUDGET:
+        return None if any(_overruled(intent, clash) for clash in over) else intent
+    # It gives way by what ours lacks, and no more: the memory that it frees is not for everybody.
+    spare = [c.spare_bytes for c in over if c.spare_bytes is not None and c.proposal.memory_delta_bytes > 0]
+    amount = min([intent.amount, *spare])
+    return replace(intent, amount=amount) if amount > 0 or not spare else None
+
+
 def _overruled(intent: Intent, clash: Clash) -> bool:
     wanted = [c.knob for c in clash.proposal.knob_changes]
     wanted += [f"{TTL_PREFIX}{r.pattern}" for r in clash.proposal.ttl_rules]
-    if intent.resource == BUDGET:
-        # Who may not change the limit of the cache does not need the memory for it either.
-        return clash.kind is ClashKind.BUDGET or (intent.service == clash.service and "maxmemory" in wanted)
     if intent.service != clash.service:
         return False
     return intent.resource == clash.resource or any(overlap(intent.resource, resource) for resource in wanted)

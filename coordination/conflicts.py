@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _PRIORITY: Final[Mapping[ActionClass, int]] = {ActionClass.LOSSY: 1, ActionClass.FORBIDDEN: 1, ActionClass.GROWTH: 2}
+_EXACT_MAX: Final = 1 << 10
 _INSISTED_MAX: Final = 1
 """How often we set back what a peer has set before we leave the matter to people."""
 
@@ -64,6 +65,8 @@ class Clash:
     resource: str
     reason: str
     in_flight: bool = False
+    spare_bytes: int | None = None
+    """What of the memory budget remains beside the growth of ours; None where that is not known."""
 
     @property
     def service(self) -> str:
@@ -71,11 +74,12 @@ class Clash:
 
     @property
     def conflict_id(self) -> str:
-        """The same for the same matter in each cycle, whatever id the proposal has; another once the plan changes."""
-        ours = sorted((*(c.knob for c in self.proposal.knob_changes), *(r.pattern for r in self.proposal.ttl_rules)))
+        """The same for the same matter in each cycle, whatever id the proposal has; another once the plan or our value
+        changes: an answer for one value is none for another."""
+        ours = [[resource, direction_of(b, a), _about(a)] for resource, b, a in sorted(_values(self.proposal))]
         touches = digest([[t.service, t.resource, t.before, t.after, t.amount] for t in self.plan.touches])
         undoes = "undoes" if self.kind is ClashKind.UNDOES else ""
-        return record_id("peer_conflict", *self.plan.key, self.service, *ours, touches, undoes)
+        return record_id("peer_conflict", *self.plan.key, self.service, digest(ours), touches, undoes)
 
 
 def priority_of(proposal: Proposal) -> int:
@@ -133,7 +137,25 @@ def clash_of(
     if not clashes:
         return None
     kind, resource, reason = clashes[0]
-    return Clash(kind=kind, proposal=ours, plan=plan, resource=resource, reason=reason, in_flight=in_flight)
+    spare_bytes = None if free_bytes is None else max(0, free_bytes - max(0, ours.memory_delta_bytes))
+    return Clash(
+        kind=kind,
+        proposal=ours,
+        plan=plan,
+        resource=resource,
+        reason=reason,
+        in_flight=in_flight,
+        spare_bytes=spare_bytes,
+    )
+
+
+def _about(value: str) -> str:
+    """Return a value as far as it tells matters apart: large numbers are measured anew in each cycle, so they count to
+    four binary digits."""
+    if not value.isdecimal() or int(value) < _EXACT_MAX:
+        return value
+    shift = int(value).bit_length() - 4
+    return str(int(value) >> shift << shift)
 
 
 _Found = tuple[ClashKind, str, str]

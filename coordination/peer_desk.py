@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from cachewarden.claims import overlap, touched
+from cachewarden.claims import ANYTHING, UNREAD_BOARD, overlap, touched
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Record, Send, Started, TimerFired
 from cachewarden.messages import (
@@ -42,6 +42,7 @@ from coordination.peer_plans import (
     BALLOT_TYPE,
     PLAN_TYPES,
     PeerPlan,
+    PlanState,
     Refused,
     newest,
     plan_of,
@@ -79,7 +80,7 @@ class PeerDesk:
         self._fleet = fleet
         self._names = frozenset(fleet.names)
         self._modes = {s.name: s.mode for s in fleet.services}
-        self._watch = PeerWatch(settings.blackboard_poll_ms)
+        self._watch = PeerWatch(settings.blackboard_poll_ms, int(settings.redis_timeout * 1000))
         self._conflicts = ConflictDesk(settings.conflict_wait_ms)
         self._tasks = TaskDesk(fleet, settings.cycle_interval_ms)
         self._requests = RequestMirror()
@@ -130,14 +131,20 @@ class PeerDesk:
         return self._tasks.take_hurry(now_ms)
 
     def intents(self, now_ms: int) -> tuple[Intent, ...]:
-        """Return what peers hold now."""
-        return self._conflicts.intents((*self._plans, *self._objections), now_ms)
+        """Return what peers hold now; everything, while nobody knows what they hold."""
+        held = self._conflicts.intents((*self._plans, *self._objections), now_ms)
+        if self._watch.readable(now_ms):
+            return held
+        unread = (
+            Intent(holder=UNREAD_BOARD, service=name, resource=ANYTHING, direction=0) for name in sorted(self._names)
+        )
+        return (*unread, *held)
 
     def holder_of(self, proposal: Proposal, now_ms: int) -> str | None:
         """Return who holds something that a proposal touches; None where nobody does."""
         ours = touched(proposal)
         for intent in self.intents(now_ms):
-            near = intent.service == proposal.service and now_ms < intent.until_ms
+            near = intent.service == proposal.service and (not intent.until_ms or now_ms < intent.until_ms)
             if near and any(overlap(resource, intent.resource) for resource in ours):
                 return intent.holder
         return None
@@ -170,6 +177,7 @@ class PeerDesk:
 
     def note_execution(self, execution: Execution, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         """End the tasks that waited for this change."""
+        self._conflicts.note_started(execution.proposal.service)
         asked = self._requests.note_execution(execution, memory, now_ms)
         return (*self._tasks.note_execution(execution, memory, now_ms), *asked)
 
@@ -180,7 +188,7 @@ class PeerDesk:
         running = {e.proposal.service: e.proposal for e in memory.executions if not e.state.final}
         effects += self._read_objections(running, memory, now_ms)
         clashes = find_clashes(running.values(), self._plans, None, now_ms, in_flight=True)
-        effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms)
+        effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms, judged=False)
         # In this order: an answer ends an objection, which then stands no longer among the open conflicts.
         answers = self._watch.records("knowledge:coordination")
         effects += self._conflicts.read(event.conflicts, answers, now_ms, running)
@@ -205,14 +213,19 @@ class PeerDesk:
             self._read[item["id"]] = (item, found)
             if isinstance(found, PeerPlan):
                 plans.append(found)
+                self._bad += bool(found.trouble) and self._first_time(item)
             elif isinstance(found, PeerBallot):
                 ballots.append(found)
             elif found is not None and self._first_time(item):
                 effects += self._refuse(item, found, now_ms)
-        # The most urgent ones where there are too many: whoever floods the blackboard holds no more caches by it.
+        # What is being done, then the most urgent, where there are too many: who floods the blackboard gains nothing.
         chosen: list[PeerPlan] = []
         room = _TOUCHES_MAX
-        for plan in sorted(newest(plans), key=lambda p: (not p.in_force(now_ms), p.priority, p.key))[:_PLANS_MAX]:
+
+        def weight(plan: PeerPlan) -> tuple[bool, bool, int, tuple[str, str]]:
+            return not plan.in_force(now_ms), plan.state is not PlanState.ACTIVE, plan.priority, plan.key
+
+        for plan in sorted(newest(plans), key=weight)[:_PLANS_MAX]:
             room -= len(plan.touches)
             chosen += [plan] if room >= 0 else []
         self._plans = tuple(sorted(chosen, key=lambda p: p.key))

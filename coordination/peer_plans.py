@@ -4,12 +4,15 @@ Peers write `cache_optimization_plan` and `optimization_activity` in the form in
 (`docs/INTEROP.md`), or with less: a plan that does not say what it changes counts as changing everything of the caches
 that it names. Only what bears on caches of our fleet is taken up. Nothing is judged here.
 
+A record that names a cache of ours but cannot be read further holds the whole of it until it ends or expires.
+
 INVARIANT: whatever a record holds, reading it gives a value: a plan, None where it does not concern us, `Refused` for
 another constitutional hash, or a `BadRecord`. Nothing unbounded and nothing unprintable comes out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,7 +21,7 @@ from typing import Any, Final
 from cachewarden.claims import ANYTHING, BUDGET, TTL_PREFIX, direction_of
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, Intent
 from cachewarden.protocol import PeerBallot
-from coordination.blackboard_records import BadRecord, time_ms
+from coordination.blackboard_records import BadRecord, record_id, time_ms
 
 __all__ = [
     "BALLOT_TYPE",
@@ -65,7 +68,15 @@ _STATES: Final[Mapping[str, PlanState]] = {
         PlanState.ACTIVE,
     ),
     **dict.fromkeys(("applied", "completed", "done", "kept"), PlanState.DONE),
-}
+    **dict.fromkeys(
+        (
+            "abandoned", "aborted", "advised", "cancelled", "canceled", "closed", "denied", "ended", "error", "expired",
+            "failed", "rejected", "reverted", "rolled_back", "skipped", "superseded", "withdrawn", "yielded",
+        ),
+        PlanState.ENDED,
+    ),
+}  # fmt: skip
+"""Any other word may mean that it is being done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +104,8 @@ class PeerPlan:
     at_ms: int
     until_ms: int
     touches: tuple[Touch, ...]
+    trouble: str = ""
+    """Why the record could not be read further; it then holds its caches as a whole."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -134,6 +147,7 @@ def _refused(item: Mapping[str, Any]) -> Refused | None:
 def _texts(value: Any, name: str) -> tuple[str, ...] | BadRecord:
     if value is None or value == {}:
         return ()
+    value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or len(value) > _LIST_MAX:
         return BadRecord(f"`{name}` must be a list of at most {_LIST_MAX} texts")
     found = tuple(dict.fromkeys(text for v in value if (text := word(v)) is not None))
@@ -147,7 +161,60 @@ def read_plan(item: Mapping[str, Any], fleet: frozenset[str], now_ms: int) -> Pe
     refused = _refused(item)
     if refused is not None:
         return refused
-    content = item["content"]
+    content = _given(item["content"])
+    found = _plan(item, content, fleet, now_ms)
+    named = _named(content, fleet) if isinstance(found, BadRecord) else ()
+    if not isinstance(found, BadRecord) or not named:
+        return found
+    status = content.get("status")
+    state = _STATES.get(status.lower(), PlanState.ACTIVE) if isinstance(status, str) else PlanState.ACTIVE
+    at_ms, until_ms = _span(item, content, now_ms)
+    return PeerPlan(
+        agent_id=word(item["agent_id"]) or "unnamed",
+        plan_id=word(content.get("plan_id")) or record_id("peer_plan", str(item["id"])),
+        item_id=item["id"],
+        # How urgent it is cannot be weighed either, so it is not only wanted.
+        state=PlanState.ACTIVE if state is PlanState.WANTED else state,
+        priority=item["priority"],
+        at_ms=at_ms,
+        until_ms=until_ms,
+        touches=tuple(Touch(service=name, resource=ANYTHING) for name in named),
+        trouble=found.reason,
+    )
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a peer has said: null says nothing."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number that was written with a decimal point as such, anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _named(content: Mapping[str, Any], fleet: frozenset[str]) -> tuple[str, ...]:
+    """Return the caches of ours that a record names anywhere where one may be named, whatever form it has."""
+    changes = content.get("changes")
+    places: list[Any] = [content.get("service"), content.get("affected_services")]
+    places += [
+        c.get("service") for c in (changes if isinstance(changes, list) else [changes]) if isinstance(c, Mapping)
+    ]
+    flat = [v for place in places for v in (place if isinstance(place, (list, Mapping)) else [place])]
+    return tuple(sorted({v for v in flat if isinstance(v, str)} & fleet))
+
+
+def _span(item: Mapping[str, Any], content: Mapping[str, Any], now_ms: int) -> tuple[int, int]:
+    """Return from when until when a plan counts."""
+    # A clock that runs ahead must not hold a cache longer, nor win by seeming older.
+    at_ms = min(time_ms(item["timestamp"]) or 0, now_ms)
+    ends = [at_ms + HOLD_MS_MAX, time_ms(item["expires_at"]), time_ms(content.get("until"))]
+    return at_ms, min(end for end in ends if end is not None)
+
+
+def _plan(
+    item: Mapping[str, Any], content: Mapping[str, Any], fleet: frozenset[str], now_ms: int
+) -> PeerPlan | BadRecord | None:
     agent, plan_id = word(item["agent_id"]), word(content.get("plan_id", item["id"]))
     status = content.get("status", "")
     if agent is None or plan_id is None or not isinstance(status, str):
@@ -165,20 +232,18 @@ def read_plan(item: Mapping[str, Any], fleet: frozenset[str], now_ms: int) -> Pe
         return touches
     if not touches:
         return None
-    priority = content.get("priority", item["priority"])
+    priority = _whole(content.get("priority", item["priority"]))
     if not isinstance(priority, int) or isinstance(priority, bool) or not 1 <= priority <= 5:
         return BadRecord("`priority` must be a whole number from 1 to 5")
-    # A clock that runs ahead must not hold a cache longer, nor win by seeming older.
-    at_ms = min(time_ms(item["timestamp"]) or 0, now_ms)
-    ends = [at_ms + HOLD_MS_MAX, time_ms(item["expires_at"]), time_ms(content.get("until"))]
+    at_ms, until_ms = _span(item, content, now_ms)
     return PeerPlan(
         agent_id=agent,
         plan_id=plan_id,
         item_id=item["id"],
-        state=_STATES.get(status.lower(), PlanState.ENDED),
+        state=_STATES.get(status.lower(), PlanState.ACTIVE),
         priority=priority,
         at_ms=at_ms,
-        until_ms=min(end for end in ends if end is not None),
+        until_ms=until_ms,
         touches=touches,
     )
 
@@ -204,7 +269,7 @@ def _touches(
         return BadRecord(f"a plan may touch {_TOUCHES_MAX} things; write several plans")
     if not found and not changes:
         found = [Touch(service=s, resource=ANYTHING) for s in services]
-    delta = content.get("memory_delta_bytes", 0)
+    delta = _whole(content.get("memory_delta_bytes", 0))
     if not isinstance(delta, int) or isinstance(delta, bool) or abs(delta) > _AMOUNT_MAX:
         return BadRecord("`memory_delta_bytes` must be a whole number of bytes")
     if not delta:
@@ -219,6 +284,7 @@ def _touches(
 def _touch(change: Any, services: tuple[str, ...], fleet: frozenset[str]) -> list[Touch] | BadRecord:
     if not isinstance(change, Mapping):
         return BadRecord("each of `changes` must be an object")
+    change = _given(change)
     own = word(change.get("service")) if "service" in change else None
     targets = services if "service" not in change else tuple(s for s in (own,) if s is not None and s in fleet)
     pattern, knob = word(change.get("pattern")), word(change.get("knob"))
@@ -241,6 +307,9 @@ def _value(value: Any) -> str | None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    value = _whole(value)
+    if isinstance(value, float):
+        return str(value) if math.isfinite(value) else None
     if isinstance(value, int):
         return str(value) if abs(value) <= _AMOUNT_MAX else None
     text = word(value)

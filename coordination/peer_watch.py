@@ -4,8 +4,9 @@ A look is bounded, so a full round over a part may take several; they follow eac
 What was seen in a round counts at once, what is gone counts as gone when the round is complete. Hints bring the next
 look forward, no closer than `_GAP_MS`. It decides nothing about what it has seen.
 
-INVARIANT: at most one look and one wait for a hint are under way; a blackboard that does not answer is asked again at
-the usual pace; what is kept is bounded whatever peers write.
+INVARIANT: what peers hold counts as known only after a whole round, and while looks succeed (`readable`). At most one
+look and one wait for a hint are under way; a blackboard that does not answer is asked again at the usual pace; what is
+kept is bounded whatever peers write.
 """
 
 from __future__ import annotations
@@ -30,12 +31,21 @@ _FULL_PAGE: Final = 200
 """Records in one look from which on the next one takes its time: reading them is work, passing dead ids is not."""
 _KEPT_MAX: Final = 2_000
 """Records per area; beyond it the later ones of the index, which are less urgent, are left out and counted."""
+_HOLDING: Final = ("knowledge:performance", "conflicts:open")
+"""The parts in which peers say what they hold."""
+_MISSED_MAX: Final = 3
+"""Intervals without a good look after which nobody knows any more what peers hold."""
 
 
 class PeerWatch:
-    """`interval_ms` lies between two rounds without hints; 0 means that nobody looks."""
+    """`interval_ms` lies between two rounds without hints; 0 means that nobody looks. A look may take `timeout_ms`."""
 
-    def __init__(self, interval_ms: int) -> None:
+    def __init__(self, interval_ms: int, timeout_ms: int = 0) -> None:
+        self._stale_ms = _MISSED_MAX * interval_ms + timeout_ms
+        self._owed = set(_HOLDING)
+        """Of which parts there was no whole round since the start, or since a look failed."""
+        self._good_ms: int | None = None
+        """When a look last left nothing owed."""
         self._interval_ms = interval_ms
         self._cursors: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
         self._complete: dict[str, dict[str, Mapping[str, Any]]] = {area: {} for area in BOARD_AREAS}
@@ -55,6 +65,12 @@ class PeerWatch:
     def whole(self, area: str) -> bool:
         """Whether the last look has completed a round over the area, so that what is not there is gone."""
         return self.rounds[area] > 0 and self._cursors[area] == 0
+
+    def readable(self, now_ms: int) -> bool:
+        """Whether it is known what peers hold; true where nobody looks, as then nobody is asked."""
+        if not self._interval_ms:
+            return True
+        return self._good_ms is not None and now_ms - self._good_ms <= self._stale_ms
 
     def step(
         self, event: Any, now_ms: int, tasks: tuple[str, ...] = (), conflicts: tuple[str, ...] = ()
@@ -108,6 +124,9 @@ class PeerWatch:
             if page.cursor == 0:
                 self._complete[area], self._round[area] = seen, {}
                 self.rounds[area] += 1
+                self._owed.discard(area)
+        if not self._owed:
+            self._good_ms = now_ms
         # What was hinted at while the look was under way may lie in a part that it had passed already.
         pause_ms = _GAP_MS if self._hinted else self._interval_ms
         if any(self._cursors.values()):
@@ -128,4 +147,5 @@ class PeerWatch:
         # A round that was interrupted begins anew: the server may have come back with other content.
         self._cursors = dict.fromkeys(BOARD_AREAS, 0)
         self._round = {area: {} for area in BOARD_AREAS}
+        self._owed = set(_HOLDING)
         return (SetTimer(ref=_POLL, due_ms=now_ms + self._interval_ms),)

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from agents.consensus import Consensus
+from cachewarden.claims import UNREAD_BOARD
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Received, Send
-from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal
+from cachewarden.messages import AuditRecord, Execution, ExecutionState, Intent, Proposal
 from cachewarden.protocol import (
     CancelExecution,
     Execute,
@@ -103,6 +104,11 @@ class PeerStage:
     @property
     def state(self) -> FleetState:
         return self.coordinator.state(SystemClock().now_ms())
+
+    @property
+    def held(self) -> list[Intent]:
+        """What peers hold, as far as their records say."""
+        return [intent for intent in self.state.intents if intent.holder != UNREAD_BOARD]
 
     async def until(self, found: Callable[[], Any]) -> Any:
         """Return the first thing found that is not empty; raises TimeoutError."""

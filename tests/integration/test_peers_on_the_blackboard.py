@@ -214,7 +214,7 @@ async def test_a_task_that_lua_has_claimed_and_spoilt_harms_nobody(stage, peer):
 
 async def test_a_plan_of_a_peer_holds_ours_back_until_the_coordinator_of_acgs_has_answered(stage, peer):
     peer.add_knowledge("performance", "cache_optimization_plan", plan_content(), expires_in_s=600)
-    await stage.until(lambda: stage.state.intents)
+    await stage.until(lambda: stage.held)
     stage.plans = wanting(stage, knob(*SAMPLES))
     conflict = await stage.until(conflict_between(peer))
     assert conflict.conflict_type == "resource_conflict"
@@ -234,7 +234,7 @@ async def test_a_plan_of_a_peer_holds_ours_back_until_the_coordinator_of_acgs_ha
 async def test_nobody_answers__the_smaller_priority_number_goes_first_and_the_conflict_is_closed(stage, peer):
     content = plan_content() | {"priority": 5}
     peer.add_knowledge("performance", "cache_optimization_plan", content, expires_in_s=600)
-    await stage.until(lambda: stage.state.intents)
+    await stage.until(lambda: stage.held)
     stage.plans = wanting(stage, knob(*SAMPLES))
     conflict = await stage.until(conflict_between(peer))
     assert stage.executed == []
@@ -250,7 +250,7 @@ async def test_nobody_answers__the_smaller_priority_number_goes_first_and_the_co
 async def test_a_session_of_the_consensus_engine_is_an_answer(server, stage, peer, winner, outcome):
     content = plan_content() | {"priority": 2}
     peer.add_knowledge("performance", "optimization_activity", content, expires_in_s=600)
-    await stage.until(lambda: stage.state.intents)
+    await stage.until(lambda: stage.held)
     stage.plans = wanting(stage, knob(*SAMPLES))
     conflict = await stage.until(conflict_between(peer))
     ours = conflict.resolution_data["plans"][0]["plan_id"]
@@ -276,7 +276,7 @@ async def test_a_session_of_the_consensus_engine_is_an_answer(server, stage, pee
 
 async def test_an_answer_with_another_hash_does_not_count(stage, peer):
     peer.add_knowledge("performance", "cache_optimization_plan", plan_content(), expires_in_s=600)
-    await stage.until(lambda: stage.state.intents)
+    await stage.until(lambda: stage.held)
     stage.plans = wanting(stage, knob(*SAMPLES))
     conflict = await stage.until(conflict_between(peer))
     data = {"constitutional_hash": "0" * 16, "winner": conflict.resolution_data["plans"][0]["plan_id"]}
@@ -289,7 +289,7 @@ async def test_an_answer_with_another_hash_does_not_count(stage, peer):
 async def test_a_plan_that_does_not_say_what_it_changes_holds_the_whole_cache(stage, peer):
     content = {"affected_services": ["cart"], "status": "in_progress", **H}
     item_id = peer.add_knowledge("performance", "optimization_activity", content, expires_in_s=600)
-    await stage.until(lambda: stage.state.intents)
+    await stage.until(lambda: stage.held)
     stage.plans = wanting(stage, knob(*SAMPLES))
     await stage.until(lambda: stage.state.peers["blackboard"].counts.get("conflicts_lost"))
     assert stage.executed == []
@@ -303,7 +303,7 @@ async def test_growth_that_a_peer_announces_counts_against_the_budget(server, pe
     async with PeerStage(f"{server.url}/1", small) as stage:
         content = {"affected_services": ["pages"], "changes": [], "memory_delta_bytes": 6 * MIB, "priority": 1, **H}
         peer.add_knowledge("performance", "cache_optimization_plan", content, expires_in_s=600)
-        await stage.until(lambda: stage.state.intents)
+        await stage.until(lambda: stage.held)
         stage.plans = wanting(stage, knob("maxmemory", 16 * MIB, 20 * MIB), kinds=("memory",))
         conflict = await stage.until(conflict_between(peer))
         assert conflict.resolution_data["kind"] == "memory_budget"
@@ -327,7 +327,7 @@ async def test_a_plan_on_a_cache_that_we_are_measuring_is_told_and_an_answer_tak
 async def test_a_conflict_that_a_peer_reports_holds_our_plan_back_until_it_is_answered(stage, peer):
     data = {"affected_services": ["cart"], **H}
     conflict_id = peer.report_conflict(["operational_agent", AGENT_ID], "leave it", data, severity="critical")
-    await stage.until(lambda: stage.state.intents)
+    await stage.until(lambda: stage.held)
     stage.plans = wanting(stage, knob(*SAMPLES))
     await stage.until(lambda: stage.state.peers["blackboard"].counts.get("conflicts_reported"))
     assert stage.executed == []
@@ -431,7 +431,7 @@ async def test_ten_thousand_stale_ids_ahead_of_a_plan_do_not_hide_it(stage, peer
     peer.redis.zadd("bb:performance:priority", {f"dead-{n:05}": 1 for n in range(10_000)})
     content = plan_content() | {"priority": 5}
     peer.add_knowledge("performance", "cache_optimization_plan", content, priority=5, expires_in_s=600)
-    assert await stage.until(lambda: stage.state.intents)
+    assert await stage.until(lambda: stage.held)
 
 
 async def test_a_blackboard_that_restarts_and_has_lost_everything_is_looked_at_again(tmp_path):
@@ -440,14 +440,14 @@ async def test_a_blackboard_that_restarts_and_has_lost_everything_is_looked_at_a
     async with PeerStage(f"{server.url}/1") as stage:
         peer = AcgsPeer(f"{server.url}/1", "operational_agent")
         peer.add_knowledge("performance", "cache_optimization_plan", plan_content(), expires_in_s=600)
-        await stage.until(lambda: stage.state.intents)
+        await stage.until(lambda: stage.held)
         server.kill()
         await stage.until(lambda: not stage.state.peers["blackboard"].healthy)
         # What was known holds on: a plan does not end because nobody can read it.
-        assert stage.state.intents
+        assert stage.held
         server.start()
         await stage.until(lambda: stage.state.peers["blackboard"].healthy)
-        await stage.until(lambda: not stage.state.intents)
+        await stage.until(lambda: not stage.held)
         task_id = peer.create_task(asked())
         await stage.until(lambda: ended(peer, task_id))
         peer.close()

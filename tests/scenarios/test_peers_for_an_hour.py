@@ -19,7 +19,7 @@ import pytest
 from agents.consensus import Consensus
 from cachewarden.machine import Effect, Publish, Received, Record, Recorded, Send, SetTimer, Started, TimerFired
 from cachewarden.messages import AGENT_ID, AuditRecord, Execution, ExecutionState, RecordKind
-from cachewarden.peer_input import AwaitHint, peer_input_performers
+from cachewarden.peer_input import AwaitHint, ReadPeers, peer_input_performers
 from cachewarden.protocol import (
     CancelExecution,
     Execute,
@@ -81,6 +81,8 @@ class Hour:
         self.order = itertools.count()
         self.trace: list[str] = []
         self.active: dict[str, set[str]] = {name: set() for name in SERVICES}
+        self.known_active: dict[str, set[str]] = {name: set() for name in SERVICES}
+        """Who was changing a cache when the coordinator last looked, by what stood on the blackboard then."""
 
     def at(self, due_ms: int, what: Any) -> None:
         heapq.heappush(self.heap, (max(due_ms, self.now_ms), next(self.order), what))
@@ -124,7 +126,12 @@ class Hour:
         elif isinstance(effect, Send):
             self.deliver(effect.message)
         elif type(effect) in self.performers and not isinstance(effect, AwaitHint):
-            self.at(self.now_ms + 5, done(self.performers[type(effect)](effect)))
+            event = done(self.performers[type(effect)](effect))
+            active = {name: set(peers) for name, peers in self.active.items()}
+            self.at(self.now_ms + 5, event)
+            if isinstance(effect, ReadPeers):
+                # Of one time with the event, and after it: what the coordinator has been told is known from now on.
+                self.at(self.now_ms + 5, lambda: setattr(self, "known_active", active))
 
     # --- The other agents of ours -----------------------------------------------------------------------------------
 
@@ -164,6 +171,9 @@ class Hour:
             i.holder for i in self.coordinator.state(self.now_ms).intents if i.service == name and i.resource == "*"
         }
         assert not seen, f"{seen} are changing {name}, and so do we"
+        # A peer that has ended since then is no longer in the way.
+        changing = self.known_active[name] & self.active[name]
+        assert not changing, f"{changing} were changing {name} at our last look, and so do we"
         assert name not in self.running, f"two changes of {name} at once"
         self.executed.append((self.now_ms, name, OURS))
         self.trace.append(f"{self.now_ms - START_MS} {name} {OURS}")

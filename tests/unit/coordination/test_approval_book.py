@@ -44,7 +44,7 @@ from cachewarden.settings import load_settings
 from coordination.cycle import Coordinator
 from tests.unit.coordination.test_cycle import MIB, NOW, _proposal, _snapshot, _verdict
 
-SETTINGS = load_settings(approval_ttl_ms=600_000, cool_down_ms=0)
+SETTINGS = load_settings(approval_ttl_ms=600_000, cool_down_ms=0, blackboard_poll_ms=0)
 
 
 class World:

@@ -12,7 +12,7 @@ from cachewarden.protocol import CancelExecution
 from coordination.conflict_desk import ConflictDesk
 from coordination.conflicts import ClashKind, by_priority, clash_of, clash_with_kept, find_clashes, own_rule
 from coordination.peer_plans import PeerPlan, PlanState, Touch
-from tests.unit.policy.builders import MIB, proposal, resize, ttl_rule
+from tests.unit.policy.builders import MIB, knob, proposal, resize, ttl_rule
 
 NOW = 1_800_000_000_000
 WAIT_MS = 30_000
@@ -104,6 +104,18 @@ def test_a_matter_keeps_its_id_from_cycle_to_cycle_and_a_changed_plan_is_a_new_m
     again = clash(proposal("cart", proposal_id="p-later"))
     assert again.conflict_id == clash().conflict_id == clash(None, plan(state=PlanState.ACTIVE)).conflict_id
     assert clash(None, plan(replace(SAMPLES, after="4"))).conflict_id != again.conflict_id
+
+
+def test_another_value_of_ours_is_another_matter_and_a_size_measured_anew_is_not():
+    other = proposal("cart", knob("maxmemory-samples", "5", "9"))
+    assert clash(other).conflict_id != clash().conflict_id
+    theirs = plan(Touch(service="cart", resource="maxmemory", before="1", after="2"))
+    sizes = [
+        clash(proposal("cart", knob("maxmemory", 16 * MIB, size)), theirs).conflict_id
+        for size in (20 * MIB, 20 * MIB + 4_096, 30 * MIB, 8 * MIB)
+    ]
+    assert sizes[0] == sizes[1]
+    assert len(set(sizes)) == 3
 
 
 # --- Who goes first ---------------------------------------------------------------------------------------------------
@@ -263,6 +275,32 @@ def test_what_a_peer_has_done_is_not_set_back_before_that_was_decided():
     desk, _, _ = opened(done)
     [held] = desk.intents([done], NOW)
     assert (held.service, held.resource, held.holder) == ("cart", "maxmemory-samples", "peer")
+
+
+def test_what_was_won_over_a_plan_that_was_wanted_ends_once_the_plan_is_being_carried_out():
+    desk, _, _ = opened(plan(priority=5))
+    desk.decide(NOW + WAIT_MS)
+    active = plan(priority=5, state=PlanState.ACTIVE)
+    assert desk.forget([active], NOW + WAIT_MS) == ()
+    assert {i.resource for i in desk.intents([active], NOW + WAIT_MS)} == {"maxmemory-samples", "*"}
+
+
+def test_an_answer_for_one_value_frees_nothing_for_another():
+    desk, found, _ = opened()
+    desk.read(answered(found, winner=AGENT_ID), [], NOW + 1, {})
+    assert desk.intents([plan()], NOW + 1) == ()
+    desk.meet([clash(proposal("cart", knob("maxmemory-samples", "5", "9")))], NOW + 2)
+    assert [i.resource for i in desk.intents([plan()], NOW + 2)] == ["maxmemory-samples"]
+
+
+def test_a_plan_that_lost_the_budget_gives_way_by_what_ours_lacks_and_only_until_ours_is_done():
+    theirs = plan(Touch(service="pages", resource="budget", direction=1, amount=6 * MIB), priority=5)
+    desk = ConflictDesk(WAIT_MS)
+    desk.meet([clash_of(resize("cart", 16, 20), theirs, 9 * MIB, NOW)], NOW)
+    desk.decide(NOW + WAIT_MS)
+    assert [i.amount for i in desk.intents([theirs], NOW + WAIT_MS)] == [5 * MIB]
+    desk.note_started("cart")
+    assert [i.amount for i in desk.intents([theirs], NOW + WAIT_MS)] == [6 * MIB]
 
 
 def test_winning_over_one_knob_overrules_nothing_else_of_the_plan():

@@ -150,7 +150,9 @@ class _Desk:
 
     def __init__(self, records: tuple[AuditRecord, ...] = ()) -> None:
         services = tuple(Service(name=n, url="redis://127.0.0.1:1", mode=Mode.AUTO) for n in ("api", "search"))
-        self.coordinator = Coordinator(Fleet(services=services), load_settings(cycle_interval_ms=10_000))
+        self.coordinator = Coordinator(
+            Fleet(services=services), load_settings(cycle_interval_ms=10_000, blackboard_poll_ms=0)
+        )
         self.now = NOW
         self.first = self.coordinator.step(Started(records=records), NOW)
 

@@ -103,7 +103,7 @@ def test_changes_may_name_services_of_their_own_and_knobs_in_underscores():
         ("Observing", PlanState.ACTIVE),
         ("completed", PlanState.DONE),
         ("rolled_back", PlanState.ENDED),
-        ("no word that we know", PlanState.ENDED),
+        ("no word that we know", PlanState.ACTIVE),
     ],
 )
 def test_the_status_says_whether_a_plan_holds_anything(status, state):
@@ -134,7 +134,6 @@ def test_a_plan_with_another_hash_is_refused():
 @pytest.mark.parametrize(
     "damage",
     [
-        {"affected_services": "cart"},
         {"affected_services": ["cart", 5]},
         {"affected_services": ["cart"] * 51},
         {"changes": "all"},
@@ -147,14 +146,39 @@ def test_a_plan_with_another_hash_is_refused():
         {"plan_id": ""},
         {"plan_id": "a\nb"},
         {"status": 5},
+        {"affected_services": {"cart": 1}},
+        {"memory_delta_bytes": 0.5},
+        {"priority": 1.5},
         {"priority": 0},
         {"priority": True},
         {"memory_delta_bytes": "many"},
         {"memory_delta_bytes": 1 << 70},
     ],
 )
-def test_what_cannot_be_understood_is_a_bad_record_and_no_guess(damage):
-    assert isinstance(plan({"service": "cart"} | damage), BadRecord)
+def test_what_cannot_be_read_further_holds_the_whole_cache_that_it_names_and_counts_as_bad(damage):
+    found = plan({"service": "cart"} | damage)
+    assert (found.state, found.services, found.until_ms) == (PlanState.ACTIVE, ("cart",), NOW + 600_000)
+    assert found.trouble
+    assert {i.resource for i in intents_of(found, NOW)} == {"*"}
+    assert isinstance(plan({"service": "elsewhere", "status": 5} | damage), BadRecord) or "cart" in str(damage)
+    if "status" not in damage:
+        assert intents_of(plan({"service": "cart", "status": "completed"} | damage), NOW) == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["status", "priority", "memory_delta_bytes", "plan_id", "changes", "affected_services"]
+)
+def test_null_says_nothing(name):
+    found = plan({"service": "cart", name: None})
+    assert (found, found.trouble) == (plan({"service": "cart"}), "")
+
+
+def test_one_text_is_a_list_of_one_and_a_number_may_have_a_decimal_point():
+    content = {"priority": 2.0, "memory_delta_bytes": 5.0, "changes": [{"knob": "hz", "before": 10.0, "after": 12.5}]}
+    found = plan({"affected_services": "cart"} | content)
+    assert (found.priority, found.trouble) == (2, "")
+    assert resources(found) == [("cart", "hz", 0, "12.5"), ("cart", "budget", 1, "")]
+    assert found.touches[0].before == "10"
 
 
 def test_lists_that_lua_has_turned_into_objects_are_empty_lists():

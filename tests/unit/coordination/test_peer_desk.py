@@ -1,0 +1,129 @@
+"""What the coordinator may do while it is not known what other agents hold."""
+
+from __future__ import annotations
+
+import json
+
+from agents.consensus import Consensus
+from cachewarden.claims import UNREAD_BOARD
+from cachewarden.machine import EffectFailed, Received, Started, TimerFired
+from cachewarden.messages import ResolutionOutcome
+from cachewarden.peer_input import PeersRead, ReadPeers
+from cachewarden.ports import BOARD_AREAS, BoardPage
+from cachewarden.protocol import Settle
+from coordination.blackboard_records import knowledge_item, parse_knowledge
+from coordination.fleet_memory import FleetMemory
+from coordination.peer_desk import PeerDesk
+from tests.unit.agents.settlements import verdict
+from tests.unit.policy.builders import SETTINGS, fleet, proposal, service
+
+NOW = 1_800_000_000_000
+FLEET = fleet(service("cart"), service("pages"))
+BOUND_MS = 3 * SETTINGS.blackboard_poll_ms + int(SETTINGS.redis_timeout * 1000)
+
+
+def item(item_id, *, agent, **content):
+    record = knowledge_item(
+        item_id=item_id,
+        space="performance",
+        agent_id=agent,
+        knowledge_type="cache_optimization_plan",
+        content=content,
+        at_ms=NOW,
+        ttl_ms=600_000,
+    )
+    return parse_knowledge(json.dumps(record))
+
+
+class Life:
+    """One life of a desk and what its looks bring."""
+
+    def __init__(self, poll_ms=SETTINGS.blackboard_poll_ms):
+        self.settings = SETTINGS.model_copy(update={"blackboard_poll_ms": poll_ms})
+        self.memory = FleetMemory(FLEET, self.settings)
+        self.desk = PeerDesk(FLEET, self.settings)
+        self.desk.step(Started(), self.memory, NOW)
+
+    def look(self, now_ms=NOW, *, fails=False, cursor=0, records=()):
+        [read] = [
+            e for e in self.desk.step(TimerFired(ref="peers:poll"), self.memory, now_ms) if isinstance(e, ReadPeers)
+        ]
+        if fails:
+            event = EffectFailed(ref=read.ref, effect="ReadPeers", kind="BlackboardUnavailable", reason="r")
+        else:
+            pages = {area: BoardPage(records=(), cursor=cursor, bad=0) for area in BOARD_AREAS}
+            pages["knowledge:performance"] = BoardPage(records=tuple(records), cursor=cursor, bad=0)
+            event = PeersRead(ref=read.ref, pages=pages)
+        self.desk.step(event, self.memory, now_ms)
+
+    def holder(self, now_ms=NOW):
+        return self.desk.holder_of(proposal("cart"), now_ms)
+
+
+def test_before_the_first_whole_look_everything_is_held_and_after_it_nothing():
+    life = Life()
+    assert life.holder() == UNREAD_BOARD
+    assert {i.service for i in life.memory.state(NOW, 0, "idle", NOW).intents} == {"cart", "pages"}
+    life.look(cursor=5)
+    assert life.holder() == UNREAD_BOARD
+    life.look()
+    assert (life.holder(), life.desk.intents(NOW)) == (None, ())
+
+
+def test_a_blackboard_that_was_never_readable_is_not_clear():
+    life = Life()
+    life.look(fails=True)
+    assert life.holder() == UNREAD_BOARD
+
+
+def test_a_short_outage_holds_nothing_and_a_long_one_everything_until_a_whole_round():
+    life = Life()
+    life.look()
+    life.look(NOW + 1, fails=True)
+    assert life.holder(NOW + BOUND_MS) is None
+    assert life.holder(NOW + BOUND_MS + 1) == UNREAD_BOARD
+    later = NOW + BOUND_MS + 2
+    life.look(later, cursor=5)
+    assert life.holder(later) == UNREAD_BOARD
+    life.look(later)
+    assert life.holder(later) is None
+
+
+def test_a_look_that_never_ends_is_an_outage_too():
+    life = Life()
+    life.look()
+    life.desk.step(TimerFired(ref="peers:poll"), life.memory, NOW + 5_000)
+    assert life.holder(NOW + BOUND_MS + 1) == UNREAD_BOARD
+
+
+def test_who_does_not_poll_runs_without_a_blackboard():
+    life = Life(poll_ms=0)
+    assert (life.holder(), life.desk.intents(NOW)) == (None, ())
+
+
+def test_ours_waits_for_the_blackboard_and_is_told_the_way_out():
+    life, given = Life(), proposal("cart")
+    question = Settle(
+        cycle=1,
+        proposals=(given,),
+        verdicts=(verdict(given),),
+        history={},
+        memory_bytes={},
+        intents=life.desk.intents(given.created_at_ms),
+        budget_bytes=None,
+    )
+    [reply] = Consensus(FLEET, life.settings).step(
+        Received(sender="coordinator", message=question), given.created_at_ms
+    )
+    [resolution] = reply.message.resolutions
+    assert resolution.outcome is ResolutionOutcome.WAIT
+    assert "cannot be read" in resolution.reason
+    assert "BLACKBOARD_POLL_MS=0" in resolution.reason
+
+
+def test_where_there_are_too_many_plans_those_that_are_being_carried_out_are_kept():
+    life = Life()
+    crowd = [item(f"n{n}", agent="loud", status="planned", priority=1, service="pages") for n in range(600)]
+    late = item("z", agent="zealous", status="in_progress", priority=5, service="cart")
+    life.look(records=(*crowd, late))
+    assert life.holder() == "zealous"
