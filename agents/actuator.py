@@ -34,7 +34,7 @@ from cachewarden.machine import (
     Send,
     Started,
 )
-from cachewarden.messages import Execution, ExecutionState, Intent, Mode, RecordKind
+from cachewarden.messages import Execution, ExecutionState, Intent, Lease, Mode, RecordKind
 from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -213,13 +213,12 @@ class Actuator:
         return effects
 
     def _unneeded(self, effects: tuple[Effect, ...], leading: bool = False) -> tuple[Effect, ...]:
-        """Leave out the release of a lease that a run, or with `leading` our leading, still needs: the holder is one."""
-        return tuple(
-            e
-            for e in effects
-            if not isinstance(e, ReleaseLease)
-            or not (self._holds(e.lease.service) or (leading and self._leads.leads(e.lease)))
-        )
+        """Leave out the release of a lease that a run, or with `leading` our leading, still needs."""
+
+        def needed(lease: Lease) -> bool:
+            return self._holds(lease.service) or (leading and self._leads.leads(lease))
+
+        return tuple(e for e in effects if not (isinstance(e, ReleaseLease) and needed(e.lease)))
 
     def _holds(self, service: str) -> bool:
         return any(
