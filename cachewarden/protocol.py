@@ -274,7 +274,8 @@ class PeerBallot(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerBallots(Message):
-    """All live ballots of peers, by (subject, agent, time, item), at most 1,000; told again with each look.
+    """All live ballots of peers, by (subject, agent, time, item), at most 1,000, of too many the newest of each voter
+    that is entitled first; told again with each look. `read_at_ms` is when the last complete round of looks began.
 
     The coordinator, which reads the blackboard, sends it to the consensus. None of them carries our agent id or another
     constitutional hash.

@@ -136,7 +136,7 @@ class CacheOptimizerSettings(BaseSettings):
     )
     ballot_action_class: int = Field(2, ge=0, le=3, description="least class of changes that is put to the vote")
     ballot_wait_ms: int = Field(20_000, ge=1_000, le=600_000, description="how long a vote is open")
-    ballot_quorum: float = Field(0.5, ge=0.0, le=1.0, description="share of the voters, ours included, that must vote")
+    ballot_quorum: float = Field(0.5, ge=0.0, le=1.0, description="share of the peers in BALLOT_VOTERS that must vote")
     consensus_change: ConsensusAlgorithm = Field(
         "weighted_vote", description="rule by which a vote on a change is decided"
     )
