@@ -257,7 +257,8 @@ class PeerBallot(Message):
     """One vote that another agent has put onto the blackboard (`cache_optimization_ballot`, space `performance`).
 
     Bounded and free of control characters, but not judged: whether `agent_id` may vote, on what, and whether it came in
-    time is for whoever counts. `item_id` is that of the item; a voter that changes its mind writes another one.
+    time is for whoever counts. `item_id` is that of the item; a voter that changes its mind
+    writes another one or rewrites this one.
     """
 
     item_id: str

@@ -15,7 +15,7 @@ from cachewarden.machine import EffectFailed, Received, Record, Recorded, Send, 
 from cachewarden.messages import AGENT_ID, AuditRecord, Evidence, RecordKind, ResolutionOutcome
 from cachewarden.protocol import BallotNews, History, PeerBallot, PeerBallots, RunCycle, Settle, Settled
 from cachewarden.settings import CacheOptimizerSettings, load_settings
-from coordination.ballot_records import conflict_id_of
+from coordination.ballot_records import ballot_told, conflict_id_of
 from tests.unit.agents.settlements import verdict
 from tests.unit.policy.builders import MIB, NOW_MS, fleet, proposal, resize, service
 
@@ -444,4 +444,20 @@ def test_voters_that_cannot_be_read_are_refused_at_the_start(text):
 def test_the_rules_of_the_settings_are_those_that_there_are():
     for name in ("consensus_change", "consensus_service"):
         for algorithm in Algorithm:
-            assert getattr(load_settings(_env_file=None, **{name: algorithm.value}), name) == algorithm.value
+            if (name, algorithm) != ("consensus_change", Algorithm.MARGINAL_BENEFIT):
+                assert getattr(load_settings(_env_file=None, **{name: algorithm.value}), name) == algorithm.value
+
+
+def test_a_rule_that_ignores_votes_is_refused_for_votes():
+    from cachewarden.errors import SettingsError
+
+    with pytest.raises(SettingsError, match="ignores the votes of peers"):
+        load_settings(_env_file=None, consensus_change="marginal_benefit")
+
+
+def test_a_peer_whose_name_begins_like_ours_is_told_as_involved():
+    twin = f"{AGENT_ID}_two"
+    chamber = Chamber(ballot_voters=f"{twin}:agent:1")
+    chamber.settle(growth())
+    [_, report] = ballot_told(chamber.news[0], NOW_MS)
+    assert report.arguments["conflict"]["involved_agents"] == [AGENT_ID, twin]
