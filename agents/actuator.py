@@ -34,7 +34,7 @@ from cachewarden.machine import (
     Send,
     Started,
 )
-from cachewarden.messages import Execution, ExecutionState, Intent, Mode, RecordKind
+from cachewarden.messages import Execution, ExecutionState, Intent, Lease, Mode, RecordKind
 from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -70,7 +70,7 @@ class Actuator:
         if event.ref.startswith(STANDBY_REF):
             return self._on_standby(event, now_ms)
         if event.ref.startswith(LEAD_REF):
-            return self._leads.step(event, now_ms)
+            return self._unneeded(self._leads.step(event, now_ms))
         run = self._runs.get(event.ref.rpartition("#")[0])
         if run is None:
             return self._on_stray(event)
@@ -154,9 +154,18 @@ class Actuator:
         self._runs[run.key] = run
         return effects
 
-    def _on_cancel(self, service: str, reason: str, now_ms: int, proposal_id: str | None = None) -> tuple[Effect, ...]:
+    def _on_cancel(
+        self,
+        service: str,
+        reason: str,
+        now_ms: int,
+        proposal_id: str | None = None,
+        begun_before_ms: int | None = None,
+    ) -> tuple[Effect, ...]:
         effects: list[Effect] = []
         for run in list(self._runs.values()):
+            if begun_before_ms is not None and run.started_ms >= begun_before_ms:
+                continue
             if service in ("*", run.service) and proposal_id in (None, run.proposal.proposal_id):
                 effects += self._settle(run, execution.cancel(run, reason, now_ms), now_ms)
         return tuple(effects)
@@ -171,12 +180,16 @@ class Actuator:
 
     def _on_standby(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         turn = self._standby.step(event, now_ms)
-        effects = list(turn.effects)
-        for record in turn.pauses[-1:]:
-            # Of whichever deployment: a pause stops all optimizers of the fleet. Only the last word counts.
+        effects = list(self._unneeded(turn.effects, leading=True))
+        for number, record in enumerate(turn.pauses):
+            # Of whichever deployment: a pause stops all optimizers of the fleet. In their order, since what was killed
+            # stays killed although all was resumed before we read of it.
             self._paused = record.kind == RecordKind.PAUSED.value
             if self._paused and record.payload.get("kill"):
-                effects += self._on_cancel("*", f"kill switch: {record.payload.get('reason', '')}", now_ms)
+                later = turn.pauses[number + 1 :]
+                resumed_ms = next((r.at_ms for r in later if r.kind == RecordKind.RESUMED.value), None)
+                why = f"kill switch: {record.payload.get('reason', '')}"
+                effects += self._on_cancel("*", why, now_ms, begun_before_ms=resumed_ms)
         if turn.adopt is not None:
             run, first = execution.resume(turn.adopt, self._settings, now_ms)
             self._runs[run.key] = run
@@ -198,6 +211,14 @@ class Actuator:
         if run.state in (ExecutionState.KEPT, ExecutionState.ROLLED_BACK):
             return tuple(self._leads.keep(e) if isinstance(e, ReleaseLease) else e for e in effects)
         return effects
+
+    def _unneeded(self, effects: tuple[Effect, ...], leading: bool = False) -> tuple[Effect, ...]:
+        """Leave out the release of a lease that a run, or with `leading` our leading, still needs."""
+
+        def needed(lease: Lease) -> bool:
+            return self._holds(lease.service) or (leading and self._leads.leads(lease))
+
+        return tuple(e for e in effects if not (isinstance(e, ReleaseLease) and needed(e.lease)))
 
     def _holds(self, service: str) -> bool:
         return any(

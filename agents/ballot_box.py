@@ -2,7 +2,8 @@
 
 One motion per wish (`approval.alike`): the planner's figures wander from cycle to cycle, the question stays the same.
 A motion is in the journal before anybody is told of it, and its outcome before anything rests on it. Ballots of peers
-come again and again, as they are read; deadlines fire by a timer, whether anybody votes or not.
+come again and again, as they are read; deadlines fire by a timer, whether anybody votes or not. After the deadline the
+next look at the blackboard closes a motion, since only it shows what was cast until then; it is waited for so long.
 
 It never votes for a peer, and what nobody voted on is not approved. INVARIANT: a change that needs a vote goes ahead
 only while a motion on the same wish was decided in favour, is in the journal, and is not older than its term.
@@ -11,7 +12,7 @@ only while a motion on the same wish was decided in favour, is in the journal, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pydantic import ValidationError
@@ -28,13 +29,14 @@ from cachewarden.balloting import (
     Outcome,
     Voter,
     count,
+    is_own,
     parse_voters,
 )
 from cachewarden.codec import decode, record_id, to_jsonable
 from cachewarden.consensus_rules import Algorithm, Option
 from cachewarden.machine import Effect, Record, Send, SetTimer
-from cachewarden.messages import AGENT_ID, AuditRecord, Proposal, RecordKind, ResolutionOutcome, Verdict
-from cachewarden.protocol import BallotNews, History, PeerBallots, RunCycle
+from cachewarden.messages import AuditRecord, Proposal, RecordKind, ResolutionOutcome, Verdict
+from cachewarden.protocol import BallotNews, History, PeerBallot, PeerBallots, RunCycle
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["REST_MS", "BallotBox"]
@@ -48,6 +50,8 @@ _HELD_MAX: Final = 500
 _RECORDED_MAX: Final = 100
 """Ballots that one record holds; those that count come first, the number of the others is told."""
 _NOTED_CHARS_MAX: Final = 500
+_LOOKS_WAITED_FOR: Final = 2
+_GRACE_MS_MIN: Final = 2_000
 _OF_ONE_VOTER_MAX: Final = 20
 _OF_STRANGERS_MAX: Final = 200
 
@@ -60,11 +64,14 @@ class _Held:
     proposal: Proposal
     motion: Motion
     own: tuple[Ballot, ...]
-    peers: dict[str, Ballot] = field(default_factory=dict)
+    peers: dict[tuple[str, str, bool], Ballot] = field(default_factory=dict)
+    """Voter, item and whether it was cast too late, to what the item says."""
     outcome: Outcome | None = None
     opened: bool = False
     closed: bool = False
     until_ms: int = 0
+    looked_ms: int | None = None
+    """When the ballots of peers were last read."""
 
 
 class BallotBox:
@@ -134,6 +141,7 @@ class BallotBox:
             quorum=self._settings.ballot_quorum,
             opened_at_ms=now_ms,
             deadline_ms=now_ms + self._settings.ballot_wait_ms,
+            grace_ms=max(_GRACE_MS_MIN, _LOOKS_WAITED_FOR * self._settings.blackboard_poll_ms),
             subjects=(record_id("ballot", motion_id),),
         )
         held = _Held(proposal, motion, own_ballots(motion_id, proposal, verdict, now_ms))
@@ -144,25 +152,30 @@ class BallotBox:
     # --- Votes, time, journal -----------------------------------------------------------------------------------------
 
     def take(self, message: PeerBallots, now_ms: int) -> tuple[Effect, ...]:
-        """Take what peers have written; what is about no open motion changes nothing."""
+        """Take what peers have written; what is about no open motion changes nothing.
+
+        An item that its voter has rewritten is that voter's last word, unless it was rewritten after the deadline.
+        """
         about = {subject: h for h in self._held.values() for subject in (h.motion.motion_id, *h.motion.subjects)}
         touched: dict[str, _Held] = {}
+        for held in self._held.values():
+            if held.outcome is None:
+                held.looked_ms = message.read_at_ms
+                if message.read_at_ms > held.motion.deadline_ms:
+                    touched[held.motion.motion_id] = held
         for told in message.ballots:
-            held = about.get(told.subject)
-            if held is None or held.outcome is not None or told.item_id in held.peers or _flooded(held, told.agent_id):
+            found = about.get(told.subject)
+            if found is None or found.outcome is not None:
                 continue
-            ours = told.agent_id == AGENT_ID or told.agent_id.startswith(f"{AGENT_ID}:")
-            held.peers[told.item_id] = Ballot(
-                subject=told.subject,
-                voter_id=f"{told.agent_id} (in our name)" if ours else told.agent_id,
-                choice=told.choice,
-                confidence=told.confidence,
-                reason=told.reason[:_NOTED_CHARS_MAX],
-                cast_at_ms=told.at_ms,
-                seen_at_ms=now_ms,
-                item_id=told.item_id,
-            )
-            touched[held.motion.motion_id] = held
+            ballot = _ballot(told, now_ms)
+            late = ballot.cast_at_ms > found.motion.deadline_ms
+            key = (told.agent_id, told.item_id, late)
+            known = found.peers.get(key)
+            if known is None and _flooded(found, told.agent_id):
+                continue
+            if known is None or replace(known, seen_at_ms=now_ms) != ballot:
+                found.peers[key] = ballot
+                touched[found.motion.motion_id] = found
         return tuple(effect for held in touched.values() for effect in self._counted(held, now_ms))
 
     def on_timer(self, ref: str, now_ms: int) -> tuple[Effect, ...]:
@@ -172,13 +185,16 @@ class BallotBox:
             return ()
         if held.outcome is not None:
             return (self._close_record(held),)
-        return self._counted(held, now_ms)
+        closing = self._counted(held, now_ms)
+        # Still open: the look that closes it is yet to come and may never come, or the journal does not have it yet.
+        last_ms = max(held.motion.deadline_ms + held.motion.grace_ms, now_ms + _RECORD_AGAIN_MS)
+        return closing or (self._timer(held, last_ms),)
 
     def _counted(self, held: _Held, now_ms: int) -> tuple[Effect, ...]:
         if not held.opened:
             # Not in the journal yet: it is counted once it is.
             return ()
-        outcome = count(held.motion, (*held.own, *held.peers.values()), now_ms)
+        outcome = count(held.motion, (*held.own, *held.peers.values()), now_ms, held.looked_ms)
         if outcome.state is MotionState.OPEN:
             return ()
         held.outcome = outcome
@@ -270,6 +286,19 @@ class BallotBox:
             subject_id=held.motion.motion_id,
             payload=to_jsonable(payload),
         )
+
+
+def _ballot(told: PeerBallot, now_ms: int) -> Ballot:
+    return Ballot(
+        subject=told.subject,
+        voter_id=f"{told.agent_id} (in our name)" if is_own(told.agent_id) else told.agent_id,
+        choice=told.choice,
+        confidence=told.confidence,
+        reason=told.reason[:_NOTED_CHARS_MAX],
+        cast_at_ms=told.at_ms,
+        seen_at_ms=now_ms,
+        item_id=told.item_id,
+    )
 
 
 def _flooded(held: _Held, agent_id: str) -> bool:

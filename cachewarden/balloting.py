@@ -5,14 +5,15 @@ stands. It keeps nothing, reads no clock, and casts no vote for anybody: silence
 neither a yes nor a no. Votes that do not count are kept with the reason, so that the journal can show all of them.
 
 INVARIANT: at most one ballot of a voter counts, whatever the order in which ballots come in; a motion is open only
-before its deadline; nothing is decided without a quorum.
+before its deadline, and for the look that shows what was cast until then; where peers are entitled, nothing is decided
+without them, save by a veto.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
@@ -33,6 +34,7 @@ __all__ = [
     "Standing",
     "Voter",
     "count",
+    "is_own",
     "parse_voters",
 ]
 
@@ -85,9 +87,12 @@ class Motion(Message):
     electorate: tuple[Voter, ...]
     algorithm: Algorithm
     quorum: float
-    """Share of the electorate, by heads, that must have cast a ballot, abstentions included; 0..1."""
+    """Share of the peers in the electorate, by heads, that must have cast a ballot, abstentions included; 0..1. Of them
+    at least one must have voted. Without peers, of the electorate."""
     opened_at_ms: int
     deadline_ms: int
+    grace_ms: int = 0
+    """How long after the deadline a ballot that was cast before it may be seen first."""
     subjects: tuple[str, ...] = ()
     thresholds: Thresholds = field(default_factory=Thresholds)
 
@@ -133,10 +138,16 @@ class Outcome(Message):
     escalate: str = ""
 
 
-def count(motion: Motion, ballots: Iterable[Ballot], now_ms: int) -> Outcome:
-    """Return how the motion stands at `now_ms`.
+def is_own(voter_id: str) -> bool:
+    """Say whether a voter is one of our agents; no peer can have such an id (`parse_voters`)."""
+    return voter_id == AGENT_ID or voter_id.startswith(f"{AGENT_ID}:")
 
-    It is closed by its deadline, by the ballots of the whole electorate, or by a veto, whichever comes first.
+
+def count(motion: Motion, ballots: Iterable[Ballot], now_ms: int, looked_ms: int | None = None) -> Outcome:
+    """Return how the motion stands at `now_ms`; `looked_ms` is when the ballots of peers were last read.
+
+    It is closed by the ballots of the whole electorate, by a veto, or by a look that was begun after its deadline,
+    whichever comes first. Without such a look it fails once its grace is over: nobody knows what was cast by then.
     """
     screened = _screened(motion, ballots)
     cast = {e.ballot.voter_id: e for e in screened if e.standing in (Standing.COUNTED, Standing.ABSTAINED)}
@@ -148,14 +159,15 @@ def count(motion: Motion, ballots: Iterable[Ballot], now_ms: int) -> Outcome:
         told = vetoes[0].ballot
         why = f"vetoed by `{told.voter_id}`: {told.reason or 'no reason given'}"
         return _outcome(motion, screened, now_ms, MotionState.DECIDED, REJECT, told.confidence, why)
+    peers = [v.voter_id for v in motion.electorate if not is_own(v.voter_id)]
     missing = [v.voter_id for v in motion.electorate if v.voter_id not in cast]
-    if missing and now_ms < motion.deadline_ms:
-        waits = f"waits for {', '.join(f'`{m}`' for m in missing[:5])}{' and others' if len(missing) > 5 else ''}"
-        return _outcome(motion, screened, now_ms, MotionState.OPEN, None, 0.0, waits)
-    needed = math.ceil(motion.quorum * len(motion.electorate) - 1e-9)
-    if len(cast) < max(1, needed):
-        why = f"no quorum: {len(cast)} of {len(motion.electorate)} voted, {max(1, needed)} are needed"
-        return _outcome(motion, screened, now_ms, MotionState.FAILED, None, 0.0, why, "human_review")
+    looked = not peers or (looked_ms is not None and looked_ms > motion.deadline_ms)
+    if missing and (now_ms < motion.deadline_ms or (not looked and now_ms < motion.deadline_ms + motion.grace_ms)):
+        return _outcome(motion, screened, now_ms, MotionState.OPEN, None, 0.0, f"waits for {_names(missing)}")
+    failure = "the blackboard could not be read after the deadline" if missing and not looked else None
+    failure = failure or _short_of_quorum(motion, cast, peers)
+    if failure is not None:
+        return _outcome(motion, screened, now_ms, MotionState.FAILED, None, 0.0, failure, "human_review")
     votes = tuple(
         Vote(
             voter_id=i,
@@ -174,6 +186,25 @@ def count(motion: Motion, ballots: Iterable[Ballot], now_ms: int) -> Outcome:
     found = RULES[motion.algorithm](motion.options, votes, len(motion.electorate) - abstained, motion.thresholds)
     state = MotionState.FAILED if found.winner is None else MotionState.DECIDED
     return _outcome(motion, screened, now_ms, state, found.winner, found.score, found.reason, found.escalate)
+
+
+def _names(voters: Sequence[str]) -> str:
+    return f"{', '.join(f'`{v}`' for v in voters[:5])}{' and others' if len(voters) > 5 else ''}"
+
+
+def _short_of_quorum(motion: Motion, cast: Mapping[str, CountedBallot], peers: Sequence[str]) -> str | None:
+    """Return what the quorum lacks. Our own agents always vote, so among peers they do not count towards it."""
+    members = peers or [v.voter_id for v in motion.electorate]
+    silent = [m for m in members if m not in cast]
+    needed = max(1, math.ceil(motion.quorum * len(members) - 1e-9))
+    voted = len(members) - len(silent)
+    if voted < needed:
+        what = f"{len(members)} peers" if peers else f"{len(members)}"
+        return f"no quorum: {voted} of {what} voted, {needed} are needed; silent: {_names(silent)}"
+    if peers and all(cast[m].standing is Standing.ABSTAINED for m in peers if m in cast):
+        told = f"; silent: {_names(silent)}" if silent else ""
+        return f"no peer has voted: {_names([m for m in peers if m in cast])} abstained{told}"
+    return None
 
 
 def _outcome(
@@ -266,8 +297,11 @@ def _refusal(motion: Motion, entitled: Mapping[str, Voter], ballot: Ballot) -> s
         return f"it votes for nobody: `{ballot.choice}` is none of {', '.join(o.option_id for o in motion.options)}"
     if not 0.0 <= ballot.confidence <= 1.0:
         return f"its confidence `{ballot.confidence}` lies outside 0 to 1"
-    if ballot.seen_at_ms > motion.deadline_ms or ballot.cast_at_ms > motion.deadline_ms:
+    if ballot.cast_at_ms > motion.deadline_ms or ballot.seen_at_ms > motion.deadline_ms + motion.grace_ms:
         return "it came after the deadline"
+    if ballot.seen_at_ms > motion.deadline_ms and ballot.cast_at_ms < motion.opened_at_ms:
+        # Seen in time, a voter whose clock is behind is heard; seen late, its own time has to speak for it.
+        return "it was seen after the deadline and claims to have been cast before the vote was opened"
     if ballot.cast_at_ms > ballot.seen_at_ms + CLOCK_SKEW_MS_MAX:
         return "it claims to have been cast in the future"
     return None

@@ -257,7 +257,8 @@ class PeerBallot(Message):
     """One vote that another agent has put onto the blackboard (`cache_optimization_ballot`, space `performance`).
 
     Bounded and free of control characters, but not judged: whether `agent_id` may vote, on what, and whether it came in
-    time is for whoever counts. `item_id` is that of the item; a voter that changes its mind writes another one.
+    time is for whoever counts. `item_id` is that of the item; a voter that changes its mind
+    writes another one or rewrites this one.
     """
 
     item_id: str
@@ -274,7 +275,8 @@ class PeerBallot(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerBallots(Message):
-    """All live ballots of peers, by (subject, agent, time, item), at most 1,000; told again with each look.
+    """All live ballots of peers, by (subject, agent, time, item), at most 1,000, of too many the newest of each voter
+    that is entitled first; told again with each look. `read_at_ms` is when the last complete round of looks began.
 
     The coordinator, which reads the blackboard, sends it to the consensus. None of them carries our agent id or another
     constitutional hash.

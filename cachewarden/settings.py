@@ -136,9 +136,9 @@ class CacheOptimizerSettings(BaseSettings):
     )
     ballot_action_class: int = Field(2, ge=0, le=3, description="least class of changes that is put to the vote")
     ballot_wait_ms: int = Field(20_000, ge=1_000, le=600_000, description="how long a vote is open")
-    ballot_quorum: float = Field(0.5, ge=0.0, le=1.0, description="share of the voters, ours included, that must vote")
+    ballot_quorum: float = Field(0.5, ge=0.0, le=1.0, description="share of the peers in BALLOT_VOTERS that must vote")
     consensus_change: ConsensusAlgorithm = Field(
-        "weighted_vote", description="rule by which a vote on a change is decided"
+        "weighted_vote", description="rule by which a vote on a change is decided; not `marginal_benefit`"
     )
     consensus_service: ConsensusAlgorithm = Field(
         "marginal_benefit", description="rule by which one of several changes of a service goes first"
@@ -189,6 +189,13 @@ class CacheOptimizerSettings(BaseSettings):
     @classmethod
     def _each_voter_once(cls, value: str) -> str:
         parse_voters(value)
+        return value
+
+    @field_validator("consensus_change")
+    @classmethod
+    def _votes_count(cls, value: str) -> str:
+        if value == "marginal_benefit":
+            raise ValueError(f"`{value}` ignores the votes of peers, choose a rule that counts them: `weighted_vote`")
         return value
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cachewarden.balloting import MotionState, Outcome
+from cachewarden.balloting import MotionState, Outcome, is_own
 from cachewarden.codec import record_id
 from cachewarden.machine import Effect, Publish
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
@@ -59,7 +59,7 @@ def ballot_told(message: BallotNews, now_ms: int) -> tuple[Publish, ...]:
 def _opened(message: BallotNews, now_ms: int) -> tuple[Publish, ...]:
     motion = message.outcome.motion
     conflict_id = conflict_id_of(motion.motion_id)
-    peers = [v.voter_id for v in motion.electorate if not v.voter_id.startswith(AGENT_ID)]
+    peers = [v.voter_id for v in motion.electorate if not is_own(v.voter_id)]
     content: dict[str, Any] = {
         "constitutional_hash": CONSTITUTIONAL_HASH,
         "motion_id": motion.motion_id,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from cachewarden.balloting import parse_voters
 from cachewarden.claims import ANYTHING, UNREAD_BOARD, overlap, touched
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Record, Send, Started, TimerFired
@@ -44,6 +45,7 @@ from coordination.peer_plans import (
     PeerPlan,
     PlanState,
     Refused,
+    live_ballots,
     newest,
     plan_of,
     read_ballot,
@@ -87,6 +89,7 @@ class PeerDesk:
         self._plans: tuple[PeerPlan, ...] = ()
         self._objections: tuple[PeerPlan, ...] = ()
         self._ballots = 0
+        self._voters = frozenset(v.voter_id for v in parse_voters(settings.ballot_voters))
         self._read: dict[str, tuple[Mapping[str, Any], _Understood]] = {}
         """Item of the last look to what was understood of it."""
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -229,9 +232,11 @@ class PeerDesk:
             room -= len(plan.touches)
             chosen += [plan] if room >= 0 else []
         self._plans = tuple(sorted(chosen, key=lambda p: p.key))
-        if ballots or self._ballots:
-            ordered = sorted(ballots, key=lambda b: (b.subject, b.agent_id, b.at_ms, b.item_id))[:_BALLOTS_MAX]
-            effects.append(Send(to="consensus", message=PeerBallots(ballots=tuple(ordered), read_at_ms=now_ms)))
+        if ballots or self._ballots or self._voters:
+            told = live_ballots(ballots, self._voters, _BALLOTS_MAX)
+            # Also without any: that nobody has voted is what closes a motion after its deadline.
+            read_at_ms = self._watch.whole_ms["knowledge:performance"]
+            effects.append(Send(to="consensus", message=PeerBallots(ballots=told, read_at_ms=read_at_ms)))
         self._ballots = len(ballots)
         return effects
 

@@ -13,7 +13,8 @@ another constitutional hash, or a `BadRecord`. Nothing unbounded and nothing unp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -32,6 +33,7 @@ __all__ = [
     "Refused",
     "Touch",
     "intents_of",
+    "live_ballots",
     "newest",
     "plan_of",
     "read_ballot",
@@ -389,3 +391,18 @@ def read_ballot(item: Mapping[str, Any], now_ms: int) -> PeerBallot | Refused | 
     reason = content.get("reason", "")
     shown = "".join(c if c.isprintable() else " " for c in reason[:500]) if isinstance(reason, str) else ""
     return replace(ballot, reason=shown)
+
+
+def live_ballots(ballots: Iterable[PeerBallot], entitled: Set[str], limit: int) -> tuple[PeerBallot, ...]:
+    """Return at most `limit` ballots by (subject, agent, time, item). Of too many the newest of each entitled voter
+    stay, in equal shares, then the newest of all others: old ballots and strangers crowd nobody out.
+    """
+    share = max(1, limit // max(1, len(entitled)))
+    places: Counter[str] = Counter()
+    ranked: list[tuple[bool, PeerBallot]] = []
+    for ballot in sorted(ballots, key=lambda b: (-b.at_ms, b.item_id)):
+        places[ballot.agent_id] += 1
+        ranked.append((ballot.agent_id not in entitled or places[ballot.agent_id] > share, ballot))
+    # Stable: within each group the newest come first.
+    chosen = [ballot for _, ballot in sorted(ranked, key=lambda entry: entry[0])[:limit]]
+    return tuple(sorted(chosen, key=lambda b: (b.subject, b.agent_id, b.at_ms, b.item_id)))

@@ -57,6 +57,9 @@ class PeerWatch:
         """Looks that succeeded and failed, unusable records, and records beyond the bound, since the start."""
         self.trouble = ""
         self.rounds: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
+        self._began_ms: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
+        self.whole_ms: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
+        """When the last complete round over each area began; 0 before the first."""
 
     def records(self, area: str) -> tuple[Mapping[str, Any], ...]:
         """Return what an area holds, as far as it is known."""
@@ -81,7 +84,7 @@ class PeerWatch:
         if isinstance(event, Started):
             return (*self._await_hint(), SetTimer(ref=_POLL, due_ms=now_ms))
         if isinstance(event, TimerFired) and event.ref == _POLL:
-            return self._look(tasks, conflicts)
+            return self._look(tasks, conflicts, now_ms)
         if isinstance(event, Hinted):
             self._awaiting, self._hinted = False, True
             due_ms = max(now_ms, self._looked_ms + _GAP_MS)
@@ -102,9 +105,10 @@ class PeerWatch:
         self._awaiting = True
         return (AwaitHint(ref=_HINT),)
 
-    def _look(self, tasks: tuple[str, ...], conflicts: tuple[str, ...]) -> tuple[Effect, ...]:
+    def _look(self, tasks: tuple[str, ...], conflicts: tuple[str, ...], now_ms: int) -> tuple[Effect, ...]:
         if self._looking:
             return ()
+        self._began_ms |= {area: now_ms for area, cursor in self._cursors.items() if cursor == 0}
         self._looking, self._hinted = True, False
         self._looks += 1
         return (ReadPeers(ref=self._ref, cursors=dict(self._cursors), tasks=tasks, conflicts=conflicts),)
@@ -124,6 +128,7 @@ class PeerWatch:
             if page.cursor == 0:
                 self._complete[area], self._round[area] = seen, {}
                 self.rounds[area] += 1
+                self.whole_ms[area] = self._began_ms[area]
                 self._owed.discard(area)
         if not self._owed:
             self._good_ms = now_ms

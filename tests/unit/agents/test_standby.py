@@ -13,7 +13,7 @@ from cachewarden import machine as m
 from cachewarden.messages import AuditRecord, ExecutionState, Lease, RecordKind, ResolutionOutcome
 from cachewarden.protocol import History
 from coordination.fleet_memory import LED_REST_MS, FleetMemory
-from tests.unit.agents.actuator_world import FLEET, SETTINGS, T0, World, change, proposal
+from tests.unit.agents.actuator_world import FLEET, SETTINGS, T0, World, change, order, proposal
 from tests.unit.agents.settlements import Table, verdict
 from tests.unit.agents.test_actuator import done
 from tests.unit.policy import builders
@@ -179,3 +179,68 @@ def test_the_consensus_waits_while_another_leads(passed_ms, outcome):
     table.history["cart"] = History(led_by="they", led_until_ms=builders.NOW_MS + LED_REST_MS)
     obstacle = find_obstacle(given, verdict(given), table.situation, table.settings, builders.NOW_MS + passed_ms)
     assert (obstacle and obstacle.outcome) == outcome
+
+
+# --- With the actuator --------------------------------------------------------------------------------------------------
+
+
+def checked(world: World) -> list[m.Effect]:
+    """The journal says that the change whose lease was tried for has ended."""
+    return list(world.actuator.step(m.JournalRead(ref="standby:check:e-old", records=()), world.now_ms))
+
+
+def granted_to_stand_by(world: World) -> None:
+    lease = world._do_AcquireLease(m.AcquireLease(ref="r", service="sessions", ttl_ms=TTL_MS)).lease
+    world.actuator.step(m.LeaseGranted(ref="standby:take:e-old", lease=lease), world.now_ms)
+
+
+def test_a_lease_that_was_got_for_an_ended_change_is_kept_where_a_change_of_ours_needs_it_by_now():
+    world = World()
+    granted_to_stand_by(world)
+    world.tell(order(proposal(*SWITCH)))
+    assert not [e for e in checked(world) if isinstance(e, m.ReleaseLease)]
+    world.run(until=lambda: world.written != [])
+    granted_to_stand_by(world)
+    assert not [e for e in checked(world) if isinstance(e, m.ReleaseLease)]
+
+
+def test_a_lease_that_was_got_for_an_ended_change_is_kept_where_we_lead_the_cache():
+    world = done(World(settings=SETTINGS.model_copy(update={"lead_ms": 60_000})), proposal(*SWITCH))
+    granted_to_stand_by(world)
+    assert not [e for e in checked(world) if isinstance(e, m.ReleaseLease)]
+
+
+def test_a_lease_that_nobody_needs_is_given_back():
+    world = World()
+    granted_to_stand_by(world)
+    assert [e for e in checked(world) if isinstance(e, m.ReleaseLease)]
+
+
+def word(kind: str, at_ms: int, **payload: object) -> AuditRecord:
+    return AuditRecord(seq=900, at_ms=at_ms, kind=kind, agent="api", service=None, subject_id="op", payload=payload)
+
+
+def read_words(world: World, resumed_ms: int) -> None:
+    words = (word("paused", T0, kill=True, reason="smoke"), word("resumed", resumed_ms))
+    world._step(m.JournalRead(ref="standby:read", records=words))
+
+
+def test_what_another_deployment_killed_stays_killed_although_all_was_resumed_before_we_read_of_it():
+    world = World()
+    world.tell(order(proposal(*SWITCH)))
+    world.run(until=lambda: world.written != [])
+    read_words(world, world.now_ms + 1)
+    world.run()
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert "smoke" in world.last.reason
+    assert not world.actuator._paused
+
+
+def test_a_change_that_began_after_the_resumption_is_not_killed():
+    world = World()
+    world.now_ms += 10_000
+    world.tell(order(proposal(*SWITCH)))
+    world.run(until=lambda: world.written != [])
+    read_words(world, T0 + 5_000)
+    world.run()
+    assert world.last.state is ExecutionState.KEPT

@@ -20,6 +20,7 @@ from coordination.peer_plans import (
     PlanState,
     Refused,
     intents_of,
+    live_ballots,
     newest,
     plan_of,
     read_ballot,
@@ -327,3 +328,25 @@ def test_a_service_that_nobody_looks_at_is_refused_by_its_mode():
     found = read_ask(task, FLEET)
     assert isinstance(found, Refusal)
     assert "mode `off`" in found.reason
+
+
+# --- Ballots of too many ------------------------------------------------------------------------------------------------
+
+
+def cast(voter: str, at_ms: int, subject: str = "p-old") -> PeerBallot:
+    item = f"{voter}-{subject}-{at_ms}"
+    return PeerBallot(
+        item_id=item, agent_id=voter, subject=subject, choice="reject", confidence=1.0, reason="", at_ms=at_ms
+    )
+
+
+def test_old_ballots_and_those_of_strangers_crowd_no_entitled_voter_out():
+    old = [cast("ops", at) for at in range(20)]
+    noise = [cast(f"s{at}", 10_000 + at, "a") for at in range(50)]
+    live = [cast("ops", 5_000, "z-open"), cast("lab", 1, "z-open")]
+    told = live_ballots([*old, *noise, *live], frozenset({"ops", "lab"}), 10)
+    assert len(told) == 10
+    assert set(live) <= set(told)
+    assert sum(b.agent_id == "ops" for b in told) == 5
+    assert list(told) == sorted(told, key=lambda b: (b.subject, b.agent_id, b.at_ms, b.item_id))
+    assert live_ballots(live, frozenset(), 10) == tuple(sorted(live, key=lambda b: b.agent_id))

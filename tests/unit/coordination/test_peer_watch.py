@@ -159,3 +159,16 @@ def test_only_what_may_concern_us_is_a_hint():
     assert not is_hint(event("knowledge_added", space="governance", agent_id="peer"))
     assert not is_hint(event("task_created", task_type="ethics_review"))
     assert not is_hint({"event_type": "task_created", "data": []})
+
+
+def test_a_round_over_several_looks_is_as_old_as_its_first_look():
+    eye = Eye()
+    eye.watch.step(POLL, NOW)
+    eye.watch.step(answer("peers:look:1", "a", cursor=7), NOW + 10)
+    assert eye.watch.whole_ms[AREA] == 0
+    eye.watch.step(POLL, NOW + 60)
+    eye.watch.step(answer("peers:look:2", "b"), NOW + 70)
+    assert eye.watch.whole_ms[AREA] == NOW
+    eye.watch.step(POLL, NOW + 5_000)
+    eye.watch.step(answer("peers:look:3", "a", "b"), NOW + 5_010)
+    assert eye.watch.whole_ms[AREA] == NOW + 5_000

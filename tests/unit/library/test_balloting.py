@@ -18,6 +18,7 @@ from cachewarden.balloting import (
 )
 from cachewarden.codec import decode, to_jsonable
 from cachewarden.consensus_rules import Algorithm, Option
+from cachewarden.messages import AGENT_ID
 
 T0 = 1_800_000_000_000
 DEADLINE = T0 + 10_000
@@ -53,14 +54,25 @@ def test_a_motion_is_open_until_everybody_has_voted():
 
 
 def test_the_deadline_closes_a_motion_with_whoever_has_voted():
-    outcome = count(motion(), [ballot("ann"), ballot("bob")], DEADLINE)
+    outcome = count(motion(), [ballot("ann"), ballot("bob")], DEADLINE + 1, looked_ms=DEADLINE + 1)
     assert (outcome.state, outcome.winner) == (MotionState.DECIDED, APPROVE)
 
 
+def test_our_own_voters_do_not_count_towards_the_quorum():
+    own = [f"{AGENT_ID}:{name}" for name in ("planner", "validator", "collector")]
+    voters = tuple(Voter(voter_id=name) for name in (*own, "ann", "bob"))
+    ours = [ballot(name) for name in own]
+    silent = count(motion(electorate=voters), ours, DEADLINE + 1, looked_ms=DEADLINE + 1)
+    assert (silent.state, silent.winner) == (MotionState.FAILED, None)
+    assert "silent: `ann`, `bob`" in silent.reason
+    one = count(motion(electorate=voters), [*ours, ballot("ann")], DEADLINE + 1, looked_ms=DEADLINE + 1)
+    assert one.winner == APPROVE
+
+
 def test_without_a_quorum_nothing_is_approved():
-    outcome = count(motion(quorum=0.9), [ballot("ann"), ballot("bob")], DEADLINE)
+    outcome = count(motion(quorum=0.9), [ballot("ann"), ballot("bob")], DEADLINE + 1, looked_ms=DEADLINE + 1)
     assert (outcome.state, outcome.winner, outcome.escalate) == (MotionState.FAILED, None, "human_review")
-    assert "2 of 3 voted, 3 are needed" in outcome.reason
+    assert "2 of 3 peers voted, 3 are needed; silent: `judge`" in outcome.reason
 
 
 def test_nobody_at_all_is_no_quorum_even_where_none_is_demanded():
