@@ -7,7 +7,7 @@ FLEET ?=
 SEED ?= 42
 ARGS ?=
 
-.PHONY: help run test unit check format lock bench demo-headroom clean
+.PHONY: help run test mutants unit check format lock bench demo-headroom clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,11 +25,15 @@ run: $(STAMP) ## the embedded fleet with load (or FLEET=fleet.yaml, your own ser
 
 test: $(STAMP) ## everything that CI runs
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n 2 tests/unit tests/scenarios tests/simulation tests/test_architecture.py tests/test_docs.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/unit tests/scenarios tests/test_architecture.py tests/test_docs.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests/simulation $(ARGS)
 	# On real servers in real time a busy machine may upset one; it gets a second chance, which the summary shows.
 	$(BIN)/python -m pytest -n 3 --dist loadfile --reruns 1 -m "not ray" tests/contract tests/integration $(ARGS)
 	# Two deployments at once on two cores would wait for each other until something times out.
 	$(BIN)/python -m pytest --reruns 1 -m ray tests/integration $(ARGS)
+
+mutants: $(STAMP) ## twenty seeded bugs, each of which the simulation must find; minutes
+	$(BIN)/python -m pytest -n 2 -m slow tests/simulation $(ARGS)
 
 unit: $(STAMP) ## seconds, without Ray and without servers
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests/unit tests/scenarios $(ARGS)
