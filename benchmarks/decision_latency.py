@@ -71,9 +71,12 @@ def name_of(command: str) -> str:
 _journal_port = 0
 
 
-def cpu_by_process(mark: str) -> dict[str, float]:
-    """Return the processor seconds so far of every process that carries the mark, by what it is for."""
-    used: dict[str, float] = {}
+def cpu_by_process(mark: str) -> dict[tuple[int, str], tuple[str, float]]:
+    """Return what each process that carries the mark is for and its processor seconds so far, by its id and start.
+
+    Ray renames its workers with what they do, so a name alone would take one process for two.
+    """
+    used: dict[tuple[int, str], tuple[str, float]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -86,13 +89,19 @@ def cpu_by_process(mark: str) -> dict[str, float]:
             continue
         if name:
             ticks = int(fields[11]) + int(fields[12])
-            used[name] = used.get(name, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+            used[int(entry.name), fields[19]] = name, ticks / os.sysconf("SC_CLK_TCK")
     return used
 
 
-def cpu_seconds(mark: str) -> float:
-    """Return the processor time so far of all that carries the mark, but load generators and managed caches."""
-    return sum(cpu_by_process(mark).values())
+def cpu_between(
+    before: dict[tuple[int, str], tuple[str, float]], after: dict[tuple[int, str], tuple[str, float]]
+) -> dict[str, float]:
+    """Return the processor seconds between two readings by what the processes are for now."""
+    spent: dict[str, float] = {}
+    for process, (name, used_s) in after.items():
+        started_s = before[process][1] if process in before else 0.0
+        spent[name] = spent.get(name, 0.0) + used_s - started_s
+    return spent
 
 
 def machine() -> str:
@@ -256,7 +265,7 @@ async def measure(seconds: float, rates: Sequence[float], replicas: int, console
         before = cpu_by_process(mark)
         await asyncio.sleep(idle_s)
         after = cpu_by_process(mark)
-        shares = {name: 100 * (used_s - before.get(name, 0.0)) / idle_s for name, used_s in after.items()}
+        shares = {name: 100 * used_s / idle_s for name, used_s in cpu_between(before, after).items()}
         console.print(
             f"idle, cycles of 5 s on {len(SERVICES)} caches with traffic: {sum(shares.values()):.1f} % of a core"
         )
@@ -283,12 +292,17 @@ async def measure(seconds: float, rates: Sequence[float], replicas: int, console
             bases: list[float] = []
             for kind, url in (("no-op", api.noop_url), ("decision", api.url)):
                 await put_load(url, api.token, 1.0, **how)
-                before_s = cpu_seconds(mark)
+                before = cpu_by_process(mark)
                 outcome = await put_load(url, api.token, seconds, **how)
-                used_s = cpu_seconds(mark) - before_s
+                spent = cpu_between(before, cpu_by_process(mark))
+                used_s = sum(spent.values())
                 _row(table, f"{kind}, {label}", outcome, bases[0] if bases else float("nan"), used_s)
                 bases.append(quantile(outcome.latencies_ms, 0.99))
                 answered += outcome.decision_ids
+                if kind == "decision":
+                    busiest = sorted(spent.items(), key=lambda item: -item[1])[:6]
+                    shown = ", ".join(f"{name} {100 * value / outcome.took_s:.0f} %" for name, value in busiest)
+                    told.append(f"{label}: {shown}")
                 if outcome.steps_ms:
                     told.append(f"{label}: {_steps(outcome)}")
         console.print(table)
