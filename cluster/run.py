@@ -61,6 +61,8 @@ _STOP_TIMEOUT_S = 10.0
 _PREFILL_TIMEOUT_S = 120.0
 _RAY_FOLDER_CHARS_MAX = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """A Unix socket's path has at most 107 bytes on Linux."""
+_TOKENS_BELIEVED_S = 0.25
+"""How long a revoked token may still be taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ class _World:
 def make_app(plan: Plan, runtime: Callable[[], Runtime]) -> Any:
     """Return the ASGI application of one replica; called where it will be served."""
     backend = AgentBackend(plan, runtime())
-    return create_app(backend, TokenStore(plan.settings.state_dir))
+    return create_app(backend, TokenStore(plan.settings.state_dir, believed_s=_TOKENS_BELIEVED_S))
 
 
 async def run(options: RunOptions, console: Console) -> int:

@@ -7,6 +7,8 @@ as `docs/OPERATIONS.md` says. A second `serve_api` is a rolling update: new repl
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["APPLICATION", "Scale", "serve_api", "stop_api"]
 
 APPLICATION = "cachewarden"
+
+_SWITCH_INTERVAL_S: Final = 0.0005
 
 _ONGOING_MAX: Final = 20_000
 """Of one replica, out of reach on purpose: who is let in is decided by `admission.py`, which has our own form."""
@@ -38,6 +42,17 @@ class _WithoutRequestId:
         await self._app(scope, receive, send_without)
 
 
+def _settle_interpreter() -> None:
+    """Keep the event loop from waiting for the interpreter itself.
+
+    Ray's own threads share the interpreter with the loop, and one that is at it may keep it for 5 ms, by default; and
+    the garbage collector would go through all that was imported again and again.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How many replicas: `replicas`, or from there up to `replicas_max` as many as the load needs."""
@@ -57,9 +72,12 @@ def serve_api(make_app: Callable[[], Any], *, host: str, port: int, scale: Scale
 
     # Serve tells a builder from an application by its being a plain function.
     def build() -> Any:
-        return _WithoutRequestId(make_app())
+        app = _WithoutRequestId(make_app())
+        _settle_interpreter()
+        return app
 
-    quiet = {"enable_access_log": False}
+    # Serve makes the text of an access line before it finds that nobody wants it.
+    quiet = {"enable_access_log": False, "log_level": "WARNING"}
     ray_serve.start(
         proxy_location="HeadOnly",
         http_options={"host": host, "port": port, "keep_alive_timeout_s": 90},

@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
-from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from serve.errors import SECURITY_HEADERS, ApiError, error_response
+from serve.ids import new_id
 from serve.telemetry import Telemetry
 
 __all__ = ["MAX_BODY_BYTES", "OUT_OF_TIME", "Envelope", "TooSlow", "body_part", "given_id", "in_envelope"]
@@ -52,7 +52,7 @@ class _TooLarge(Exception):
 
 def given_id(value: str) -> str:
     """Return the id that a request gave itself if it can be one, else a new one."""
-    return value if _REQUEST_ID.fullmatch(value) else str(uuid4())
+    return value if _REQUEST_ID.fullmatch(value) else new_id()
 
 
 def in_envelope(

@@ -61,11 +61,14 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+
+
 def strict_json(raw: bytes) -> Any:
     """Parse a body: UTF-8, no NaN or infinities, no name twice in one object; raises ApiError 400 that says where it
     went wrong."""
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+        return _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8, at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from typing import Any, Final, get_args
-from uuid import uuid4
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -29,6 +28,7 @@ from serve.decide_request import Stopwatch, optimize_request
 from serve.envelope import MAX_BODY_BYTES, OUT_OF_TIME, TooSlow, body_part, given_id, in_envelope
 from serve.errors import ApiError, error_response
 from serve.gate import Gate, strict_json
+from serve.ids import new_id
 
 __all__ = ["CacheApi", "HotPath", "Raised"]
 
@@ -122,7 +122,7 @@ class HotPath:
             request: CacheOptimizationRequest = _VALIDATE(parsed)
         except (ApiError, ValidationError):
             return None, ""
-        return Asked(request=request, decision_id=str(uuid4()), caller=caller.name, apply=apply), given
+        return Asked(request=request, decision_id=new_id(), caller=caller.name, apply=apply), given
 
 
 class _Answer:

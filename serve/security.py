@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -207,23 +209,31 @@ def ensure_first_token(state_dir: Path) -> tuple[bool, Path]:
 
 
 class TokenStore:
-    """The tokens in force; the file is read again when it changes, so that a revocation needs no restart."""
+    """The tokens in force; the file is read again when it changes, so that a revocation needs no restart.
 
-    def __init__(self, state_dir: Path) -> None:
+    A token that was found in it is believed for `believed_s` without another look, since each look gives the
+    interpreter's lock away; an unknown one is looked up at once.
+    """
+
+    def __init__(self, state_dir: Path, *, believed_s: float = 0.0) -> None:
         self._path = state_dir / TOKENS_FILE
+        self._believed_s = believed_s
+        self._looked_s = -math.inf
         self._stamp: tuple[int, int, int] | None = None
         self._entries: tuple[TokenEntry, ...] = ()
+        self._callers: dict[str, Caller] = {}
 
     def _current(self) -> tuple[TokenEntry, ...]:
         try:
             stat = self._path.stat()
         except OSError:
-            self._stamp, self._entries = None, ()
+            self._stamp, self._entries, self._callers = None, (), {}
             return ()
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if stamp != self._stamp:
-            self._entries = ()
+            self._entries, self._callers = (), {}
             self._entries = _read(self._path)
+            self._callers = {e.name: Caller(e.name, frozenset(e.scopes), e.subject or "") for e in self._entries}
             self._stamp = stamp
         return self._entries
 
@@ -237,8 +247,18 @@ class TokenStore:
         if scheme.lower() != "bearer" or not token or len(token) > _MAX_TOKEN_CHARS:
             return None
         given = _hash(token)
+        now_s = time.monotonic()
+        if now_s - self._looked_s < self._believed_s:
+            caller = self._caller(self._entries, given)
+            if caller is not None:
+                return caller
+        entries = self._current()
+        self._looked_s = now_s
+        return self._caller(entries, given)
+
+    def _caller(self, entries: tuple[TokenEntry, ...], given: str) -> Caller | None:
         found: Caller | None = None
-        for entry in self._current():
+        for entry in entries:
             if hmac.compare_digest(entry.sha256, given):
-                found = Caller(entry.name, frozenset(entry.scopes), entry.subject or "")
+                found = self._callers.get(entry.name)
         return found

@@ -11,6 +11,7 @@ INVARIANT: a `Constitution` has at least one principle of each of the four check
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -93,7 +94,7 @@ class Principle:
             evaluated=evaluated,
         )
 
-    def denial(self, facts: dict[str, Any]) -> str:
+    def denial(self, facts: Mapping[str, Any]) -> str:
         """Return the message with the facts filled in; the bare message where a fact is missing or unknown."""
         try:
             return self.message.format_map({name: _in_words(value) for name, value in facts.items()})
@@ -116,14 +117,18 @@ class Constitution:
     """Compiled expressions, in the order of `principles`."""
     words: frozenset[str] = field(init=False, repr=False, compare=False)
     """Facts that any expression looks at: all that an evaluation context needs."""
+    words_of: tuple[frozenset[str], ...] = field(init=False, repr=False, compare=False)
+    """Facts that the expression or the message of each principle names, in the order of `principles`."""
     holding: tuple[Finding, ...] = field(init=False, repr=False, compare=False)
     """The finding of each principle where it holds: always the same, so it is made once."""
 
     def __post_init__(self) -> None:
         programs = tuple(cel.compile(p.expression) for p in self.principles)
-        words = (_words(program, p.expression) for p, program in zip(self.principles, programs, strict=True))
+        words = tuple(_words(program, p.expression) for p, program in zip(self.principles, programs, strict=True))
         object.__setattr__(self, "programs", programs)
         object.__setattr__(self, "words", frozenset().union(*words))
+        told = (_placeholders(p.message) for p in self.principles)
+        object.__setattr__(self, "words_of", tuple(own | named for own, named in zip(words, told, strict=True)))
         object.__setattr__(self, "holding", tuple(p.finding(Decision.ALLOW, "holds") for p in self.principles))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,6 +194,16 @@ class _Document(BaseModel):
 def _words(program: Any, expression: str) -> frozenset[str]:
     bound = set(_BOUND_BY_MACRO.findall(expression))
     return frozenset(name for name in program.variables() if name in EXAMPLE or name not in bound)
+
+
+def _placeholders(message: str) -> frozenset[str]:
+    try:
+        return frozenset(
+            name.partition(".")[0].partition("[")[0] for _, name, _, _ in Formatter().parse(message) if name
+        )
+    except ValueError:
+        # It can never be filled in, so it says the same at any time.
+        return frozenset()
 
 
 def _problem_of_expression(expression: str) -> str | None:

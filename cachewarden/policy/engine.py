@@ -50,7 +50,7 @@ def refusal(constitution: Constitution, proposal: Proposal, now_ms: int, reason:
     )
 
 
-def _ask(principle: Principle, holding: Finding, program: Any, context: Any, timed: dict[str, Any]) -> Finding:
+def _ask(principle: Principle, holding: Finding, program: Any, context: Any, facts: Mapping[str, Any]) -> Finding:
     try:
         answer = program.execute(context)
     except EVALUATION_ERRORS as error:
@@ -58,18 +58,30 @@ def _ask(principle: Principle, holding: Finding, program: Any, context: Any, tim
     if answer is True:
         return holding
     if answer is False:
-        return principle.finding(Decision.DENY, principle.denial(timed))
+        return principle.finding(Decision.DENY, principle.denial(facts))
     return _unevaluated(principle, f"the expression gave `{str(answer)[:80]}` instead of true or false")
 
 
 class Prepared:
     """One proposal and its facts, made ready to be judged again and again: what does not depend on the time.
 
-    Facts hold no time (`facts_of`), so they, the digest and the context of the expressions are worked out once; each
-    judgement adds the moment and asks every principle anew. Nothing of a verdict is kept. Not for several threads.
+    Facts hold no time (`facts_of`), so they, the digest, and the answers of all principles that name nothing of time
+    (`TIMED`) follow from what is given and are worked out once; each judgement adds the moment and asks the others
+    anew. Not for several threads.
     """
 
-    __slots__ = ("_context", "_facts", "_questions", "_timed", "constitution", "digest", "proposal", "unreadable")
+    __slots__ = (
+        "_allowed",
+        "_asked",
+        "_context",
+        "_facts",
+        "_findings",
+        "_timed",
+        "constitution",
+        "digest",
+        "proposal",
+        "unjudgeable",
+    )
 
     def __init__(self, constitution: Constitution, proposal: Proposal, facts: Mapping[str, Any]) -> None:
         self.constitution = constitution
@@ -78,50 +90,58 @@ class Prepared:
         self._facts = facts
         self._context: Any = None
         self._timed = constitution.words & TIMED
-        asked = zip(constitution.principles, constitution.holding, constitution.programs, strict=True)
-        self._questions = tuple(
-            (None, principle, holding, program)
-            if principle.applies(proposal.kinds, proposal.playbook)
-            else (
-                principle.finding(Decision.ALLOW, "does not apply to this kind of change"),
-                principle,
-                holding,
-                program,
-            )
-            for principle, holding, program in asked
-        )
-        self.unreadable = "" if self.digest else "the proposal holds values that cannot be written down"
-        if self.unreadable:
+        self._findings: list[Finding] = []
+        self._asked: list[tuple[int, Principle, Finding, Any]] = []
+        self._allowed = True
+        self.unjudgeable = "" if self.digest else "the proposal holds values that cannot be written down"
+        if self.unjudgeable:
             return
         try:
             self._context = cel.Context(variables={w: facts[w] for w in constitution.words if w in facts})
         except (*EVALUATION_ERRORS, OverflowError) as error:
-            self.unreadable = f"the facts cannot be given to the expressions: {error}"
+            self.unjudgeable = f"the facts cannot be given to the expressions: {error}"
+            return
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Ask what names nothing of time, and remember who is to be asked each time."""
+        constitution = self.constitution
+        asked = zip(
+            constitution.principles, constitution.holding, constitution.programs, constitution.words_of, strict=True
+        )
+        applied = 0
+        for place, (principle, holding, program, words) in enumerate(asked):
+            if not principle.applies(self.proposal.kinds, self.proposal.playbook):
+                self._findings.append(principle.finding(Decision.ALLOW, "does not apply to this kind of change"))
+                continue
+            applied += 1
+            if words & TIMED:
+                self._findings.append(holding)
+                self._asked.append((place, principle, holding, program))
+                continue
+            finding = _ask(principle, holding, program, self._context, self._facts)
+            self._findings.append(finding)
+            self._allowed = self._allowed and finding.decision is Decision.ALLOW
+        if not applied:
+            self.unjudgeable = "no principle applies to this kind of change"
 
     def judge(self, now_ms: int) -> Verdict:
         """Return the verdict of this moment, with one finding per principle."""
         constitution, proposal = self.constitution, self.proposal
-        if self.unreadable:
-            return refusal(constitution, proposal, now_ms, self.unreadable)
-        timed = with_time(self._facts, now_ms)
-        try:
-            self._context.update({w: timed[w] for w in self._timed if w in timed})
-        except (*EVALUATION_ERRORS, OverflowError) as error:
-            return refusal(constitution, proposal, now_ms, f"the facts cannot be given to the expressions: {error}")
-        findings: list[Finding] = []
-        applied, allowed = 0, True
-        for exempt, principle, holding, program in self._questions:
-            if exempt is not None:
-                findings.append(exempt)
-                continue
-            applied += 1
-            finding = _ask(principle, holding, program, self._context, timed)
-            findings.append(finding)
-            # A principle that holds gives one and the same finding.
-            if finding is not holding and finding.decision is not Decision.ALLOW:
-                allowed = False
-        if not applied:
-            return refusal(constitution, proposal, now_ms, "no principle applies to this kind of change")
+        if self.unjudgeable:
+            return refusal(constitution, proposal, now_ms, self.unjudgeable)
+        findings, allowed = self._findings.copy(), self._allowed
+        if self._asked:
+            timed = with_time(self._facts, now_ms)
+            try:
+                self._context.update({w: timed[w] for w in self._timed if w in timed})
+            except (*EVALUATION_ERRORS, OverflowError) as error:
+                return refusal(constitution, proposal, now_ms, f"the facts cannot be given to the expressions: {error}")
+            for place, principle, holding, program in self._asked:
+                finding = findings[place] = _ask(principle, holding, program, self._context, timed)
+                # A principle that holds gives one and the same finding.
+                if finding is not holding and finding.decision is not Decision.ALLOW:
+                    allowed = False
         return Verdict(
             proposal_id=proposal.proposal_id,
             proposal_digest=self.digest,
