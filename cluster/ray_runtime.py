@@ -10,8 +10,9 @@ import asyncio
 import functools
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
@@ -24,6 +25,20 @@ from cluster.wiring import Plan, agents_of, build_shell
 __all__ = ["NAMESPACE", "RayAgents", "RayMailbox", "start_ray", "stop_ray"]
 
 NAMESPACE = "cachewarden"
+QUIET: Final[Mapping[str, str]] = {
+    # Nobody reads what Ray measures of itself where there is no dashboard; our own figures are at `/metrics`.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "10000",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
+    # One node has nobody to tell ten times a second what it has.
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_memory_monitor_refresh_ms": "1000",
+    # Workers for tasks that we do not have.
+    "RAY_prestart_worker_first_driver": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",
+}
+"""What a Ray of our own does less often than by default, since it does it all day; what is set already stays."""
 _log = logging.getLogger("cluster.ray")
 _QUERY_TIMEOUT_S = 5.0
 
@@ -87,6 +102,8 @@ def start_ray(
         "log_to_driver": False,
     }
     if address is None:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         # Without `local` Ray would join whatever RAY_ADDRESS or an earlier `ray start` on this machine names.
         options |= {
             "address": "local",
