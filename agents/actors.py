@@ -16,7 +16,7 @@ __all__ = ["actor_options", "create"]
 
 
 WATCHED: Final = frozenset({"coordinator"})
-"""Agents whose news others wait for, each waiter in a thread of the actor."""
+"""Agents whose news others wait for, each waiter in a coroutine of its own."""
 PROMPT: Final = frozenset({"coordinator", "actuator"})
 """Agents that somebody waits for: replicas for the state, caches for the next step."""
 NICENESS: Final = 10

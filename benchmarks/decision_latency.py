@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def name_of(command: str) -> str:
     ):
         if word in command:
             return word
-    return command.partition(" ")[0] if command.startswith("ray::") else command[:60]
+    return command.partition(" ")[0].partition(".")[0] if command.startswith("ray::") else command[:60]
 
 
 _journal_port = 0
@@ -132,8 +132,12 @@ async def put_load(url: str, token: Path, seconds: float, **how: float) -> Outco
 class Api:
     """The API that is up, and a no-op beside it."""
 
-    def __init__(self, url: str, noop_url: str, plan: Plan, token: Path, ingress: str) -> None:
+    def __init__(
+        self, url: str, noop_url: str, plan: Plan, token: Path, ingress: str, deploy: Callable[[str], None]
+    ) -> None:
         self.url, self.noop_url, self.plan, self.token, self.ingress = url, noop_url, plan, token, ingress
+        self.deploy = deploy
+        """Puts a release into service, in the place of the one before."""
 
 
 def free_port() -> int:
@@ -175,8 +179,10 @@ async def api_up(replicas: int) -> AsyncIterator[Api]:
         port = free_port()
         stack.callback(deployments.stop_api)
         build = functools.partial(make_app, plan, ray_runtime.RayMailbox)
-        scale = deployments.Scale(replicas)
-        await asyncio.to_thread(deployments.serve_api, build, host="127.0.0.1", port=port, scale=scale)
+        deploy = functools.partial(
+            deployments.serve_api, build, host="127.0.0.1", port=port, scale=deployments.Scale(replicas)
+        )
+        await asyncio.to_thread(deploy)
 
         def noop() -> Any:
             async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -198,7 +204,9 @@ async def api_up(replicas: int) -> AsyncIterator[Api]:
             ray_serve.run, idle.bind(), name="noop", route_prefix="/noop", logging_config={"enable_access_log": False}
         )
         base = f"http://127.0.0.1:{port}"
-        yield Api(base + _OPTIMIZE, base + "/noop", plan, token, ingress.reason)
+        yield Api(
+            base + _OPTIMIZE, base + "/noop", plan, token, ingress.reason, lambda release: deploy(release=release)
+        )
 
 
 async def until_judged(api: Api, patience_s: float = 60.0) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 import time
 from collections import Counter, deque
@@ -20,6 +21,9 @@ __all__ = ["Outcome", "main"]
 
 _METRICS = b'"performance_metrics":'
 _LATE_S = 10.0
+_AGAIN_S = 0.1
+_REFUSALS_MAX = 8
+_MESSAGE = re.compile(rb'"message":\s*"([^"]{1,200})')
 
 
 @dataclass
@@ -33,6 +37,8 @@ class Outcome:
     statuses: dict[str, int] = field(default_factory=dict)
     steps_ms: dict[str, list[float]] = field(default_factory=dict)
     decision_ids: list[str] = field(default_factory=list)
+    refusals: dict[str, int] = field(default_factory=dict)
+    """Answers other than 200, by their words; at most a few different ones."""
 
 
 class _Connection(asyncio.Protocol):
@@ -78,7 +84,8 @@ class _Connection(asyncio.Protocol):
 
 
 class _Load:
-    def __init__(self, url: str, request: bytes, outcome: Outcome) -> None:
+    def __init__(self, url: str, request: bytes, outcome: Outcome, retries: int = 0) -> None:
+        self._retries = retries
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._request = request
@@ -88,7 +95,15 @@ class _Load:
         self._bodies: list[bytes] = []
 
     async def one(self, due_s: float) -> None:
-        """Send one request that was due at `due_s` on an idle connection or a new one."""
+        """Send one request that was due at `due_s`, again where it met a server that was going, as clients do."""
+        for left in range(self._retries, -1, -1):
+            if await self._sent(due_s, last=left == 0):
+                return
+            self._counted["asked again"] += 1
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _sent(self, due_s: float, *, last: bool) -> bool:
+        """Send it on an idle connection or a new one; False where it should be sent again."""
         connection: _Connection | None = None
         try:
             while self._idle and connection is None:
@@ -99,16 +114,30 @@ class _Load:
                 _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
             status, body = await connection.ask(self._request)
         except (OSError, TimeoutError) as error:
-            self._counted[f"error {type(error).__name__}"] += 1
             if connection is not None and connection.transport is not None:
                 connection.transport.abort()
-            return
+            if last:
+                self._counted[f"error {type(error).__name__}"] += 1
+            return last
+        if not connection.closed:
+            self._idle.append(connection)
+        if status != 200:
+            self._refused(status, body)
+        if status in (502, 503, 504) and not last:
+            return False
         self._outcome.latencies_ms.append((time.perf_counter() - due_s) * 1000)
         self._counted[str(status)] += 1
         if status == 200:
             self._bodies.append(body)
-        if not connection.closed:
-            self._idle.append(connection)
+        return True
+
+    def _refused(self, status: int, body: bytes) -> None:
+        found = _MESSAGE.search(body)
+        said = re.sub(r"\d+", "N", (found[1] if found else body[:100]).decode(errors="replace"))
+        refusals = self._outcome.refusals
+        words = f"{status} {said}"
+        if words in refusals or len(refusals) < _REFUSALS_MAX:
+            refusals[words] = refusals.get(words, 0) + 1
 
     async def open_loop(self, per_s: float, seconds: float) -> None:
         begun_s = time.perf_counter() + 0.05
@@ -160,6 +189,7 @@ def main() -> int:
     parser.add_argument("--per-s", type=float, default=0.0, help="open loop at this rate; 0: closed loop")
     parser.add_argument("--connections", type=int, default=1, help="of the closed loop")
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--retries", type=int, default=0, help="of one request, after an error, 502, 503 or 504")
     arguments = parser.parse_args()
     parts = urlsplit(arguments.url)
     body = arguments.body.encode()
@@ -173,7 +203,7 @@ def main() -> int:
         head.append(f"Authorization: Bearer {arguments.token_file.read_text().strip()}")
     request = ("\r\n".join(head) + "\r\n\r\n").encode() + body
     outcome = Outcome(wanted_per_s=arguments.per_s)
-    load = _Load(arguments.url, request, outcome)
+    load = _Load(arguments.url, request, outcome, arguments.retries)
     cpu_s = time.process_time()
     if arguments.per_s > 0:
         asyncio.run(load.open_loop(arguments.per_s, arguments.seconds))

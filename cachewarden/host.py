@@ -47,13 +47,18 @@ class AgentHost:
             raise RuntimeError("the agent's loop has ended")
         return self._shell.agent.name
 
-    def watch(self, seen: tuple[int, int], timeout_s: float) -> Any:
-        """Wait in the agent's loop for news; see `AgentShell.watch`. Blocks the caller's thread meanwhile."""
+    async def watch(self, seen: tuple[int, int], timeout_s: float) -> Any:
+        """Wait for news from the caller's own loop, whichever that is; see `AgentShell.watch`.
+
+        A coroutine, since a class with any is an asynchronous actor to Ray: its plain methods run one after the other
+        in their group's loop (which keeps messages in order), and watchers would wait for each other.
+        """
         shell = self._shell
         if shell is None:
             raise RuntimeError("the agent's loop has ended")
         waiting = asyncio.run_coroutine_threadsafe(shell.watch(seen, timeout_s), self._loop)
-        return waiting.result(timeout_s + _QUERY_TIMEOUT_S)
+        async with asyncio.timeout(timeout_s + _QUERY_TIMEOUT_S):
+            return await asyncio.wrap_future(waiting)
 
     def query(self, method: str, *arguments: Any) -> Any:
         """Call a method of the agent inside its loop, between two steps, and return its answer."""

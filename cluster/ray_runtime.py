@@ -76,7 +76,7 @@ class RayMailbox:
     async def watch(self, agent: str, seen: tuple[int, int], timeout_s: float) -> Any:
         """Wait for news of an agent for at most `timeout_s`; raises OperatingError when it does not answer in time."""
         try:
-            # Watchers wait in threads of their own, so that they never keep a message or a question from getting in.
+            # Watchers wait in a group of their own, so that they never keep a message or a question from getting in.
             call = self._handle(agent).watch.options(concurrency_group="watch")
             return await asyncio.wait_for(call.remote(seen, timeout_s), timeout_s + _QUERY_TIMEOUT_S)
         except (ValueError, TimeoutError, ray.exceptions.RayError) as error:

@@ -13,6 +13,7 @@ import pytest
 
 from cachewarden.errors import OperatingError
 from cachewarden.messages import ExecutionState, Mode
+from cachewarden.protocol import FleetBeat, FleetState
 from cluster.clock import SystemClock
 from cluster.wiring import ALL_AGENTS
 from tests.integration.world import MIB, CacheSpec, World, order_for, start_time, traffic, until
@@ -87,6 +88,32 @@ async def kill(agents, name: str) -> None:
         return new is not None and new != old
 
     await until(reborn, 60, f"the next life of {name}")
+
+
+async def test_many_may_wait_for_news_and_keep_nobody_else_waiting(tmp_path, ray_here):
+    spec = CacheSpec(maxmemory_bytes=8 * MIB, wishes=QUIET)
+    async with RayWorld(tmp_path, spec, cycle_interval_ms=3_600_000) as world:
+        agents = ray_here.RayAgents(world.plan, namespace="watch")
+        world.mailbox = ray_here.RayMailbox("watch")
+        waiting = []
+        try:
+            await asyncio.to_thread(agents.start)
+            seen = (0, 0)
+            # What follows needs a coordinator that has no news for seconds.
+            while not isinstance(news := await world.mailbox.watch("coordinator", seen, 3.0), FleetBeat):
+                if isinstance(state := await world.state(), FleetState):
+                    seen = (state.life_ms, state.version)
+            assert (news.life_ms, news.version) == seen
+            waiting = [asyncio.create_task(world.mailbox.watch("coordinator", seen, 60.0)) for _ in range(3)]
+            done, _ = await asyncio.wait(waiting, timeout=1)
+            assert not done
+            # One after the other would be a minute each, and this question gives up long before.
+            assert isinstance(await world.mailbox.watch("coordinator", (0, 0), 0.0), FleetState)
+        finally:
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.to_thread(agents.stop)
 
 
 async def test_every_agent_may_be_killed_under_load_and_the_loop_goes_on(tmp_path, ray_here):
