@@ -14,7 +14,8 @@ from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.protocol import BallotNews
 from coordination import blackboard_records as records
 from coordination import projection
-from coordination.ballot_records import BALLOT_TYPE, ballot_told
+from coordination.ballot_records import ballot_told
+from coordination.blackboard_records import BALLOT_TYPE
 from coordination.redis_blackboard import RedisBlackboard
 from tests.contract.real_servers import ENGINES, RealServer
 from tests.unit.coordination.test_projection import perform, proposal

@@ -14,8 +14,8 @@ from cachewarden.messages import AGENT_ID, ExecutionState, Proposal
 from cachewarden.protocol import PeerBallot, PeerBallots, Settle
 from cluster.__main__ import app
 from cluster.clock import SystemClock
-from coordination.ballot_records import BALLOT_TYPE, conflict_id_of
-from coordination.blackboard_records import knowledge_item, time_ms
+from coordination.ballot_records import conflict_id_of
+from coordination.blackboard_records import BALLOT_TYPE, knowledge_item, time_ms
 from coordination.redis_blackboard import RedisBlackboard
 from tests.integration.world import MIB, CacheSpec, World, order_for, traffic, until
 from tests.unit.agents.settlements import verdict

@@ -128,7 +128,9 @@ def test_another_value_of_ours_is_another_matter_and_a_size_measured_anew_is_not
         (plan(priority=4), NOW, True),
         (plan(), NOW - 1, True),
         (plan(), NOW + 1, False),
-        (plan(), NOW, False),
+        (plan(), NOW, True),
+        (plan(agent_id="a_peer"), NOW, False),
+        (plan(since_ms=NOW - 2), NOW - 1, False),
         (plan(priority=5, state=PlanState.ACTIVE), NOW - 1, False),
     ],
 )

@@ -14,16 +14,15 @@ from cachewarden.protocol import PeerBallot
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
 from coordination.conflict_answers import Sides, answer_in_item, answer_in_record
+from coordination.peer_ballots import live_ballots, read_ballot
 from coordination.peer_plans import (
     HOLD_MS_MAX,
     PeerPlan,
     PlanState,
     Refused,
     intents_of,
-    live_ballots,
     newest,
     plan_of,
-    read_ballot,
     read_plan,
 )
 from coordination.peer_tasks import Ask, Refusal, read_ask
