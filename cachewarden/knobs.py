@@ -318,7 +318,7 @@ def check_value(knob_name: str, value: str) -> str:
     return str(number)
 
 
-_MEMORY: re.Pattern[str] = re.compile(r"([0-9]{1,20})([a-z]{0,2})")
+_MEMORY: re.Pattern[str] = re.compile(r"([0-9]{0,20})([a-z]{0,2})")
 _WHOLE: re.Pattern[str] = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -339,7 +339,8 @@ def as_server_reads(knob_name: str, value: str) -> str | None:
     match = _MEMORY.fullmatch(value.lower())
     if match is None or match.group(2) not in _UNITS:
         return None
-    number = int(match.group(1)) * _UNITS[match.group(2)]
+    # A unit alone is 0 to the server.
+    number = int(match.group(1) or 0) * _UNITS[match.group(2)]
     return str(number) if number < 1 << 64 else None
 
 

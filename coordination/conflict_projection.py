@@ -142,7 +142,10 @@ def replayed(records: list[AuditRecord], now_ms: int, kept_ms: int) -> list[Publ
     for conflict_id, record in opened.items():
         end, payload = ended.get(conflict_id), record.payload
         lately = now_ms - (record if end is None else end).at_ms < kept_ms
-        if not lately or "description" not in payload or not payload.get("plans"):
+        plans = payload.get("plans")
+        if not lately or "description" not in payload or not isinstance(plans, list):
+            continue
+        if not all(isinstance(plan, Mapping) and "agent_id" in plan for plan in plans):
             continue
         if payload.get("reported_here") is True:
             words, severity = str(payload["description"]), str(payload.get("severity", "medium"))

@@ -135,7 +135,9 @@ def _peer_tasks(records: list[AuditRecord], settings: CacheOptimizerSettings, no
     for task_id, record in taken.items():
         end, payload = ended.get(task_id), record.payload
         lately = now_ms - (record if end is None else end).at_ms < settings.blackboard_kept_ms
-        if not lately or "created_at_ms" not in payload or (end is not None and end.payload["outcome"] == "cancelled"):
+        numbers = (payload.get("created_at_ms"), payload.get("priority"))
+        cancelled = end is not None and end.payload.get("outcome") == "cancelled"
+        if not lately or cancelled or not all(isinstance(number, int) for number in numbers):
             continue
         task = task_record(
             task_id=task_id,
@@ -145,7 +147,7 @@ def _peer_tasks(records: list[AuditRecord], settings: CacheOptimizerSettings, no
             deadline_ms=payload.get("deadline_ms"),
             input_data={
                 "request": payload.get("request") or {},
-                "agent_id": payload["requester"],
+                "agent_id": payload.get("requester"),
                 "constitutional_hash": CONSTITUTIONAL_HASH,
             },
         ) | {"claimed_by_life": str(payload.get("life", ""))}
