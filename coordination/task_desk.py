@@ -44,7 +44,7 @@ _WORK_MS_MAX: Final = 3_600_000
 _ORPHAN_MS: Final = 2 * _WORK_MS_MAX
 """After that a task that is claimed under our name by no life that it names, and in nobody's work here, has lost its
 claimer."""
-_TRY_AGAIN_MS: Final = 30_000
+_TRY_AGAIN_MS: Final = 10_000
 _TRIED_MAX: Final = 1_000
 
 

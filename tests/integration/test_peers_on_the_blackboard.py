@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, ExecutionState, RecordKind
+from cachewarden.protocol import Execute
 from tests.acgs_blackboard_peer import AcgsPeer
 from tests.contract.real_servers import RealServer
 from tests.peer_stage import PeerStage, wanting
@@ -83,17 +84,43 @@ async def test_a_task_of_a_peer_is_claimed_run_and_completed_with_what_was_done(
     assert task.output_data["coordination_result"]["status"] == "completed"
     assert task.output_data["constitutional_compliance"] is True
     assert [p.service for p in stage.executed] == ["cart"]
-    [taken] = await stage.records(RecordKind.PEER_TASK_TAKEN)
-    [over] = await stage.records(RecordKind.PEER_TASK_ENDED)
+    [taken] = await stage.journalled(1, RecordKind.PEER_TASK_TAKEN)
+    [over] = await stage.journalled(1, RecordKind.PEER_TASK_ENDED)
     assert (taken.subject_id, over.subject_id, over.payload["outcome"]) == (task_id, task_id, "completed")
 
 
-async def test_nothing_to_do_is_a_completed_task_with_the_reason(stage, peer):
-    task_id = peer.create_task(asked(force_optimization=True))
-    task = await stage.until(lambda: ended(peer, task_id))
-    assert task.status == "completed"
-    assert task.output_data["coordination_result"] == {"status": "nothing_to_do", "reason": "nothing is worth it"}
-    assert ("cart",) in {q.force for q in stage.questions}
+@pytest.mark.parametrize(("powers", "forced"), [("ask,force", True), ("ask", False)])
+async def test_nothing_to_do_is_a_completed_task_with_the_reason(server, peer, powers, forced):
+    async with PeerStage(f"{server.url}/1", blackboard_peer_powers=powers) as stage:
+        task_id = peer.create_task(asked(force_optimization=True))
+        task = await stage.until(lambda: ended(peer, task_id))
+        assert task.status == "completed"
+        assert task.output_data["coordination_result"] == {"status": "nothing_to_do", "reason": "nothing is worth it"}
+        assert (("cart",) in {q.force for q in stage.questions}) is forced
+
+
+async def test_a_peer_without_powers_holds_nothing_asks_nothing_and_objects_to_nothing(server, peer):
+    async with PeerStage(f"{server.url}/1", blackboard_peer_powers="") as stage:
+        task_id = peer.create_task(asked())
+        peer.report_conflict(["ops", AGENT_ID], "hands off", {"affected_services": ["cart"], **H}, "critical")
+        peer.add_knowledge("performance", "cache_optimization_plan", plan_content(status="in_progress"))
+        stage.plans = wanting(stage, knob(*SAMPLES))
+        await stage.until(lambda: stage.executed)
+        assert (stage.held, peer.get_task(task_id).status) == ([], "pending")
+
+
+async def test_the_plan_stands_on_the_blackboard_before_its_change_begins(stage, peer):
+    seen = []
+
+    def told(message):
+        if isinstance(message, Execute):
+            items = peer.query_knowledge("performance", "cache_optimization_plan")
+            seen.extend(i.content["status"] for i in items if i.content["plan_id"] == message.proposal.proposal_id)
+
+    stage.overhear = told
+    stage.plans = wanting(stage, knob(*SAMPLES))
+    await stage.until(lambda: stage.executed)
+    assert seen == ["approved"]
 
 
 async def test_levels_that_are_reached_already_need_no_change(stage, peer):
@@ -191,6 +218,22 @@ async def test_a_coordinator_that_starts_anew_ends_what_its_earlier_life_has_cla
     assert len(await stage.records(RecordKind.PEER_TASK_ENDED)) == 1
 
 
+async def test_two_deployments_on_one_journal_leave_each_others_tasks_alone(server, stage, peer):
+    stage.plans, stage.ending = wanting(stage, knob(*SAMPLES)), None
+    task_id = peer.create_task(asked())
+    await stage.until(lambda: stage.executed)
+    async with PeerStage(f"{server.url}/1") as other:
+        looks = other.state.peers.get("blackboard")
+        await other.until(lambda: (h := other.state.peers.get("blackboard")) and h != looks and h.done)
+        await other.until(lambda: other.state.cycle >= 3)
+        assert other.state.peers["blackboard"].counts["tasks_in_work"] == 0
+        assert stage.state.peers["blackboard"].counts["tasks_in_work"] == 1
+        stage.report(stage.executed[0], ExecutionState.KEPT)
+        task = await stage.until(lambda: ended(peer, task_id))
+        assert task.status == "completed"
+        assert len(await stage.records(RecordKind.PEER_TASK_TAKEN)) == 1
+
+
 async def test_of_two_coordinators_and_a_peer_exactly_one_takes_a_task(server, stage, peer):
     async with PeerStage(f"{server.url}/1") as other:
         ids = [peer.create_task(asked()) for _ in range(4)]
@@ -223,7 +266,7 @@ async def test_a_plan_of_a_peer_holds_ours_back_until_the_coordinator_of_acgs_ha
     assert plans["their-plan"] == 1
     peer.coordinate()
     await stage.until(lambda: stage.state.peers["blackboard"].counts.get("conflicts_lost"))
-    [settled] = await stage.records(RecordKind.CONFLICT_SETTLED)
+    [settled] = await stage.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert (settled.payload["outcome"], settled.payload["winner"]) == ("lost", "their-plan")
     assert "highest priority wins" in settled.payload["reasoning"]
     told = await stage.until(lambda: peer.query_knowledge("coordination", "conflict_resolution"))
@@ -269,7 +312,7 @@ async def test_a_session_of_the_consensus_engine_is_an_answer(server, stage, pee
         priority=2,
     )
     await stage.until(lambda: stage.state.peers["blackboard"].counts.get(outcome))
-    [settled] = await stage.records(RecordKind.CONFLICT_SETTLED)
+    [settled] = await stage.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert "consensus engine" in settled.payload["decided_by"]
     engine.close()
 
@@ -333,7 +376,7 @@ async def test_a_conflict_that_a_peer_reports_holds_our_plan_back_until_it_is_an
     assert stage.executed == []
     peer.resolve_conflict(conflict_id, "coordinator_override", {"winner": AGENT_ID, **H})
     await stage.until(lambda: stage.executed)
-    [settled] = await stage.records(RecordKind.CONFLICT_SETTLED)
+    [settled] = await stage.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert (settled.subject_id, settled.payload["outcome"]) == (conflict_id, "won")
 
 

@@ -243,8 +243,8 @@ def test_a_task_that_another_life_has_claimed_is_asked_for_and_taken_up_only_if_
     assert bench.desk.step(TaskClaimed(ref=claim.ref, task_id="t", won=False), NOW) == ()
     assert bench.desk.in_work == 0
     # Its life is heard of, so it is left alone for a while.
-    assert bench.desk.look((), (theirs,), {}, NOW + 29_999) == ()
-    [claim] = bench.desk.look((), (theirs,), {}, NOW + 30_000)
+    assert bench.desk.look((), (theirs,), {}, NOW + 9_999) == ()
+    [claim] = bench.desk.look((), (theirs,), {}, NOW + 10_000)
     taken = bench.desk.step(TaskClaimed(ref=claim.ref, task_id="t", won=True), NOW)
     assert kinds(taken) == [RecordKind.PEER_TASK_TAKEN]
     assert taken[0].payload["life"] == "here"
