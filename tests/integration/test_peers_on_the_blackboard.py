@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, ExecutionState, RecordKind
 from cachewarden.protocol import Execute
+from coordination.redis_blackboard import RedisBlackboard
 from tests.acgs_blackboard_peer import AcgsPeer
 from tests.contract.real_servers import RealServer
 from tests.peer_stage import PeerStage, wanting
@@ -506,10 +507,26 @@ async def test_acgs_reads_all_that_we_write_and_sees_us_alive_after_hours_of_its
     assert peer.get_open_conflicts() is not None
     for space in ("performance", "coordination", "compliance", "governance"):
         peer.query_knowledge(space)
+    assert peer.get_pending_tasks() == []
+    assert task_id in {t.id for t in peer.get_agent_tasks(AGENT_ID)}
     assert peer.get_metrics()["agents"]["active"] == 1
     assert peer.check_agent_timeouts() == []
-    hours = AcgsPeer(stage.settings.blackboard_url, "timeouts", now=lambda: datetime.now(UTC) + timedelta(hours=3))
-    await stage.board.heartbeat(AGENT_ID, "performance_optimization", [], int(hours.now().timestamp() * 1000))
-    assert hours.check_agent_timeouts() == []
-    hours.close()
-    await asyncio.sleep(0)
+
+
+async def test_a_peer_whose_timeouts_are_checked_for_hours_sees_us_alive_at_every_beat_and_gone_after_the_last(server):
+    board = RedisBlackboard(f"{server.url}/1", timeout_s=2.0)
+    at = [datetime.now(UTC)]
+    peer = AcgsPeer(f"{server.url}/1", "timeouts", now=lambda: at[0])
+    await board.register_agent(AGENT_ID, "performance_optimization", [], int(at[0].timestamp() * 1000))
+    for _ in range(4 * 120):
+        at[0] += timedelta(seconds=30)
+        await board.heartbeat(AGENT_ID, "performance_optimization", [], int(at[0].timestamp() * 1000), life="one")
+        assert peer.check_agent_timeouts() == []
+        assert peer.redis.sismember("bb:agents:active", AGENT_ID)
+    at[0] += timedelta(minutes=6)
+    assert peer.check_agent_timeouts() == [AGENT_ID]
+    # One beat brings back whoever was thrown out.
+    await board.heartbeat(AGENT_ID, "performance_optimization", [], int(at[0].timestamp() * 1000))
+    assert (peer.check_agent_timeouts(), peer.redis.scard("bb:agents:active")) == ([], 1)
+    await board.close()
+    peer.close()
