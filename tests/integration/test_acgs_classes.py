@@ -65,6 +65,13 @@ async def stage(server, peer):
         yield stage
 
 
+@pytest.fixture
+async def patient(server, peer):
+    """A stage that waits for an answer for as long as a loaded machine may need to give one."""
+    async with PeerStage(f"{server.url}/1", conflict_wait_ms=60_000) as stage:
+        yield stage
+
+
 async def until(found):
     """Return the first thing that an asynchronous question finds; raises TimeoutError."""
     async with asyncio.timeout(30):
@@ -102,20 +109,20 @@ async def test_a_task_of_the_class_is_claimed_run_and_answered(acgs, stage, peer
     assert task.id in {t.id for t in await peer.get_agent_tasks(AGENT_ID)}
 
 
-async def test_its_plan_holds_ours_and_its_answer_lets_ours_go(acgs, stage, peer):
+async def test_its_plan_holds_ours_and_its_answer_lets_ours_go(acgs, patient, peer):
     await peer.add_knowledge(plan(acgs))
-    await stage.until(lambda: stage.held)
-    stage.plans = wanting(stage, knob(*SAMPLES))
+    await patient.until(lambda: patient.held)
+    patient.plans = wanting(patient, knob(*SAMPLES))
 
     async def conflict():
         return next((c for c in await peer.get_open_conflicts() if AGENT_ID in c.involved_agents), None)
 
     found = await until(conflict)
-    assert stage.executed == []
+    assert patient.executed == []
     data = {"winner": AGENT_ID, **H}
     assert await peer.resolve_conflict(found.id, "coordinator_override", data)
-    await stage.until(lambda: stage.executed)
-    [settled] = await stage.journalled(1, RecordKind.CONFLICT_SETTLED)
+    await patient.until(lambda: patient.executed)
+    [settled] = await patient.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert (settled.subject_id, settled.payload["outcome"]) == (found.id, "won")
 
 

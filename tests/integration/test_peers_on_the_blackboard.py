@@ -52,6 +52,13 @@ async def stage(server):
         yield stage
 
 
+@pytest.fixture
+async def patient(server):
+    """A stage that waits for an answer for as long as a loaded machine may need to give one."""
+    async with PeerStage(f"{server.url}/1", conflict_wait_ms=60_000) as stage:
+        yield stage
+
+
 def asked(service_name: str = "cart", **more) -> dict:
     return {"request": {"service_name": service_name, **more}, "agent_id": "operational_agent", **H}
 
@@ -256,23 +263,23 @@ async def test_a_task_that_lua_has_claimed_and_spoilt_harms_nobody(stage, peer):
 # --- Plans and conflicts ----------------------------------------------------------------------------------------------
 
 
-async def test_a_plan_of_a_peer_holds_ours_back_until_the_coordinator_of_acgs_has_answered(stage, peer):
+async def test_a_plan_of_a_peer_holds_ours_back_until_the_coordinator_of_acgs_has_answered(patient, peer):
     peer.add_knowledge("performance", "cache_optimization_plan", plan_content(), expires_in_s=600)
-    await stage.until(lambda: stage.held)
-    stage.plans = wanting(stage, knob(*SAMPLES))
-    conflict = await stage.until(conflict_between(peer))
+    await patient.until(lambda: patient.held)
+    patient.plans = wanting(patient, knob(*SAMPLES))
+    conflict = await patient.until(conflict_between(peer))
     assert conflict.conflict_type == "resource_conflict"
     assert conflict.involved_agents == [AGENT_ID, "operational_agent"]
     plans = {p["plan_id"]: p["priority"] for p in conflict.resolution_data["plans"]}
     assert plans["their-plan"] == 1
     peer.coordinate()
-    await stage.until(lambda: stage.state.peers["blackboard"].counts.get("conflicts_lost"))
-    [settled] = await stage.journalled(1, RecordKind.CONFLICT_SETTLED)
+    await patient.until(lambda: patient.state.peers["blackboard"].counts.get("conflicts_lost"))
+    [settled] = await patient.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert (settled.payload["outcome"], settled.payload["winner"]) == ("lost", "their-plan")
     assert "highest priority wins" in settled.payload["reasoning"]
-    told = await stage.until(lambda: peer.query_knowledge("coordination", "conflict_resolution"))
+    told = await patient.until(lambda: peer.query_knowledge("coordination", "conflict_resolution"))
     assert told[0].content["winner"] == "their-plan"
-    assert stage.executed == []
+    assert patient.executed == []
 
 
 async def test_nobody_answers__the_smaller_priority_number_goes_first_and_the_conflict_is_closed(stage, peer):
@@ -291,12 +298,12 @@ async def test_nobody_answers__the_smaller_priority_number_goes_first_and_the_co
 @pytest.mark.parametrize(
     ("winner", "outcome"), [("ours", "conflicts_won"), ("their-plan", "conflicts_lost"), (None, "conflicts_lost")]
 )
-async def test_a_session_of_the_consensus_engine_is_an_answer(server, stage, peer, winner, outcome):
+async def test_a_session_of_the_consensus_engine_is_an_answer(server, patient, peer, winner, outcome):
     content = plan_content() | {"priority": 2}
     peer.add_knowledge("performance", "optimization_activity", content, expires_in_s=600)
-    await stage.until(lambda: stage.held)
-    stage.plans = wanting(stage, knob(*SAMPLES))
-    conflict = await stage.until(conflict_between(peer))
+    await patient.until(lambda: patient.held)
+    patient.plans = wanting(patient, knob(*SAMPLES))
+    conflict = await patient.until(conflict_between(peer))
     ours = conflict.resolution_data["plans"][0]["plan_id"]
     option = None if winner is None else {"option_id": ours if winner == "ours" else winner}
     engine = AcgsPeer(f"{server.url}/1", "consensus_engine")
@@ -312,8 +319,8 @@ async def test_a_session_of_the_consensus_engine_is_an_answer(server, stage, pee
         },
         priority=2,
     )
-    await stage.until(lambda: stage.state.peers["blackboard"].counts.get(outcome))
-    [settled] = await stage.journalled(1, RecordKind.CONFLICT_SETTLED)
+    await patient.until(lambda: patient.state.peers["blackboard"].counts.get(outcome))
+    [settled] = await patient.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert "consensus engine" in settled.payload["decided_by"]
     engine.close()
 
