@@ -60,6 +60,7 @@ from coordination.decision_log import DecisionLog
 from coordination.fleet_memory import FleetMemory
 from coordination.pausing import PauseRecords
 from coordination.peer_desk import PeerDesk
+from coordination.release_gate import held_back
 from coordination.state_feed import StateFeed
 
 __all__ = ["Coordinator"]
@@ -180,9 +181,10 @@ class Coordinator:
         return self._approvals.missing(order.proposal, now_ms)
 
     def _send_order(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
-        if self._hindrance(order, now_ms) is not None:
+        why = self._hindrance(order, now_ms)
+        if why is not None:
             self._memory.note_not_handed_over(order.proposal)
-            return ()
+            return held_back(order, now_ms, why, now_ms)
         return (*self._peers.announce(order, now_ms), *self._released(now_ms))
 
     def _released(self, now_ms: int) -> tuple[Effect, ...]:
@@ -193,7 +195,7 @@ class Coordinator:
             why = passed.trouble or self._hindrance(order, now_ms)
             if why:
                 self._memory.note_not_handed_over(order.proposal)
-                effects += projection.intent_dropped(order.proposal, passed.since_ms, why, now_ms)
+                effects += held_back(order, passed.since_ms, why, now_ms)
                 continue
             self._approvals.note_sent(order.proposal)
             effects.append(Send(to="actuator", message=order))

@@ -17,16 +17,18 @@ after its intent was confirmed is over.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from cachewarden.machine import Effect, EffectFailed, SetTimer, TimerFired
+from cachewarden.codec import to_jsonable
+from cachewarden.machine import Effect, EffectFailed, Record, SetTimer, TimerFired
+from cachewarden.messages import RecordKind, ResolutionOutcome
 from cachewarden.peer_input import IntentPublished, PublishIntent
 from cachewarden.protocol import Execute
 from coordination import projection
 from coordination.peer_watch import PeerWatch
 
-__all__ = ["RELEASE_REF", "Passed", "ReleaseGate"]
+__all__ = ["RELEASE_REF", "Passed", "ReleaseGate", "held_back"]
 
 RELEASE_REF: Final = "release:"
 """How the refs of its effects and timers begin."""
@@ -51,6 +53,21 @@ class Passed:
     order: Execute
     since_ms: int
     trouble: str = ""
+
+
+def held_back(order: Execute, since_ms: int, why: str, now_ms: int) -> tuple[Effect, ...]:
+    """Return what journal and blackboard are told of a change that was to go ahead and does not begin."""
+    proposal = order.proposal
+    resolution = replace(
+        order.resolution, outcome=ResolutionOutcome.WAIT, reason=f"held back: {why}", resolved_at_ms=now_ms
+    )
+    record = Record(
+        kind=RecordKind.RESOLVED,
+        service=proposal.service,
+        subject_id=proposal.proposal_id,
+        payload=to_jsonable(resolution),
+    )
+    return (record, *projection.intent_dropped(proposal, since_ms, resolution.reason, now_ms))
 
 
 class ReleaseGate:
