@@ -82,9 +82,13 @@ def test_without_a_look_after_the_announcement_both_would_begin(monkeypatch):
         return ()
 
     monkeypatch.setattr(PeerDesk, "announce", at_once)
-    with pytest.raises(AssertionError, match="is changing|begins another"):
+
+    def until_they_meet():
         for seed in range(20):
             hour(seed, milliseconds=20 * MINUTE_MS)
+
+    with pytest.raises(AssertionError, match=r"is changing|begins another"):
+        until_they_meet()
 
 
 def test_a_rogue_that_looks_at_nothing_ends_our_change_and_starts_no_fight():
