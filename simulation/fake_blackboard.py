@@ -21,6 +21,7 @@ __all__ = ["FakeBlackboard"]
 
 _EVENTS_MAX: Final = 10_000
 _PAGE: Final = 500
+_PARSED_MAX: Final = 10_000
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _LIFE_TTL_MS: Final = 90_000
 
@@ -44,6 +45,8 @@ class FakeBlackboard:
         """Agent and life to when it counts as gone."""
         self._streams: list[_EventStream] = []
         self._bad_seen: set[tuple[str, str]] = set()
+        self._parsed: dict[tuple[str, str], dict[str, Any] | BadRecord] = {}
+        """Kind and text of a record to what was read of it: most are as they were in the page before."""
         self._ours: set[tuple[str, str]] = set()
         """Kind and id of what we wrote, as the sets of our agent hold them."""
         self._expires_ms: dict[tuple[str, str], int] = {}
@@ -132,7 +135,12 @@ class FakeBlackboard:
         found: list[Mapping[str, Any]] = []
         bad = 0
         for record_id, text in sorted(texts.items()):
-            record = parse(text)
+            record = self._parsed.get((kind, text))
+            if record is None:
+                record = parse(text)
+                if len(self._parsed) >= _PARSED_MAX:
+                    self._parsed.clear()
+                self._parsed[kind, text] = record
             if isinstance(record, BadRecord) or record["id"] != record_id:
                 bad += (area, text) not in self._bad_seen
                 self._bad_seen.add((area, text))
