@@ -52,7 +52,7 @@ def fresh(given: Proposal) -> Proposal:
 class PeerStage:
     """Use as `async with PeerStage(url) as stage`."""
 
-    def __init__(self, url: str, given: Fleet | None = None, **changes: Any) -> None:
+    def __init__(self, url: str, given: Fleet | None = None, journal_url: str = "", **changes: Any) -> None:
         self.fleet = given or fleet(service("cart"), service("pages"), total_memory_bytes=64 << 20)
         chosen = {
             "blackboard_url": url,
@@ -66,7 +66,7 @@ class PeerStage:
         }
         self.settings = CacheOptimizerSettings(_env_file=None, **chosen)
         self.board = RedisBlackboard(url, timeout_s=2.0, life_ttl_ms=3_000)
-        self.journal = RedisJournal(url, timeout_s=2.0, allow_unsafe_server=True)
+        self.journal = RedisJournal(journal_url or url, timeout_s=2.0, allow_unsafe_server=True)
         self.consensus = Consensus(self.fleet, self.settings)
         self.coordinator = Coordinator(self.fleet, self.settings)
         self.plans: Callable[[int], list[Proposal]] = lambda _cycle: []

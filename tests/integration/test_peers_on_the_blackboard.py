@@ -231,8 +231,7 @@ async def test_two_deployments_on_one_journal_leave_each_others_tasks_alone(serv
     task_id = peer.create_task(asked())
     await stage.until(lambda: stage.executed)
     async with PeerStage(f"{server.url}/1") as other:
-        looks = other.state.peers.get("blackboard")
-        await other.until(lambda: (h := other.state.peers.get("blackboard")) and h != looks and h.done)
+        await other.until(lambda: other.state.peers and not other.state.intents)
         await other.until(lambda: other.state.cycle >= 3)
         assert other.state.peers["blackboard"].counts["tasks_in_work"] == 0
         assert stage.state.peers["blackboard"].counts["tasks_in_work"] == 1
@@ -503,6 +502,29 @@ async def test_a_blackboard_that_restarts_and_has_lost_everything_is_looked_at_a
         await stage.until(lambda: ended(peer, task_id))
         peer.close()
     server.kill()
+
+
+async def test_on_a_full_blackboard_nothing_of_ours_begins_and_once_there_is_room_it_does(server, peer, tmp_path):
+    journal = RealServer("redis", tmp_path)
+    journal.start()
+    async with PeerStage(f"{server.url}/1", journal_url=journal.url) as stage:
+        # Read once, whole: until then everything counts as held.
+        await stage.until(lambda: stage.state.peers and not stage.state.intents)
+        server.admin.config_set("maxmemory-policy", "noeviction")
+        server.admin.config_set("maxmemory", "1")
+        try:
+            stage.plans = wanting(stage, knob(*SAMPLES))
+            held = [
+                r.payload["reason"]
+                for r in await stage.journalled(2, RecordKind.RESOLVED)
+                if r.payload["outcome"] == "wait"
+            ]
+            assert held == ["held back: it could not be announced on the blackboard"]
+            assert stage.executed == []
+        finally:
+            server.admin.config_set("maxmemory", "0")
+        await stage.until(lambda: stage.executed)
+    journal.kill()
 
 
 async def test_acgs_reads_all_that_we_write_and_sees_us_alive_after_hours_of_its_timeout_checks(stage, peer):

@@ -178,6 +178,23 @@ async def test_forged_and_doubled_ballots_are_in_the_journal_and_do_not_count(tm
         await peer.board.close()
 
 
+async def test_a_ballot_that_is_cast_after_the_deadline_is_in_the_journal_and_does_not_count(tmp_path):
+    async with World(tmp_path, SPEC, **VOTES | {"ballot_wait_ms": 1_000}) as world, world.agents() as agents:
+        peer, given = Peer(world, agents), growth()
+        await until(world.state, 20, "a coordinator")
+        await settle(agents, given)
+        opened = await world.recorded("ballot_opened")
+        deadline_ms = opened.payload["motion"]["deadline_ms"]
+        await until(lambda: SystemClock().now_ms() > deadline_ms, 20, "the deadline")
+        await peer.vote(given.proposal_id, "approve", "b-late")
+        await peer.read()
+        record = await world.recorded("ballot_closed", 30)
+        assert record.payload["outcome"]["winner"] is None
+        [late] = [e for e in record.payload["outcome"]["ballots"] if e["ballot"]["item_id"] == "b-late"]
+        assert late["standing"] == "refused"
+        await peer.board.close()
+
+
 async def test_a_blackboard_that_was_emptied_is_rebuilt_from_the_journal(tmp_path, monkeypatch):
     """The blackboard has a db of its own, so that flushing it leaves the journal alone."""
     spec = CacheSpec(maxmemory_bytes=8 * MIB, load=traffic("shop"), wishes=QUIET)
