@@ -55,9 +55,9 @@ class AwaitHint(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishIntent(Effect):
-    """Write an item of knowledge; answered by `IntentPublished` once the server has confirmed it."""
+    """Write items of knowledge; answered by `IntentPublished` once the server has confirmed all of them."""
 
-    item: Mapping[str, Any]
+    items: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,8 @@ def peer_input_performers(blackboard: Blackboard | None) -> dict[type[Effect], C
         raise BlackboardUnavailable("the stream of events has ended")
 
     async def publish(e: PublishIntent) -> IntentPublished:
-        await board().add_knowledge(e.item)
+        for item in e.items:
+            await board().add_knowledge(item)
         return IntentPublished(ref=e.ref)
 
     async def claim(e: ClaimTask) -> TaskClaimed:

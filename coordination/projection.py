@@ -116,15 +116,14 @@ def plan_settled(proposal: Proposal, verdict: Verdict, resolution: Resolution, n
     return (*_knowledge_of_plan(proposal, content, now_ms, ttl_ms), *_conflicts(proposal, resolution, now_ms))
 
 
-def intent(proposal: Proposal, since_ms: int, now_ms: int) -> dict[str, Any]:
-    """Return the item of knowledge that has to stand on the blackboard before a change is begun.
+def intent(proposal: Proposal, since_ms: int, now_ms: int) -> tuple[dict[str, Any], ...]:
+    """Return the items of knowledge that have to stand on the blackboard before a change is begun.
 
-    It is the plan's own item, so that whoever looks finds one plan in one state.
+    They are the plan's own items, under both types, so that whoever looks finds one plan in one state.
     """
     content = plan_content(proposal, "approved", "it begins unless a plan of another agent is found", since_ms)
-    [told, *_] = _knowledge_of_plan(proposal, content, now_ms, _TTL_MS_SETTLED_MIN)
-    item: dict[str, Any] = told.arguments["item"]
-    return item
+    told = _knowledge_of_plan(proposal, content, now_ms, _TTL_MS_SETTLED_MIN)
+    return tuple(effect.arguments["item"] for effect in told)
 
 
 def intent_dropped(proposal: Proposal, since_ms: int, reason: str, now_ms: int) -> tuple[Publish, ...]:

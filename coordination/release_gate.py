@@ -84,9 +84,9 @@ class ReleaseGate:
         if key in self._waiting:
             return ()
         self._waiting[key] = _Waiting(order, since_ms)
-        item = projection.intent(order.proposal, since_ms, now_ms)
+        items = projection.intent(order.proposal, since_ms, now_ms)
         return (
-            PublishIntent(ref=f"{_PUBLISH}{key}", item=item),
+            PublishIntent(ref=f"{_PUBLISH}{key}", items=items),
             SetTimer(ref=f"{_LATE}{key}", due_ms=now_ms + _WAIT_MS),
         )
 

@@ -45,7 +45,7 @@ _ORPHAN_MS: Final = 2 * _WORK_MS_MAX
 """After that a task that is claimed under our name by no life that it names, and in nobody's work here, has lost its
 claimer."""
 _TRY_AGAIN_MS: Final = 10_000
-_TRIED_MAX: Final = 1_000
+_REMEMBERED_MAX: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -72,6 +72,8 @@ class TaskDesk:
         self._pace_ms = pace_ms
         self._works: dict[str, _Work] = {}
         self._claims = Pace(_CLAIMS_PER_MINUTE)
+        self._over: dict[str, None] = {}
+        """Tasks that were in work here and are no longer: a look that was under way may show them as they were."""
         self._tried: dict[str, int] = {}
         """Tasks of other lives to when we last tried to take them over."""
         self._hurried_ms = -pace_ms
@@ -151,7 +153,7 @@ class TaskDesk:
         if isinstance(event, TaskFinished):
             if not event.finished:
                 return self._cancel(task_id, now_ms)
-            del self._works[task_id]
+            self._leave(task_id)
         elif isinstance(event, EffectFailed) and work.state == "claiming":
             # It may have been claimed all the same; the next look says so, by the life that the claim names.
             del self._works[task_id]
@@ -186,15 +188,16 @@ class TaskDesk:
         if ask is None or len(self._works) >= _IN_WORK_MAX:
             return ()
         life = task.get("claimed_by_life", "")
-        if isinstance(life, str) and life and life == self._life:
+        life = life if isinstance(life, str) else ""
+        if life and life == self._life and task_id not in self._over:
             # Our claim, of which we have not heard that it was won.
             self._works[task_id] = work = _Work(ask=ask, began_ms=now_ms)
             return self._taken(work, now_ms)
-        if isinstance(life, str) and life:
+        if life and life != self._life:
             if now_ms - self._tried.get(task_id, -_TRY_AGAIN_MS) < _TRY_AGAIN_MS or not self._claims.take(now_ms):
                 return ()
             self._tried[task_id] = now_ms
-            while len(self._tried) > _TRIED_MAX:
+            while len(self._tried) > _REMEMBERED_MAX:
                 self._tried.pop(next(iter(self._tried)))
             self._works[task_id] = _Work(ask=ask, began_ms=now_ms, waiting=True)
             return (self._claim(task_id, now_ms, over=True),)
@@ -216,11 +219,17 @@ class TaskDesk:
         return self._fail(work, "DEADLINE_PASSED", f"it was not done in time, it was {work.state}{going}", now_ms)
 
     def _cancel(self, task_id: str, now_ms: int) -> tuple[Effect, ...]:
-        work = self._works.pop(task_id)
+        work = self._leave(task_id)
         if work.state == "ended":
             return ()
         self._count("cancelled")
         return (self._ended_record(work, "cancelled", "it is gone, or no longer ours", now_ms),)
+
+    def _leave(self, task_id: str) -> _Work:
+        self._over[task_id] = None
+        while len(self._over) > _REMEMBERED_MAX:
+            self._over.pop(next(iter(self._over)))
+        return self._works.pop(task_id)
 
     # --- The cycle --------------------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ def test_a_peer_under_the_acl_of_the_page_does_all_of_it_and_touches_nothing_els
 
 async def test_of_a_peer_and_us_who_comes_second_waits(board, peer):
     given = proposal()
-    ours = projection.intent(given, now_ms(), now_ms())
+    ours, _ = projection.intent(given, now_ms(), now_ms())
     ours["content"]["affected_services"] = ["shop"]
     peer.run("Announce a change, look, and begin")
     assert peer.names["mine"]

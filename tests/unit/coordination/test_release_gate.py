@@ -10,7 +10,7 @@ from cachewarden.machine import Effect, EffectFailed, Publish, SetTimer, Started
 from cachewarden.messages import AGENT_ID, Resolution, ResolutionOutcome
 from cachewarden.peer_input import IntentPublished, PeersRead, PublishIntent, ReadPeers, peer_input_performers
 from cachewarden.protocol import Execute
-from coordination.blackboard_records import knowledge_item, time_ms
+from coordination.blackboard_records import PLAN_TYPES, knowledge_item, time_ms
 from coordination.fleet_memory import FleetMemory
 from coordination.peer_desk import PeerDesk
 from simulation.fake_blackboard import FakeBlackboard
@@ -129,9 +129,10 @@ def test_the_announcement_is_the_plan_itself_with_when_it_was_wanted_first():
     side = Side()
     side.announce(proposal("cart"))
     side.happen(PublishIntent)
-    [item] = done(side.board.query_knowledge("performance"))
-    assert (item["content"]["plan_id"], item["content"]["status"]) == ("p-cart", "approved")
-    assert time_ms(item["content"]["since"]) == NOW
+    items = done(side.board.query_knowledge("performance"))
+    assert {i["knowledge_type"] for i in items} == set(PLAN_TYPES)
+    assert {(i["content"]["plan_id"], i["content"]["status"]) for i in items} == {("p-cart", "approved")}
+    assert {time_ms(i["content"]["since"]) for i in items} == {NOW}
 
 
 def test_a_look_that_was_under_way_when_it_was_announced_does_not_count():

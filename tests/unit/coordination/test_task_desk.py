@@ -235,6 +235,16 @@ def test_a_claim_whose_answer_was_lost_is_ours_if_the_blackboard_says_so():
     assert kinds(bench.desk.look((), (ours,), {}, NOW)) == [RecordKind.PEER_TASK_TAKEN]
 
 
+def test_a_look_that_was_under_way_when_a_task_ended_does_not_begin_it_again():
+    bench = Bench()
+    bench.take(task())
+    [done] = finished(bench.run()[1])
+    bench.desk.step(TaskFinished(ref=done.ref, task_id="t", finished=True), NOW)
+    stale = task(status="claimed", agent_id=AGENT_ID, claimed_at=records.iso_utc(NOW), claimed_by_life="here")
+    assert bench.desk.look((), (stale,), {}, NOW) == ()
+    assert bench.desk.in_work == 0
+
+
 def test_a_task_that_another_life_has_claimed_is_asked_for_and_taken_up_only_if_that_is_granted():
     bench = Bench()
     theirs = task(status="claimed", agent_id=AGENT_ID, claimed_at=records.iso_utc(NOW), claimed_by_life="there")
