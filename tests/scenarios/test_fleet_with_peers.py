@@ -46,11 +46,11 @@ def untraceable(world: FleetWithPeers) -> list[str]:
     return found
 
 
-WHOLE = [pytest.param(seed, HOUR_MS, marks=pytest.mark.slow) for seed in range(1, 8)]
+WHOLE = [pytest.param(seed, HOUR_MS, marks=pytest.mark.slow) for seed in range(1, 4)]
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("seed", "milliseconds"), [(0, HOUR_MS), (1, 25 * MINUTE_MS), *WHOLE])
+@pytest.mark.parametrize(("seed", "milliseconds"), [(0, HOUR_MS), *WHOLE])
 def test_an_hour_of_conflicting_plans_of_two_optimizers_and_three_peers(seed, milliseconds):
     world = hour(seed, milliseconds=milliseconds)
     begun = Counter(peer for _, peer, _, _ in world.begun)
