@@ -1,4 +1,4 @@
-"""What a change touches, and when two of them touch the same thing.
+"""What a change touches, how urgent it is, and when two of them touch the same thing.
 
 The words are those of `Intent.resource`: the name of a knob, `ttl:<pattern>`, `budget` for the memory that all services
 share, `*` for everything of a service. Pure functions. INVARIANT: overlap is symmetric, and everything overlaps itself.
@@ -6,11 +6,13 @@ share, `*` for everything of a service. Pure functions. INVARIANT: overlap is sy
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Final
 
-from cachewarden.messages import Proposal
+from cachewarden.messages import ActionClass, Proposal
 
-__all__ = ["ANYTHING", "BUDGET", "TTL_PREFIX", "UNREAD_BOARD", "direction_of", "overlap", "touched"]
+__all__ = ["ANYTHING", "BUDGET", "TTL_PREFIX", "UNREAD_BOARD", "direction_of", "overlap", "priority_of", "touched"]
 
 ANYTHING: Final = "*"
 """Everything of a service except its share of the memory budget."""
@@ -19,11 +21,18 @@ TTL_PREFIX: Final = "ttl:"
 UNREAD_BOARD: Final = "unread blackboard"
 """Who holds everything while nobody knows what other agents hold."""
 _GLOB: Final = "*?[\\"
+_WHOLE: Final = re.compile(r"-?[0-9]{1,20}")
+_PRIORITY: Final[Mapping[ActionClass, int]] = {ActionClass.LOSSY: 1, ActionClass.FORBIDDEN: 1, ActionClass.GROWTH: 2}
+
+
+def priority_of(proposal: Proposal) -> int:
+    """Return how urgent a proposal of ours is among plans of peers, 1..5, 1 first."""
+    return _PRIORITY.get(proposal.action_class, 3)
 
 
 def direction_of(before: str, after: str) -> int:
     """Return +1 or -1 for whole numbers that grow or shrink, 0 for any other change."""
-    if not (before.isdecimal() and after.isdecimal()):
+    if not (_WHOLE.fullmatch(before) and _WHOLE.fullmatch(after)):
         return 0
     return (int(after) > int(before)) - (int(after) < int(before))
 

@@ -27,6 +27,7 @@ __all__ = [
     "Knob",
     "KnobType",
     "action_class_of_change",
+    "as_server_reads",
     "check_value",
     "parse_bytes",
     "supported",
@@ -315,6 +316,32 @@ def check_value(knob_name: str, value: str) -> str:
     if not knob.low <= number <= knob.high:
         raise SettingsError(f"`{knob_name}` cannot be `{value}`, allowed: {knob.allowed}")
     return str(number)
+
+
+_MEMORY: re.Pattern[str] = re.compile(r"([0-9]{0,20})([a-z]{0,2})")
+_WHOLE: re.Pattern[str] = re.compile(r"0|-?[1-9][0-9]{0,18}")
+
+
+def as_server_reads(knob_name: str, value: str) -> str | None:
+    """Return what another program wrote for a knob in the form that CONFIG GET prints, None where no server would take
+    it; a value outside our range and a knob that is not in the table are left as they are.
+
+    Sizes as `memtoull` of `util.c` reads them (no sign, no space, units in any case), whole numbers as `string2ll`,
+    choices and `yes`/`no` without regard to case as `configEnumGetValue` of `config.c` and `yesnotoi` do.
+    """
+    knob = KNOBS.get(knob_name)
+    if knob is None:
+        return value
+    if knob.type in (KnobType.CHOICE, KnobType.YES_NO):
+        return value.lower() if value.lower() in (knob.choices or ("yes", "no")) else None
+    if knob.type is KnobType.INTEGER:
+        return value if _WHOLE.fullmatch(value) else None
+    match = _MEMORY.fullmatch(value.lower())
+    if match is None or match.group(2) not in _UNITS:
+        return None
+    # A unit alone is 0 to the server.
+    number = int(match.group(1) or 0) * _UNITS[match.group(2)]
+    return str(number) if number < 1 << 64 else None
 
 
 def supported(knob_name: str, server: str, version: str) -> bool:

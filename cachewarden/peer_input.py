@@ -22,7 +22,9 @@ __all__ = [
     "ClaimTask",
     "FinishTask",
     "Hinted",
+    "IntentPublished",
     "PeersRead",
+    "PublishIntent",
     "ReadPeers",
     "TaskClaimed",
     "TaskFinished",
@@ -41,7 +43,7 @@ _SPACES: Final = ("coordination", "performance")
 class ReadPeers(Effect):
     """Read one page of each area from its cursor on, and the named tasks and conflicts; answered by `PeersRead`."""
 
-    cursors: Mapping[str, int]
+    cursors: Mapping[str, str]
     tasks: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
 
@@ -52,11 +54,23 @@ class AwaitHint(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishIntent(Effect):
+    """Write items of knowledge; answered by `IntentPublished` once the server has confirmed all of them."""
+
+    items: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimTask(Effect):
-    """Claim a pending task as ours; answered by `TaskClaimed`."""
+    """Claim a pending task as ours, for the life `life`; answered by `TaskClaimed`.
+
+    `over`: it was claimed under our name by a life of which nothing is heard any more.
+    """
 
     task_id: str
     at_ms: int
+    life: str = ""
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +99,11 @@ class PeersRead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hinted:
+    ref: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntentPublished:
     ref: str
 
 
@@ -146,8 +165,13 @@ def peer_input_performers(blackboard: Blackboard | None) -> dict[type[Effect], C
                 return Hinted(ref=e.ref)
         raise BlackboardUnavailable("the stream of events has ended")
 
+    async def publish(e: PublishIntent) -> IntentPublished:
+        for item in e.items:
+            await board().add_knowledge(item)
+        return IntentPublished(ref=e.ref)
+
     async def claim(e: ClaimTask) -> TaskClaimed:
-        won = await board().claim_task(e.task_id, AGENT_ID, e.at_ms)
+        won = await board().claim_task(e.task_id, AGENT_ID, e.at_ms, life=e.life, over=e.over)
         return TaskClaimed(ref=e.ref, task_id=e.task_id, won=won)
 
     async def finish(e: FinishTask) -> TaskFinished:
@@ -156,4 +180,4 @@ def peer_input_performers(blackboard: Blackboard | None) -> dict[type[Effect], C
         )
         return TaskFinished(ref=e.ref, task_id=e.task_id, finished=finished)
 
-    return {ReadPeers: read, AwaitHint: hint, ClaimTask: claim, FinishTask: finish}
+    return {ReadPeers: read, AwaitHint: hint, PublishIntent: publish, ClaimTask: claim, FinishTask: finish}

@@ -213,12 +213,12 @@ BOARD_AREAS: Final = (
 class BoardPage:
     """One bounded look at a part of the blackboard.
 
-    `cursor` is where the next look goes on; 0 means that this one came to the end. `dangling` ids had no record (any
-    more), `bad` records were unusable, each of them counted once in the life of the adapter.
+    `cursor` is where the next look goes on, in words of the adapter; "" means that this one came to the end. `dangling`
+    ids had no record (any more), `bad` records were unusable, each of them counted once in the life of the adapter.
     """
 
     records: tuple[Mapping[str, Any], ...]
-    cursor: int = 0
+    cursor: str = ""
     scanned: int = 0
     dangling: int = 0
     bad: int = 0
@@ -229,7 +229,11 @@ class Blackboard(Protocol):
 
     async def register_agent(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None: ...
 
-    async def heartbeat(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None: ...
+    async def heartbeat(
+        self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int, life: str = ""
+    ) -> None:
+        """Say that the agent lives, and for some beats to come the life `life` of one of its processes."""
+        ...
 
     async def deregister_agent(self, agent_id: str) -> None: ...
 
@@ -241,7 +245,13 @@ class Blackboard(Protocol):
 
     async def create_task(self, task: Mapping[str, Any], claimed_by: str | None = None) -> str: ...
 
-    async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool: ...
+    async def claim_task(self, task_id: str, agent_id: str, at_ms: int, *, life: str = "", over: bool = False) -> bool:
+        """Claim a task; of several claimers exactly one is told True.
+
+        `life` is the process that claims: its claim is in force for as long as its heartbeats are heard. With `over`
+        the task is one that another life of the same agent has claimed; it is taken over only if that one is silent.
+        """
+        ...
 
     async def finish_task(
         self,
@@ -262,9 +272,9 @@ class Blackboard(Protocol):
         """Return one conflict; None where it is gone or cannot be read."""
         ...
 
-    async def page(self, area: str, cursor: int = 0) -> BoardPage:
+    async def page(self, area: str, cursor: str = "") -> BoardPage:
         """Return the live, readable records of one of `BOARD_AREAS` from place `cursor` of its index on, bounded in
-        ids and bytes; of knowledge only what others wrote."""
+        ids and bytes; of knowledge only what others wrote. Nothing that stays is passed over, whatever goes."""
         ...
 
     async def report_conflict(self, conflict: Mapping[str, Any]) -> str: ...

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cachewarden.balloting import parse_voters
 from cachewarden.errors import SettingsError
 from cachewarden.messages import CONSTITUTIONAL_HASH
+from cachewarden.peer_powers import parse_powers
 
 __all__ = ["CacheOptimizerSettings", "ConsensusAlgorithm", "load_settings"]
 
@@ -66,6 +67,14 @@ class CacheOptimizerSettings(BaseSettings):
         ge=60_000,
         le=2_592_000_000,
         description="how long a finished task or a settled conflict stays there",
+    )
+    blackboard_core_indexes: bool = Field(
+        default=False, description="also write and read the index sets of ACGS's core, for peers that are built on it"
+    )
+    blackboard_peer_powers: str = Field(
+        "answer,ask,hold,object",
+        description="what an agent may do by writing on the blackboard, which authenticates nobody: `answer` conflicts"
+        ", `ask` for tasks, `force` them (skips cool-down and minimum gain), `hold` caches by plans, `object`",
     )
     agent_heartbeat_interval: int = Field(30, ge=1, le=3600, description="seconds")
 
@@ -189,6 +198,12 @@ class CacheOptimizerSettings(BaseSettings):
     @classmethod
     def _each_voter_once(cls, value: str) -> str:
         parse_voters(value)
+        return value
+
+    @field_validator("blackboard_peer_powers")
+    @classmethod
+    def _known_powers(cls, value: str) -> str:
+        parse_powers(value)
         return value
 
     @field_validator("consensus_change")

@@ -164,7 +164,12 @@ def make_journal(plan: Plan) -> RedisJournal:
 def make_blackboard(settings: CacheOptimizerSettings) -> RedisBlackboard:
     """Return the blackboard of the settings, of its own connections."""
     return RedisBlackboard(
-        settings.blackboard_url, prefix=settings.blackboard_key_prefix, timeout_s=settings.redis_timeout
+        settings.blackboard_url,
+        prefix=settings.blackboard_key_prefix,
+        timeout_s=settings.redis_timeout,
+        kept_ms=settings.blackboard_kept_ms,
+        core_indexes=settings.blackboard_core_indexes,
+        life_ttl_ms=3_000 * settings.agent_heartbeat_interval,
     )
 
 
@@ -221,7 +226,7 @@ def build_agent(plan: Plan, name: str) -> Agent:
             fleet=fleet,
         ),
         "auditor": lambda: Auditor(checkpoint=load_checkpoint(checkpoint_path(settings))),
-        "coordinator": lambda: Coordinator(fleet, settings),
+        "coordinator": lambda: Coordinator(fleet, settings, life=f"{plan.holder}:{secrets.token_hex(4)}"),
         ENVOY: lambda: make_envoy(settings),
     }
     return builders[name]()

@@ -17,26 +17,21 @@ from cachewarden.codec import record_id
 from cachewarden.machine import Effect, Publish
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from cachewarden.protocol import BallotNews
-from coordination.blackboard_records import conflict_record, iso_utc, knowledge_item
+from coordination.blackboard_records import (
+    BALLOT_TYPE,
+    MOTION_TYPE,
+    OUTCOME_TYPE,
+    conflict_record,
+    iso_utc,
+    knowledge_item,
+)
 from coordination.projection import plan_content
 
 __all__ = [
     "BALLOT_HANDLERS",
-    "BALLOT_TYPE",
-    "CONFLICT_TYPE",
-    "MOTION_TYPE",
-    "OUTCOME_TYPE",
     "ballot_told",
     "conflict_id_of",
 ]
-
-BALLOT_TYPE: Final = "cache_optimization_ballot"
-"""Type of the items that voters write."""
-MOTION_TYPE: Final = "cache_optimization_motion"
-OUTCOME_TYPE: Final = "conflict_resolution"
-"""As ACGS's coordinator names what became of a conflict."""
-CONFLICT_TYPE: Final = "cache_optimization_ballot"
-"""A type that ACGS's coordinator does not settle by itself: the ballots do."""
 
 _BALLOTS_MAX: Final = 100
 """More are in nobody's interest to read; the total is told."""
@@ -90,7 +85,7 @@ def _opened(message: BallotNews, now_ms: int) -> tuple[Publish, ...]:
     )
     conflict = conflict_record(
         conflict_id=conflict_id,
-        conflict_type=CONFLICT_TYPE,
+        conflict_type=BALLOT_TYPE,
         involved_agents=[AGENT_ID, *peers],
         involved_tasks=[],
         description=f"vote on plan `{motion.motion_id}` for `{motion.service}` until {iso_utc(motion.deadline_ms)}",

@@ -18,8 +18,12 @@ from typing import Any, Final
 from cachewarden.codec import record_id
 
 __all__ = [
+    "BALLOT_TYPE",
     "CHANNELS",
+    "MOTION_TYPE",
     "OPEN_CONFLICT_STATES",
+    "OUTCOME_TYPE",
+    "PLAN_TYPES",
     "SEVERITY_SCORE",
     "SPACES",
     "TASK_STATES",
@@ -44,6 +48,14 @@ TASK_STATES: Final = ("claimed", "completed", "failed", "in_progress", "pending"
 OPEN_CONFLICT_STATES: Final = ("escalated", "in_resolution", "open")
 SEVERITY_SCORE: Final[Mapping[str, int]] = {"critical": 1, "high": 2, "medium": 3, "low": 4}
 """Score in the index of open conflicts; any other severity counts as `medium`."""
+
+PLAN_TYPES: Final = ("cache_optimization_plan", "optimization_activity")
+"""Types of the items that plans stand in: ACGS's design publishes under the first and looks under the second."""
+BALLOT_TYPE: Final = "cache_optimization_ballot"
+"""Of the items that voters write, and of the conflict that stands for a vote: none that ACGS's coordinator settles."""
+MOTION_TYPE: Final = "cache_optimization_motion"
+OUTCOME_TYPE: Final = "conflict_resolution"
+"""As ACGS's coordinator names what became of a conflict."""
 
 CHANNELS: Final = (
     "events:agent_status",

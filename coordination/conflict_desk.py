@@ -3,6 +3,9 @@
     open ── an answer, or our own rule once the wait is over ──► won | lost
       └──── the plan is gone, has ended or was changed ────────► moot, forgotten
 
+A matter that comes up again after it was moot is another conflict, under an id of its own: what closed the first one
+was no answer, and nobody could answer in a record that is closed.
+
 While a conflict is open, and after it was lost, the peer's plan holds what it touches; once it was won the plan no
 longer does for what we want now, unless it is being carried out by then. A conflict with a change that is being carried
 out is told too; if an answer goes against us, that change is taken back. It never judges a change, and lets none go
@@ -14,7 +17,7 @@ blackboard cannot be read, nothing is approved. A conflict is answered once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -23,6 +26,7 @@ from cachewarden.machine import Effect, Send
 from cachewarden.messages import AGENT_ID, Intent, Proposal
 from cachewarden.protocol import CancelExecution
 from coordination import conflict_projection as projection
+from coordination.blackboard_records import record_id
 from coordination.conflict_answers import Answer, Sides, answer_in_item, answer_in_record
 from coordination.conflicts import Clash, ClashKind, by_priority, own_rule
 from coordination.pace import Pace
@@ -33,6 +37,7 @@ __all__ = ["ConflictDesk"]
 _CASES_MAX: Final = 200
 _TOLD_MAX: Final = 20
 _REPORTS_PER_MINUTE: Final = 30
+_RENEWED_MAX: Final = 3
 _INSISTED_MS: Final = 3_600_000
 _OWN_RULE: Final = f"{AGENT_ID}, its own rule"
 
@@ -42,11 +47,15 @@ class _Case:
     conflict_id: str
     clash: Clash
     since_ms: int
+    """When our plan was announced first."""
+    began_ms: int
     wait_until_ms: int
     reported: bool
     """Whether the record on the blackboard is ours; an objection's is the peer's."""
     outcome: str = "open"
     told: str = ""
+    renewed: int = 0
+    """How often it was reported under another id, since the former was closed without an answer."""
     refused: bool = False
     """Whether an answer with another constitutional hash was counted already."""
     names: set[str] = field(default_factory=set)
@@ -54,10 +63,13 @@ class _Case:
 
 
 class ConflictDesk:
-    """`wait_ms` is how long an answer is waited for."""
+    """`wait_ms` is how long an answer is waited for; `since` says when a proposal's matter was announced first, None
+    where that is now. Not `answered`: only our own rule decides, whatever peers write."""
 
-    def __init__(self, wait_ms: int) -> None:
-        self._wait_ms = wait_ms
+    def __init__(
+        self, wait_ms: int, since: Callable[[Proposal], int | None] = lambda _: None, *, answered: bool = True
+    ) -> None:
+        self._wait_ms, self._since, self._answered = wait_ms, since, answered
         self._cases: dict[str, _Case] = {}
         self._judged: frozenset[str] = frozenset()
         """Conflicts of what was last asked for: what was won for anything else frees nothing."""
@@ -76,7 +88,7 @@ class ConflictDesk:
 
     def knows(self, conflict_id: str) -> bool:
         """Whether a conflict is followed here."""
-        return conflict_id in self._cases
+        return any(case.conflict_id == conflict_id for case in self._cases.values())
 
     def told(self) -> tuple[str, ...]:
         """Return the newest cases, each in a sentence, newest last."""
@@ -129,23 +141,36 @@ class ConflictDesk:
                 continue
             if not self._room(now_ms):
                 continue
-            until_ms = now_ms + self._wait_ms
-            case = _Case(clash.conflict_id, clash, now_ms, until_ms, reported=True)
-            case.names.add(clash.proposal.proposal_id)
-            self._cases[clash.conflict_id] = case
-            self._count("reported")
-            effects += projection.reported(clash, now_ms, until_ms)
+            effects += self._report(self._opened(clash.conflict_id, clash, now_ms, reported=True))
         return tuple(effects)
+
+    def _opened(self, conflict_id: str, clash: Clash, now_ms: int, *, reported: bool) -> _Case:
+        since_ms = self._since(clash.proposal)
+        case = _Case(
+            conflict_id=conflict_id,
+            clash=clash,
+            since_ms=now_ms if since_ms is None else since_ms,
+            began_ms=now_ms,
+            wait_until_ms=now_ms + self._wait_ms,
+            reported=reported,
+        )
+        case.names.add(clash.proposal.proposal_id)
+        self._cases[conflict_id] = case
+        self._count("reported")
+        return case
+
+    @staticmethod
+    def _report(case: _Case) -> tuple[Effect, ...]:
+        told, record = projection.reported(
+            case.conflict_id, case.clash, case.since_ms, case.began_ms, case.wait_until_ms, ours=case.reported
+        )
+        return (told, record) if case.reported else (record,)
 
     def hear_objection(self, conflict_id: str, clash: Clash, now_ms: int) -> tuple[Effect, ...]:
         """Take a conflict that a peer has reported against a plan of ours; it waits and is answered like our own."""
         if conflict_id in self._cases or not self._room(now_ms):
             return ()
-        case = _Case(conflict_id, clash, now_ms, now_ms + self._wait_ms, reported=False)
-        case.names.add(clash.proposal.proposal_id)
-        self._cases[conflict_id] = case
-        self._count("reported")
-        return (projection.reported(clash, now_ms, case.wait_until_ms)[1],)
+        return self._report(self._opened(conflict_id, clash, now_ms, reported=False))
 
     def read(
         self,
@@ -161,6 +186,11 @@ class ConflictDesk:
         effects: list[Effect] = []
         items = list(items)
         for case in [c for c in self._cases.values() if c.outcome == "open"]:
+            if case.reported and case.renewed < _RENEWED_MAX and _withdrawn(records.get(case.conflict_id)):
+                case.renewed += 1
+                case.conflict_id = record_id("peer_conflict_again", case.conflict_id)
+                effects += self._report(case)
+                continue
             answer = self._answer(case, records, items)
             if answer is not None and answer.refused:
                 if not case.refused:
@@ -172,7 +202,7 @@ class ConflictDesk:
                 effects += _taken_back(case, in_flight)
             elif case.reported and case.conflict_id in records and records[case.conflict_id] is None:
                 # Evicted, or never arrived: nobody could answer what nobody can read.
-                effects.append(projection.reported(case.clash, case.since_ms, case.wait_until_ms)[0])
+                effects.append(self._report(case)[0])
         return tuple(effects)
 
     def decide(self, now_ms: int) -> tuple[Effect, ...]:
@@ -184,19 +214,19 @@ class ConflictDesk:
         """Close what has no object any more: `plans` are all that there are now, objections among them."""
         effects: list[Effect] = []
         alive = {plan.key: plan for plan in plans if now_ms < plan.until_ms}
-        for case in list(self._cases.values()):
+        for key, case in list(self._cases.items()):
             plan = alive.get(case.clash.plan.key)
             if plan is not None and plan.touches == case.clash.plan.touches and plan.state is not PlanState.ENDED:
                 continue
             if case.outcome == "open":
                 why = f"`{case.clash.plan.plan_id}` of `{case.clash.plan.agent_id}` is no longer wanted as it was"
                 effects += self._closed(case, "moot", _OWN_RULE, why, now_ms)
-            del self._cases[case.conflict_id]
+            del self._cases[key]
         return tuple(effects)
 
     def note_started(self, service: str) -> None:
         """Take note that a change is being carried out: what was won for it is used up."""
-        used = {case.conflict_id for case in self._cases.values() if case.clash.service == service}
+        used = {case.clash.conflict_id for case in self._cases.values() if case.clash.service == service}
         self._judged -= used
 
     # --- Parts ------------------------------------------------------------------------------------------------------
@@ -210,7 +240,7 @@ class ConflictDesk:
 
     def _wanted(self, case: _Case) -> bool:
         """Whether what was won is still what we want; an objection is against whatever we want of its cache."""
-        return not case.reported or case.conflict_id in self._judged
+        return not case.reported or case.clash.conflict_id in self._judged
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -228,6 +258,8 @@ class ConflictDesk:
     def _answer(
         self, case: _Case, records: Mapping[str, Mapping[str, Any] | None], items: Sequence[Mapping[str, Any]]
     ) -> Answer | None:
+        if not self._answered:
+            return None
         sides = self._sides(case)
         record = records.get(case.conflict_id)
         answer = None if record is None else answer_in_record(record, sides)
@@ -260,11 +292,20 @@ class ConflictDesk:
         case.outcome = outcome
         case.told = f"{case.clash.reason}; decided by {source}: {reason}"
         self._count(outcome)
-        told = (case.conflict_id, case.clash, outcome, source, reason)
-        effects: list[Effect] = [projection.settled_record(*told), projection.outcome_known(*told, now_ms)]
+        told = projection.settled_record(
+            case.conflict_id, case.clash, case.since_ms, outcome, source, reason, in_record=closed
+        )
+        effects: list[Effect] = [told, projection.outcome_known(told, now_ms)]
         if not closed:
-            effects.append(projection.settled(*told, now_ms))
+            effects.append(projection.settled(told, now_ms))
         return tuple(effects)
+
+
+def _withdrawn(record: Mapping[str, Any] | None) -> bool:
+    """Whether a conflict was closed by us as without object, so that it says nothing on what stands now."""
+    if record is None or record["resolution_strategy"] != projection.WITHDRAWN:
+        return False
+    return bool((record["resolution_data"] or {}).get("reported_by", AGENT_ID) == AGENT_ID)
 
 
 def _left(intent: Intent, over: Sequence[Clash]) -> Intent | None:

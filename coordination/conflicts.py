@@ -8,14 +8,14 @@ clash; nothing of ours ever goes against a plan that is being carried out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from cachewarden.claims import ANYTHING, BUDGET, TTL_PREFIX, direction_of, overlap
+from cachewarden.claims import ANYTHING, BUDGET, TTL_PREFIX, direction_of, overlap, priority_of
 from cachewarden.codec import digest
-from cachewarden.messages import ActionClass, Proposal
+from cachewarden.messages import AGENT_ID, Proposal
 from coordination.blackboard_records import record_id
 from coordination.peer_plans import PeerPlan, PlanState, Touch
 
@@ -26,11 +26,10 @@ __all__ = [
     "clash_of",
     "clash_with_kept",
     "find_clashes",
+    "matter_of",
     "own_rule",
-    "priority_of",
 ]
 
-_PRIORITY: Final[Mapping[ActionClass, int]] = {ActionClass.LOSSY: 1, ActionClass.FORBIDDEN: 1, ActionClass.GROWTH: 2}
 _EXACT_MAX: Final = 1 << 10
 _INSISTED_MAX: Final = 1
 """How often we set back what a peer has set before we leave the matter to people."""
@@ -66,7 +65,8 @@ class Clash:
     reason: str
     in_flight: bool = False
     spare_bytes: int | None = None
-    """What of the memory budget remains beside the growth of ours; None where that is not known."""
+    """What of the memory budget remains for the plan beside the growth of ours and of the plans that go before it; None
+    where that is not known."""
 
     @property
     def service(self) -> str:
@@ -76,15 +76,14 @@ class Clash:
     def conflict_id(self) -> str:
         """The same for the same matter in each cycle, whatever id the proposal has; another once the plan or our value
         changes: an answer for one value is none for another."""
-        ours = [[resource, direction_of(b, a), _about(a)] for resource, b, a in sorted(_values(self.proposal))]
         touches = digest([[t.service, t.resource, t.before, t.after, t.amount] for t in self.plan.touches])
         undoes = "undoes" if self.kind is ClashKind.UNDOES else ""
-        return record_id("peer_conflict", *self.plan.key, self.service, digest(ours), touches, undoes)
+        return record_id("peer_conflict", *self.plan.key, self.service, matter_of(self.proposal), touches, undoes)
 
 
-def priority_of(proposal: Proposal) -> int:
-    """Return how urgent a proposal of ours is among plans of peers, 1..5, 1 first."""
-    return _PRIORITY.get(proposal.action_class, 3)
+def matter_of(ours: Proposal) -> str:
+    """Return what a proposal wants, the same in each cycle whatever its id and however its sizes wander."""
+    return digest([[resource, direction_of(b, a), _about(a)] for resource, b, a in sorted(_values(ours))])
 
 
 def find_clashes(
@@ -97,28 +96,40 @@ def find_clashes(
 ) -> tuple[Clash, ...]:
     """Return at most one clash for each pair, by service, proposal, agent and plan.
 
-    `free_bytes` is what is left of the memory budget, None where that is not known. With `in_flight` the proposals are
-    being carried out or observed.
+    `free_bytes` is what is left of the memory budget, None where that is not known. Plans that want some of it are
+    granted theirs in the order of priority and age; ours clashes with each that no longer finds room beside it, also
+    where only all of them together are too much. With `in_flight` the proposals are being carried out or observed.
     """
     by_service: dict[str, list[PeerPlan]] = {}
     growing: list[PeerPlan] = []
     for plan in sorted(plans, key=lambda p: p.key):
         for service in plan.services:
             by_service.setdefault(service, []).append(plan)
-        growing += [plan] if any(t.resource == BUDGET and t.direction > 0 for t in plan.touches) else []
+        growing += [plan] if now_ms < plan.until_ms and _growth(plan) > 0 else []
+    growing.sort(key=lambda p: (p.state is not PlanState.ACTIVE, p.priority, p.first_ms, p.key))
+    granted = {plan.key: sum(map(_growth, growing[:place])) for place, plan in enumerate(growing)}
     found: list[Clash | None] = []
     for ours in sorted(proposals, key=lambda p: (p.service, p.proposal_id)):
         near = by_service.get(ours.service, [])
         # Only the memory budget reaches beyond a service.
         rivals = {p.key: p for p in (*near, *(growing if ours.memory_delta_bytes > 0 else ()))}
-        found += [clash_of(ours, rivals[key], free_bytes, now_ms, in_flight=in_flight) for key in sorted(rivals)]
+        for key in sorted(rivals):
+            left = None if free_bytes is None else free_bytes - granted.get(key, 0)
+            found.append(clash_of(ours, rivals[key], left, now_ms, in_flight=in_flight))
     return tuple(clash for clash in found if clash is not None)
+
+
+def _growth(plan: PeerPlan) -> int:
+    """Return by how much a plan that is not over grows the shared memory."""
+    grows = plan.state in (PlanState.WANTED, PlanState.ACTIVE)
+    return sum(t.amount for t in plan.touches if t.resource == BUDGET and t.direction > 0) if grows else 0
 
 
 def clash_of(
     ours: Proposal, plan: PeerPlan, free_bytes: int | None, now_ms: int, *, in_flight: bool = False
 ) -> Clash | None:
-    """Return why `ours` and `plan` exclude each other, None where they do not."""
+    """Return why `ours` and `plan` exclude each other, None where they do not; `free_bytes` is what the plans that go
+    before this one leave of the memory budget."""
     if now_ms >= plan.until_ms or plan.state is PlanState.ENDED:
         return None
     touches = [t for t in plan.touches if t.service == ours.service]
@@ -218,7 +229,7 @@ def _on_budget(ours: Proposal, plan: PeerPlan, touch: Touch, free_bytes: int | N
         return None
     told = (
         f"`{plan.agent_id}` plans {touch.amount} bytes more for `{touch.service}`, ours {growth} bytes, "
-        f"{max(0, free_bytes)} of the budget are free"
+        f"{max(0, free_bytes)} of the budget are left for both"
     )
     return ClashKind.BUDGET, BUDGET, told
 
@@ -238,8 +249,9 @@ def by_priority(clash: Clash, ours_since_ms: int, insisted: int) -> tuple[bool, 
 def own_rule(clash: Clash, ours_since_ms: int, insisted: int) -> tuple[bool, str]:
     """Return whether ours goes first where nobody has answered, and why: the smaller priority number, then the older.
 
-    `ours_since_ms` is when the matter came up on our side, `insisted` how often we set back already what this peer had
-    set. It is ACGS's own `highest_priority_wins`, so the peer can work it out too.
+    `ours_since_ms` is when ours was announced first, `insisted` how often we set back already what this peer had set.
+    It is ACGS's own `highest_priority_wins`; both sides find all of it on the blackboard, so a peer that goes by it
+    comes to the same end, and never do both give way or both go ahead.
     """
     plan, ours = clash.plan, priority_of(clash.proposal)
     if plan.state is PlanState.ACTIVE and not clash.in_flight:
@@ -250,6 +262,7 @@ def own_rule(clash: Clash, ours_since_ms: int, insisted: int) -> tuple[bool, str
         return False, f"`{clash.resource}` was set back and forth before, a person has to say what is wanted"
     if ours != plan.priority:
         return ours < plan.priority, f"priority {min(ours, plan.priority)} goes before {max(ours, plan.priority)}"
-    if ours_since_ms != plan.at_ms:
-        return ours_since_ms < plan.at_ms, f"both have priority {ours}, the older one goes first"
-    return False, f"both have priority {ours} and came at the same moment, the peer goes first"
+    if ours_since_ms != plan.first_ms:
+        return ours_since_ms < plan.first_ms, f"both have priority {ours}, the older one goes first"
+    first = min(AGENT_ID, plan.agent_id)
+    return first == AGENT_ID, f"both have priority {ours} and came at the same moment, `{first}` comes first by name"

@@ -58,7 +58,9 @@ from coordination.ballot_records import BALLOT_HANDLERS
 from coordination.catching_up import CATCH_UP, CatchingUp
 from coordination.decision_log import DecisionLog
 from coordination.fleet_memory import FleetMemory
+from coordination.pausing import PauseRecords
 from coordination.peer_desk import PeerDesk
+from coordination.release_gate import held_back
 from coordination.state_feed import StateFeed
 
 __all__ = ["Coordinator"]
@@ -70,21 +72,21 @@ _STAGES: Mapping[type, tuple[str, str]] = {
     Settled: ("settling", "consensus"),
 }
 _STAGE_DEADLINE_MS = {"observing": 20_000, "planning": 60_000, "judging": 10_000, "settling": 10_000}
-_RECORD_AGAIN_MS = 1_000
 _AFTER_CHANGE_MS = 1_000
 """Pause between a finished change and the next cycle: whoever waited for it should not wait a whole interval."""
 
 
 class Coordinator:
     """States: idle -> observing -> planning -> judging -> settling -> idle; a stage that is not answered in time
-    ends in idle."""
+    ends in idle. `life` names this life among all that work under our agent's name on the blackboard."""
 
     name = "coordinator"
-    replay_kinds = tuple(dict.fromkeys((*FleetMemory.replay_kinds, *ApprovalBook.replay_kinds, *PeerDesk.replay_kinds)))
+    replay_kinds = tuple(dict.fromkeys((*FleetMemory.replay_kinds, *ApprovalBook.replay_kinds)))
 
-    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
+    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, life: str = "") -> None:
         self._fleet = fleet
         self._settings = settings
+        self._life = life
         self._memory = FleetMemory(fleet, settings)
         self._approvals = ApprovalBook(fleet, settings)
         self._catching_up = CatchingUp()
@@ -97,10 +99,8 @@ class Coordinator:
         self._proposals: dict[str, Proposal] = {}
         self._verdicts: dict[str, Verdict] = {}
         self._log = DecisionLog()
-        self._peers = PeerDesk(fleet, settings)
-        self._pause_record: Record | None = None
-        """The last pause or resumption, while the journal has not taken it."""
-        self._pauses = 0
+        self._peers = PeerDesk(fleet, settings, life)
+        self._pauses = PauseRecords()
         self._life_ms = 0
         self._feed = StateFeed()
         self._handlers: Mapping[type, Callable[[Any, str, int], tuple[Effect, ...]]] = {
@@ -140,7 +140,7 @@ class Coordinator:
         if isinstance(event, Started):
             return self._on_started(event, now_ms)
         if self._peers.concerns(event):
-            effects = self._peers.step(event, self._memory, now_ms)
+            effects = (*self._peers.step(event, self._memory, now_ms), *self._released(now_ms))
             return (*effects, *self._hasten(now_ms)) if self._peers.take_hurry(now_ms) else effects
         if isinstance(event, TimerFired):
             return self._on_timer(event.ref, now_ms)
@@ -166,19 +166,40 @@ class Coordinator:
         if event.ref.startswith(REF_PREFIX):
             asked, effects = self._approvals.recorded(event.ref)
             return (*effects, *self._hasten(now_ms)) if asked else effects
-        if self._pause_record is not None and event.ref == self._pause_record.ref:
-            self._pause_record = None
+        self._pauses.recorded(event.ref)
         order = self._log.recorded(event.ref)
         return () if order is None else self._send_order(order, now_ms)
 
+    def _hindrance(self, order: Execute, now_ms: int) -> str | None:
+        """Return why a change must not begin: since the decision all may have been paused, the approval may have
+        ended, a peer may have come."""
+        holder = self._peers.holder_of(order.proposal, self._memory, now_ms)
+        if holder is not None:
+            return f"`{holder}` holds what it touches"
+        if self._memory.paused:
+            return f"all changes are paused: {self._memory.pause_reason}"
+        return self._approvals.missing(order.proposal, now_ms)
+
     def _send_order(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
-        # Since the decision it may have been paused, the approval may have ended, a peer may have come.
-        held = self._peers.holder_of(order.proposal, now_ms) is not None
-        if held or self._memory.paused or self._approvals.missing(order.proposal, now_ms) is not None:
+        why = self._hindrance(order, now_ms)
+        if why is not None:
             self._memory.note_not_handed_over(order.proposal)
-            return ()
-        self._approvals.note_sent(order.proposal)
-        return (Send(to="actuator", message=order),)
+            return held_back(order, now_ms, why, now_ms)
+        return (*self._peers.announce(order, now_ms), *self._released(now_ms))
+
+    def _released(self, now_ms: int) -> tuple[Effect, ...]:
+        """Hand over what was announced, unless the look after that has found something."""
+        effects: list[Effect] = []
+        for passed in self._peers.take_passed():
+            order = passed.order
+            why = passed.trouble or self._hindrance(order, now_ms)
+            if why:
+                self._memory.note_not_handed_over(order.proposal)
+                effects += held_back(order, passed.since_ms, why, now_ms)
+                continue
+            self._approvals.note_sent(order.proposal)
+            effects.append(Send(to="actuator", message=order))
+        return tuple(effects)
 
     def _hasten(self, now_ms: int) -> tuple[Effect, ...]:
         self._hurry = self._stage != "idle"
@@ -192,9 +213,7 @@ class Coordinator:
         order = self._log.not_recorded(event.ref)
         if order is not None:
             self._memory.note_not_handed_over(order.proposal)
-        if self._pause_record is not None and event.ref == self._pause_record.ref:
-            return (SetTimer(ref=event.ref, due_ms=now_ms + _RECORD_AGAIN_MS),)
-        return ()
+        return self._pauses.not_recorded(event.ref, now_ms)
 
     # --- Time -------------------------------------------------------------------------------------------------------
 
@@ -202,7 +221,6 @@ class Coordinator:
         self._memory.replay(event.records)
         self._life_ms = now_ms
         self._approvals.replay(event.records)
-        self._peers.replay(event.records)
         return (
             *projection.register(now_ms),
             *self._peers.step(event, self._memory, now_ms),
@@ -224,15 +242,13 @@ class Coordinator:
             return self._catching_up.ask(now_ms)
         if ref == "heartbeat":
             due_ms = now_ms + self._settings.agent_heartbeat_interval * 1000
-            beat = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms)
+            beat = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms, self._life)
             return (*beat, SetTimer(ref="heartbeat", due_ms=due_ms))
-        if self._pause_record is not None and ref == self._pause_record.ref:
-            return (self._pause_record,)
         if ref == f"deadline:{self._cycle}:{self._stage}":
             agent = dict(_STAGES.values())[self._stage]
             self._memory.note_trouble(agent, f"did not answer while {self._stage} in cycle {self._cycle}")
             return self._end(now_ms)
-        return ()
+        return self._pauses.again(ref)
 
     def _begin(self, now_ms: int) -> tuple[Effect, ...]:
         self._cycle += 1
@@ -411,16 +427,8 @@ class Coordinator:
 
     def _on_set_paused(self, message: SetPaused, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         self._memory.note_pause(message.reason, paused=message.paused)
-        self._pauses += 1
-        self._pause_record = record = Record(
-            ref=f"pause:{self._pauses}",
-            kind=RecordKind.PAUSED if message.paused else RecordKind.RESUMED,
-            service=None,
-            subject_id=message.by,
-            payload={"by": message.by, "reason": message.reason, "kill": message.kill},
-        )
         # The actuator must know even when nothing is in flight: an order may be on its way to it.
-        effects: list[Effect] = [record, Send(to="actuator", message=message)]
+        effects: list[Effect] = [self._pauses.note(message), Send(to="actuator", message=message)]
         if message.paused and message.kill:
             stop = CancelExecution(service="*", reason=f"kill switch, pulled by `{message.by}`: {message.reason}")
             effects.append(Send(to="actuator", message=stop))

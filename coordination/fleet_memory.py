@@ -379,6 +379,14 @@ class FleetMemory:
                 if change.knob == "maxmemory":
                     service = execution.proposal.service
                     reserved[service] = max(reserved.get(service, 0), int(change.before), int(change.after))
+        for proposal_id, _ in self._handed_over.values():
+            # Handed over and not begun yet: it is on its way.
+            order = self._orders.get(proposal_id)
+            proposal = None if order is None else order.proposal
+            if proposal is None or self.in_flight(proposal.service) != proposal_id:
+                continue
+            wanted = [int(c.after) for c in proposal.knob_changes if c.knob == "maxmemory"]
+            reserved[proposal.service] = max([reserved.get(proposal.service, 0), *wanted])
         return reserved
 
     def _phase(self, stage: str, cycle: int) -> str:

@@ -1,7 +1,8 @@
 """What the coordinator knows of other agents on the blackboard, and what comes of it: the one part that it talks to.
 
-`peer_watch.py` looks, `peer_plans.py` reads, `conflict_desk.py` and `task_desk.py` follow what was found. Here is what
-binds them: which records go where, what is refused for its constitutional hash, and how it is told in figures.
+`peer_watch.py` looks, `peer_reader.py` reads, `conflict_desk.py` and `task_desk.py` follow what was found, and
+`release_gate.py` has ours announced before it begins. Here is what binds them: which records go where, what a peer may
+do at all (`cachewarden/peer_powers.py`), and how it is told in figures.
 
 INVARIANT: nothing that a peer writes changes a cache by itself: a plan only holds our changes back, a task only runs a
 cycle, an answer only lifts what a plan held back. Verdict, resolution, lease and journal stand before each change.
@@ -9,121 +10,102 @@ cycle, an answer only lifts what a plan held back. Verdict, resolution, lease an
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from cachewarden.balloting import parse_voters
-from cachewarden.claims import ANYTHING, UNREAD_BOARD, overlap, touched
+from cachewarden.claims import ANYTHING, BUDGET, UNREAD_BOARD, overlap, touched
 from cachewarden.fleet import Fleet
-from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Record, Send, Started, TimerFired
+from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Send, Started, TimerFired
 from cachewarden.messages import (
     AGENT_ID,
     CONSTITUTIONAL_HASH,
-    AuditRecord,
     Decision,
     Execution,
     ExecutionState,
     Intent,
     Mode,
     Proposal,
-    RecordKind,
     Verdict,
 )
-from cachewarden.peer_input import Hinted, PeersRead, TaskClaimed, TaskFinished
-from cachewarden.protocol import PeerBallot, PeerBallots, PeerHealth, PeerReport
+from cachewarden.peer_input import Hinted, IntentPublished, PeersRead, TaskClaimed, TaskFinished
+from cachewarden.peer_powers import PeerPower, parse_powers
+from cachewarden.protocol import Execute, PeerBallots, PeerHealth, PeerReport
 from cachewarden.settings import CacheOptimizerSettings
-from coordination.blackboard_records import OPEN_CONFLICT_STATES, BadRecord, time_ms
+from coordination.blackboard_records import OPEN_CONFLICT_STATES, time_ms
 from coordination.conflict_desk import ConflictDesk
-from coordination.conflicts import Clash, ClashKind, clash_with_kept, find_clashes
+from coordination.conflicts import Clash, ClashKind, clash_with_kept, find_clashes, matter_of
 from coordination.fleet_memory import FleetMemory
-from coordination.pace import Pace
-from coordination.peer_plans import (
-    BALLOT_TYPE,
-    PLAN_TYPES,
-    PeerPlan,
-    PlanState,
-    Refused,
-    live_ballots,
-    newest,
-    plan_of,
-    read_ballot,
-    read_plan,
-    word,
-)
+from coordination.peer_ballots import live_ballots
+from coordination.peer_plans import PeerPlan, plan_of
+from coordination.peer_reader import PLANS_MAX, PeerReader
 from coordination.peer_watch import LOOK_REF, PeerWatch
 from coordination.projection import task_id_of
+from coordination.release_gate import RELEASE_REF, Passed, ReleaseGate
 from coordination.request_mirror import REQUEST_REF, RequestMirror
 from coordination.task_desk import TASK_REF, TaskDesk
 
 __all__ = ["BLACKBOARD", "PeerDesk"]
 
 BLACKBOARD: Final = "blackboard"
-_PLANS_MAX: Final = 500
-_TOUCHES_MAX: Final = 5_000
 _BALLOTS_MAX: Final = 1_000
 _KEPT_MS: Final = 3_600_000
 """How long a kept change counts as one that a peer should not set back."""
-_REFUSALS_REMEMBERED: Final = 10_000
-_REFUSALS_PER_MINUTE: Final = 30
-"""Refused records that are put into the journal; the others are counted."""
 _TELL_MS: Final = 30_000
-
-_Understood = PeerPlan | PeerBallot | Refused | BadRecord | None
 
 
 class PeerDesk:
     """Mutable state of one coordinator; every method returns what is to be done."""
 
-    replay_kinds = TaskDesk.replay_kinds
-
-    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
+    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, life: str = "") -> None:
+        self._powers = parse_powers(settings.blackboard_peer_powers)
         self._fleet = fleet
         self._names = frozenset(fleet.names)
         self._modes = {s.name: s.mode for s in fleet.services}
         self._watch = PeerWatch(settings.blackboard_poll_ms, int(settings.redis_timeout * 1000))
-        self._conflicts = ConflictDesk(settings.conflict_wait_ms)
-        self._tasks = TaskDesk(fleet, settings.cycle_interval_ms)
+        self._gate = ReleaseGate(self._watch)
+        self._since: dict[tuple[str, str], int] = {}
+        """Service and matter of what we want now, to when it was announced first."""
+        answered = PeerPower.ANSWER in self._powers
+        self._conflicts = ConflictDesk(settings.conflict_wait_ms, self._since_of, answered=answered)
+        may_force = PeerPower.FORCE in self._powers
+        self._tasks = TaskDesk(fleet, settings.cycle_interval_ms, life, may_force=may_force)
         self._requests = RequestMirror()
-        self._plans: tuple[PeerPlan, ...] = ()
+        self._reader = PeerReader(self._names)
         self._objections: tuple[PeerPlan, ...] = ()
         self._ballots = 0
         self._voters = frozenset(v.voter_id for v in parse_voters(settings.ballot_voters))
-        self._read: dict[str, tuple[Mapping[str, Any], _Understood]] = {}
-        """Item of the last look to what was understood of it."""
-        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
-        """Records that were refused or could not be used, so that each is counted once."""
-        self._recorded = Pace(_REFUSALS_PER_MINUTE)
-        self._bad = self._violations = 0
         self._told: tuple[PeerHealth | None, int] = (None, 0)
         self._began_ms = 0
+        self._unwatched: list[Passed] = []
 
     # --- For the coordinator ----------------------------------------------------------------------------------------
-
-    def replay(self, records: Iterable[AuditRecord]) -> None:
-        """Take over what earlier lives have claimed."""
-        self._tasks.replay(records)
 
     @staticmethod
     def concerns(event: Any) -> bool:
         """Whether an event answers what this desk has asked for."""
-        if isinstance(event, (Hinted, PeersRead, TaskClaimed, TaskFinished)):
+        if isinstance(event, (Hinted, IntentPublished, PeersRead, TaskClaimed, TaskFinished)):
             return True
         return isinstance(event, (TimerFired, EffectFailed, JournalRead)) and event.ref.startswith(
-            (LOOK_REF, TASK_REF, REQUEST_REF)
+            (LOOK_REF, RELEASE_REF, REQUEST_REF, TASK_REF)
         )
 
     def step(self, event: Any, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         """Take `Started`, or an event that concerns this desk."""
         if not isinstance(event, Started) and event.ref.startswith(TASK_REF):
             effects = self._tasks.step(event, now_ms)
+        elif not isinstance(event, Started) and event.ref.startswith(RELEASE_REF):
+            effects = self._gate.step(event, now_ms)
         elif not isinstance(event, Started) and event.ref.startswith(REQUEST_REF):
             effects = self._requests.step(event, memory, now_ms)
         else:
             effects = self._watch.step(event, now_ms, self._tasks.watched, self._conflicts.open)
             if isinstance(event, PeersRead):
                 effects += (*self._on_read(event, memory, now_ms), *self._requests.look(now_ms))
+                self._gate.note_look(failed=False)
+            elif isinstance(event, EffectFailed) and event.effect == "ReadPeers":
+                self._gate.note_look(failed=True)
         if not isinstance(event, Started):
             self._tell(memory, now_ms)
         memory.note_intents(self.intents(now_ms), now_ms)
@@ -135,22 +117,45 @@ class PeerDesk:
 
     def intents(self, now_ms: int) -> tuple[Intent, ...]:
         """Return what peers hold now; everything, while nobody knows what they hold."""
-        held = self._conflicts.intents((*self._plans, *self._objections), now_ms)
-        if self._watch.readable(now_ms):
+        held = self._conflicts.intents((*self._plans_in_sight, *self._objections), now_ms)
+        if self._watch.readable(now_ms) or PeerPower.HOLD not in self._powers:
             return held
         unread = (
             Intent(holder=UNREAD_BOARD, service=name, resource=ANYTHING, direction=0) for name in sorted(self._names)
         )
         return (*unread, *held)
 
-    def holder_of(self, proposal: Proposal, now_ms: int) -> str | None:
-        """Return who holds something that a proposal touches; None where nobody does."""
+    def holder_of(self, proposal: Proposal, memory: FleetMemory, now_ms: int) -> str | None:
+        """Return who holds something that a proposal touches, or the memory that it needs; None where nobody does."""
         ours = touched(proposal)
-        for intent in self.intents(now_ms):
-            near = intent.service == proposal.service and (not intent.until_ms or now_ms < intent.until_ms)
-            if near and any(overlap(resource, intent.resource) for resource in ours):
+        intents = [i for i in self.intents(now_ms) if not i.until_ms or now_ms < i.until_ms]
+        for intent in intents:
+            if intent.service == proposal.service and any(overlap(r, intent.resource) for r in ours):
                 return intent.holder
-        return None
+        growing = [i for i in intents if i.resource == BUDGET and i.direction > 0]
+        if proposal.memory_delta_bytes <= 0 or not growing or memory.budget_bytes is None:
+            return None
+        reserved = memory.reserved_memory_bytes()
+        sizes = [int(c.after) for c in proposal.knob_changes if c.knob == "maxmemory"]
+        reserved[proposal.service] = max([reserved.get(proposal.service, 0), *sizes])
+        wanted = sum(reserved.values()) + sum(i.amount for i in growing)
+        return max(growing, key=lambda i: (i.amount, i.holder)).holder if wanted > memory.budget_bytes else None
+
+    def announce(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
+        """Write down that a change is going to begin, and look once more; it leaves by `take_passed`."""
+        if not self._watch.looks_at_all:
+            self._unwatched.append(Passed(order, now_ms))
+            return ()
+        since_ms = self._since.setdefault(_matter(order.proposal), now_ms)
+        return self._gate.enter(order, since_ms, now_ms)
+
+    def take_passed(self) -> tuple[Passed, ...]:
+        """Return the announced changes that may begin now, or must not; each once."""
+        unwatched, self._unwatched = self._unwatched, []
+        return (*unwatched, *self._gate.take())
+
+    def _since_of(self, proposal: Proposal) -> int | None:
+        return self._since.get(_matter(proposal))
 
     def begin_cycle(self, cycle: int, now_ms: int) -> tuple[str, ...]:
         """Let waiting tasks run with this cycle; returns the services that skip cool-down and minimum gain for them."""
@@ -172,9 +177,11 @@ class PeerDesk:
             and (verdict := verdicts.get(p.proposal_id)) is not None
             and verdict.decision is Decision.ALLOW
         ]
+        wanted = {_matter(p): now_ms for p in acting}
+        self._since = wanted | {matter: at_ms for matter, at_ms in self._since.items() if matter in wanted}
         budget, reserved = memory.budget_bytes, memory.reserved_memory_bytes()
         free_bytes = None if budget is None else budget - sum(reserved.values())
-        effects = self._conflicts.meet(find_clashes(acting, self._plans, free_bytes, now_ms), now_ms)
+        effects = self._conflicts.meet(find_clashes(acting, self._plans_in_sight, free_bytes, now_ms), now_ms)
         memory.note_intents(self.intents(now_ms), now_ms)
         return effects
 
@@ -184,54 +191,34 @@ class PeerDesk:
         asked = self._requests.note_execution(execution, memory, now_ms)
         return (*self._tasks.note_execution(execution, memory, now_ms), *asked)
 
+    @property
+    def _plans_in_sight(self) -> tuple[PeerPlan, ...]:
+        return self._reader.plans if PeerPower.HOLD in self._powers else ()
+
     # --- One look ---------------------------------------------------------------------------------------------------
 
     def _on_read(self, event: PeersRead, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         effects: list[Effect] = list(self._read_knowledge(now_ms))
         running = {e.proposal.service: e.proposal for e in memory.executions if not e.state.final}
         effects += self._read_objections(running, memory, now_ms)
-        clashes = find_clashes(running.values(), self._plans, None, now_ms, in_flight=True)
+        clashes = find_clashes(running.values(), self._plans_in_sight, None, now_ms, in_flight=True)
         effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms, judged=False)
         # In this order: an answer ends an objection, which then stands no longer among the open conflicts.
         answers = self._watch.records("knowledge:coordination")
         effects += self._conflicts.read(event.conflicts, answers, now_ms, running)
         if self._watch.whole("knowledge:performance") and self._watch.whole("conflicts:open"):
-            effects += self._conflicts.forget((*self._plans, *self._objections), now_ms)
+            effects += self._conflicts.forget((*self._plans_in_sight, *self._objections), now_ms)
         effects += self._conflicts.decide(now_ms)
         pending, claimed = (
             event.pages[a].records if a in event.pages else () for a in ("tasks:pending", "tasks:claimed")
         )
+        pending = pending if PeerPower.ASK in self._powers else ()
         effects += self._tasks.look(pending, claimed, event.tasks, now_ms)
         return tuple(effects)
 
     def _read_knowledge(self, now_ms: int) -> list[Effect]:
-        effects: list[Effect] = []
-        plans: list[PeerPlan] = []
-        ballots: list[PeerBallot] = []
-        before, self._read = self._read, {}
-        for item in self._watch.records("knowledge:performance"):
-            last = before.get(item["id"])
-            # Most items are as they were in the look before; comparing costs a fraction of reading.
-            found = last[1] if last is not None and last[0] == item else self._understood(item, now_ms)
-            self._read[item["id"]] = (item, found)
-            if isinstance(found, PeerPlan):
-                plans.append(found)
-                self._bad += bool(found.trouble) and self._first_time(item)
-            elif isinstance(found, PeerBallot):
-                ballots.append(found)
-            elif found is not None and self._first_time(item):
-                effects += self._refuse(item, found, now_ms)
-        # What is being done, then the most urgent, where there are too many: who floods the blackboard gains nothing.
-        chosen: list[PeerPlan] = []
-        room = _TOUCHES_MAX
-
-        def weight(plan: PeerPlan) -> tuple[bool, bool, int, tuple[str, str]]:
-            return not plan.in_force(now_ms), plan.state is not PlanState.ACTIVE, plan.priority, plan.key
-
-        for plan in sorted(newest(plans), key=weight)[:_PLANS_MAX]:
-            room -= len(plan.touches)
-            chosen += [plan] if room >= 0 else []
-        self._plans = tuple(sorted(chosen, key=lambda p: p.key))
+        effects: list[Effect] = [*self._reader.read(self._watch.records("knowledge:performance"), BLACKBOARD, now_ms)]
+        ballots = self._reader.ballots
         if ballots or self._ballots or self._voters:
             told = live_ballots(ballots, self._voters, _BALLOTS_MAX)
             # Also without any: that nobody has voted is what closes a motion after its deadline.
@@ -240,38 +227,6 @@ class PeerDesk:
         self._ballots = len(ballots)
         return effects
 
-    def _understood(self, item: Mapping[str, Any], now_ms: int) -> _Understood:
-        if item["knowledge_type"] in PLAN_TYPES:
-            return read_plan(item, self._names, now_ms)
-        return read_ballot(item, now_ms) if item["knowledge_type"] == BALLOT_TYPE else None
-
-    def _first_time(self, item: Mapping[str, Any]) -> bool:
-        mark = (str(item["id"]), str(item["timestamp"]))
-        if mark in self._seen:
-            self._seen.move_to_end(mark)
-            return False
-        self._seen[mark] = None
-        while len(self._seen) > _REFUSALS_REMEMBERED:
-            self._seen.popitem(last=False)
-        return True
-
-    def _refuse(self, item: Mapping[str, Any], why: Refused | BadRecord, now_ms: int) -> list[Effect]:
-        if isinstance(why, BadRecord):
-            self._bad += 1
-            return []
-        self._violations += 1
-        payload = {
-            "constitutional_hash": CONSTITUTIONAL_HASH,
-            "why": "wrong constitutional hash",
-            "where": BLACKBOARD,
-            "received": why.received,
-            "caller": why.agent_id,
-            "knowledge_type": word(item["knowledge_type"]) or "unprintable",
-        }
-        subject = word(item["id"]) or "unprintable"
-        record = Record(kind=RecordKind.REQUEST_REFUSED, service=None, subject_id=subject, payload=payload)
-        return [record] if self._recorded.take(now_ms) else []
-
     def _set_back(self, memory: FleetMemory, now_ms: int) -> list[Clash]:
         """Return the plans that would set back what we have lately set."""
         kept = [
@@ -279,7 +234,7 @@ class PeerDesk:
             for e in memory.executions
             if e.state is ExecutionState.KEPT and now_ms - e.updated_at_ms < _KEPT_MS
         ]
-        found = (clash_with_kept(proposal, plan, now_ms) for proposal in kept for plan in self._plans)
+        found = (clash_with_kept(proposal, plan, now_ms) for proposal in kept for plan in self._plans_in_sight)
         return [clash for clash in found if clash is not None]
 
     def _read_objections(self, running: Mapping[str, Proposal], memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
@@ -297,7 +252,9 @@ class PeerDesk:
                 effects += self._close_own(conflict, data, now_ms)
                 continue
             if data.get("constitutional_hash", CONSTITUTIONAL_HASH) != CONSTITUTIONAL_HASH:
-                self._violations += self._first_time({"id": conflict["id"], "timestamp": conflict["created_at"]})
+                self._reader.violations += self._reader.first_time(conflict["id"], conflict["created_at"])
+                continue
+            if PeerPower.OBJECT not in self._powers:
                 continue
             services = _objected(conflict, data, self._fleet.names, plans, tasks)
             if not services:
@@ -317,7 +274,7 @@ class PeerDesk:
                 in_flight=ours.service in running,
             )
             effects += self._conflicts.hear_objection(conflict["id"], clash, now_ms)
-        self._objections = tuple(sorted(objections, key=lambda p: p.key)[:_PLANS_MAX])
+        self._objections = tuple(sorted(objections, key=lambda p: p.key)[:PLANS_MAX])
         return tuple(effects)
 
     def _close_own(self, conflict: Mapping[str, Any], data: Mapping[str, Any], now_ms: int) -> tuple[Effect, ...]:
@@ -339,7 +296,7 @@ class PeerDesk:
         counts |= {f"tasks_{name}": n for name, n in self._tasks.counts.items()}
         counts |= {
             "conflicts_open": len(self._conflicts.open),
-            "plans": len(self._plans),
+            "plans": len(self._plans_in_sight),
             "records_left_out": watch.left_out,
             "requests_left_out": self._requests.left_out,
             "requests_mirrored": self._requests.mirrored,
@@ -351,8 +308,8 @@ class PeerDesk:
             detail=watch.trouble,
             done=watch.done,
             failures=watch.failures,
-            violations=self._violations + self._conflicts.counts.get("refused", 0),
-            bad_records=watch.bad + self._bad,
+            violations=self._reader.violations + self._conflicts.counts.get("refused", 0),
+            bad_records=watch.bad + self._reader.bad,
             counts=dict(sorted(counts.items())),
             conflicts=self._conflicts.told(),
         )
@@ -364,6 +321,10 @@ class PeerDesk:
         if last is None or now_ms - at_ms >= _TELL_MS or replace(health, done=last.done) != last:
             self._told = (health, now_ms)
             memory.note_peers(PeerReport(peers=(health,)), now_ms)
+
+
+def _matter(proposal: Proposal) -> tuple[str, str]:
+    return proposal.service, matter_of(proposal)
 
 
 def _objected(

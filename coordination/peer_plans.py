@@ -1,8 +1,9 @@
-"""What other agents say on the blackboard that they do with our caches, as plans, ballots and intents of ours.
+"""What other agents say on the blackboard that they do with our caches, as plans and as intents of ours.
 
 Peers write `cache_optimization_plan` and `optimization_activity` in the form in which we write them
 (`docs/INTEROP.md`), or with less: a plan that does not say what it changes counts as changing everything of the caches
-that it names. Only what bears on caches of our fleet is taken up. Nothing is judged here.
+that it names. Values are taken as the server would read them (`64MB` is 67108864). Only what bears on caches of our
+fleet is taken up. Nothing is judged here.
 
 A record that names a cache of ours but cannot be read further holds the whole of it until it ends or expires.
 
@@ -13,36 +14,30 @@ another constitutional hash, or a `BadRecord`. Nothing unbounded and nothing unp
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from cachewarden.claims import ANYTHING, BUDGET, TTL_PREFIX, direction_of
+from cachewarden.knobs import as_server_reads
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, Intent
-from cachewarden.protocol import PeerBallot
-from coordination.blackboard_records import BadRecord, record_id, time_ms
+from coordination.blackboard_records import SEVERITY_SCORE, BadRecord, record_id, time_ms
 
 __all__ = [
-    "BALLOT_TYPE",
     "HOLD_MS_MAX",
-    "PLAN_TYPES",
     "PeerPlan",
     "PlanState",
     "Refused",
     "Touch",
     "intents_of",
-    "live_ballots",
     "newest",
     "plan_of",
-    "read_ballot",
     "read_plan",
+    "refused",
     "word",
 ]
 
-PLAN_TYPES: Final = ("cache_optimization_plan", "optimization_activity")
-BALLOT_TYPE: Final = "cache_optimization_ballot"
 HOLD_MS_MAX: Final = 3_600_000
 """No plan of a peer holds a cache for longer than an hour after it was written; whoever needs longer writes it anew."""
 _WORD_CHARS_MAX: Final = 200
@@ -106,6 +101,8 @@ class PeerPlan:
     at_ms: int
     until_ms: int
     touches: tuple[Touch, ...]
+    since_ms: int | None = None
+    """When it was announced first, None where that is `at_ms`; of equal priorities the older goes first."""
     trouble: str = ""
     """Why the record could not be read further; it then holds its caches as a whole."""
 
@@ -113,6 +110,10 @@ class PeerPlan:
     def key(self) -> tuple[str, str]:
         """What tells plans apart: two agents may name theirs alike."""
         return self.agent_id, self.plan_id
+
+    @property
+    def first_ms(self) -> int:
+        return self.at_ms if self.since_ms is None else self.since_ms
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -138,7 +139,8 @@ def word(value: Any) -> str | None:
     return value
 
 
-def _refused(item: Mapping[str, Any]) -> Refused | None:
+def refused(item: Mapping[str, Any]) -> Refused | None:
+    """Return that an item of knowledge carries another constitutional hash, None where it carries ours or none."""
     received = item["content"].get("constitutional_hash", CONSTITUTIONAL_HASH)
     if received == CONSTITUTIONAL_HASH:
         return None
@@ -160,9 +162,9 @@ def read_plan(item: Mapping[str, Any], fleet: frozenset[str], now_ms: int) -> Pe
     """Return the plan in a parsed item of knowledge; None where it is ours or touches no cache of `fleet`."""
     if item["agent_id"] == AGENT_ID:
         return None
-    refused = _refused(item)
-    if refused is not None:
-        return refused
+    other = refused(item)
+    if other is not None:
+        return other
     content = _given(item["content"])
     found = _plan(item, content, fleet, now_ms)
     named = _named(content, fleet) if isinstance(found, BadRecord) else ()
@@ -246,6 +248,7 @@ def _plan(
         priority=priority,
         at_ms=at_ms,
         until_ms=until_ms,
+        since_ms=None if (since_ms := time_ms(content.get("since"))) is None else min(since_ms, at_ms),
         touches=touches,
     )
 
@@ -296,12 +299,18 @@ def _touch(change: Any, services: tuple[str, ...], fleet: frozenset[str]) -> lis
         before, after = _value(change.get("ttl_ms_before")), _value(change.get("ttl_ms_after"))
         resource = f"{TTL_PREFIX}{pattern}"
     else:
-        before, after = _value(change.get("before")), _value(change.get("after"))
         resource = str(knob).lower().replace("_", "-")
+        before, after = (_setting(resource, change.get(name)) for name in ("before", "after"))
     if before is None or after is None:
-        return BadRecord("the values of a change must be numbers or short texts")
+        return BadRecord("the values of a change must be numbers or short texts, of a knob such as the server takes")
     direction = direction_of(before, after)
     return [Touch(service=s, resource=resource, direction=direction, before=before, after=after) for s in targets]
+
+
+def _setting(knob: str, value: Any) -> str | None:
+    """Return the value of a knob as CONFIG GET prints it, "" where nothing is said, None for what is no value of it."""
+    text = _value(value)
+    return as_server_reads(knob, text) if text else text
 
 
 def _value(value: Any) -> str | None:
@@ -351,58 +360,13 @@ def plan_of(conflict: Mapping[str, Any], services: tuple[str, ...], now_ms: int)
     """Return a conflict that a peer has reported against us as the plan that it stands for: hands off `services`."""
     at_ms = min(time_ms(conflict["created_at"]) or 0, now_ms)
     others = sorted(a for agent in conflict["involved_agents"] if agent != AGENT_ID and (a := word(agent)) is not None)
-    severity = {"critical": 1, "high": 2, "medium": 3, "low": 4}.get(conflict["severity"], 3)
     return PeerPlan(
         agent_id=others[0] if others else "unnamed",
         plan_id=f"objection-{conflict['id'][:_WORD_CHARS_MAX]}",
         item_id=conflict["id"],
         state=PlanState.WANTED,
-        priority=severity,
+        priority=SEVERITY_SCORE.get(conflict["severity"], 3),
         at_ms=at_ms,
         until_ms=at_ms + HOLD_MS_MAX,
         touches=tuple(Touch(service=s, resource=ANYTHING) for s in services),
     )
-
-
-def read_ballot(item: Mapping[str, Any], now_ms: int) -> PeerBallot | Refused | BadRecord | None:
-    """Return the vote in a parsed item of knowledge; None where it is ours."""
-    if item["agent_id"] == AGENT_ID:
-        return None
-    refused = _refused(item)
-    if refused is not None:
-        return refused
-    content = item["content"]
-    texts = [word(v) for v in (item["id"], item["agent_id"], content.get("subject"), content.get("choice"))]
-    confidence = content.get("confidence", 1.0)
-    if any(text is None for text in texts):
-        return BadRecord("a ballot needs a `subject` and a `choice`, both short texts")
-    if not isinstance(confidence, (int, float)) or isinstance(confidence, bool) or not 0.0 <= confidence <= 1.0:
-        return BadRecord("`confidence` must be a number from 0 to 1")
-    item_id, agent_id, subject, choice = (str(text) for text in texts)
-    ballot = PeerBallot(
-        item_id=item_id,
-        agent_id=agent_id,
-        subject=subject,
-        choice=choice,
-        confidence=float(confidence),
-        reason="",
-        at_ms=min(time_ms(item["timestamp"]) or 0, now_ms),
-    )
-    reason = content.get("reason", "")
-    shown = "".join(c if c.isprintable() else " " for c in reason[:500]) if isinstance(reason, str) else ""
-    return replace(ballot, reason=shown)
-
-
-def live_ballots(ballots: Iterable[PeerBallot], entitled: Set[str], limit: int) -> tuple[PeerBallot, ...]:
-    """Return at most `limit` ballots by (subject, agent, time, item). Of too many the newest of each entitled voter
-    stay, in equal shares, then the newest of all others: old ballots and strangers crowd nobody out.
-    """
-    share = max(1, limit // max(1, len(entitled)))
-    places: Counter[str] = Counter()
-    ranked: list[tuple[bool, PeerBallot]] = []
-    for ballot in sorted(ballots, key=lambda b: (-b.at_ms, b.item_id)):
-        places[ballot.agent_id] += 1
-        ranked.append((ballot.agent_id not in entitled or places[ballot.agent_id] > share, ballot))
-    # Stable: within each group the newest come first.
-    chosen = [ballot for _, ballot in sorted(ranked, key=lambda entry: entry[0])[:limit]]
-    return tuple(sorted(chosen, key=lambda b: (b.subject, b.agent_id, b.at_ms, b.item_id)))

@@ -2,7 +2,8 @@
 
 A look is bounded, so a full round over a part may take several; they follow each other quickly until the round is over.
 What was seen in a round counts at once, what is gone counts as gone when the round is complete. Hints bring the next
-look forward, no closer than `_GAP_MS`. It decides nothing about what it has seen.
+look forward, no closer than `_GAP_MS`; whoever has to know what stands there from now on asks for a fresh round
+(`ask_fresh`), and is told by `seen_since`. It decides nothing about what it has seen.
 
 INVARIANT: what peers hold counts as known only after a whole round, and while looks succeed (`readable`). At most one
 look and one wait for a hint are under way; a blackboard that does not answer is asked again at the usual pace; what is
@@ -47,11 +48,13 @@ class PeerWatch:
         self._good_ms: int | None = None
         """When a look last left nothing owed."""
         self._interval_ms = interval_ms
-        self._cursors: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
+        self._cursors: dict[str, str] = dict.fromkeys(BOARD_AREAS, "")
         self._complete: dict[str, dict[str, Mapping[str, Any]]] = {area: {} for area in BOARD_AREAS}
         self._round: dict[str, dict[str, Mapping[str, Any]]] = {area: {} for area in BOARD_AREAS}
         self._looks = 0
-        self._looking = self._awaiting = self._hinted = False
+        self._looking = self._awaiting = self._hinted = self._urgent = False
+        self._fresh = 0
+        """The look from which on somebody waits for a whole round."""
         self._looked_ms = 0
         self.done = self.failures = self.bad = self.left_out = 0
         """Looks that succeeded and failed, unusable records, and records beyond the bound, since the start."""
@@ -60,20 +63,41 @@ class PeerWatch:
         self._began_ms: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
         self.whole_ms: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
         """When the last complete round over each area began; 0 before the first."""
+        self._began_look: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
+        self._whole_look: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
+        """The look with which the last complete round over each area began."""
 
     def records(self, area: str) -> tuple[Mapping[str, Any], ...]:
         """Return what an area holds, as far as it is known."""
         return tuple({**self._complete[area], **self._round[area]}.values())
 
+    @property
+    def looks_at_all(self) -> bool:
+        return self._interval_ms > 0
+
     def whole(self, area: str) -> bool:
         """Whether the last look has completed a round over the area, so that what is not there is gone."""
-        return self.rounds[area] > 0 and self._cursors[area] == 0
+        return self.rounds[area] > 0 and not self._cursors[area]
 
     def readable(self, now_ms: int) -> bool:
         """Whether it is known what peers hold; true where nobody looks, as then nobody is asked."""
         if not self._interval_ms:
             return True
         return self._good_ms is not None and now_ms - self._good_ms <= self._stale_ms
+
+    def ask_fresh(self, now_ms: int) -> tuple[int, tuple[Effect, ...]]:
+        """Ask for a whole round of what peers hold that begins after this moment; returns what `seen_since` is asked
+        with, and what is to be done."""
+        self._fresh = self._looks + 1
+        if self._looking:
+            # What is under way may have passed by already what matters.
+            self._urgent = True
+            return self._fresh, ()
+        return self._fresh, (SetTimer(ref=_POLL, due_ms=now_ms),)
+
+    def seen_since(self, fresh: int) -> bool:
+        """Whether such a round is complete."""
+        return all(self._whole_look[area] >= fresh for area in _HOLDING)
 
     def step(
         self, event: Any, now_ms: int, tasks: tuple[str, ...] = (), conflicts: tuple[str, ...] = ()
@@ -108,9 +132,10 @@ class PeerWatch:
     def _look(self, tasks: tuple[str, ...], conflicts: tuple[str, ...], now_ms: int) -> tuple[Effect, ...]:
         if self._looking:
             return ()
-        self._began_ms |= {area: now_ms for area, cursor in self._cursors.items() if cursor == 0}
-        self._looking, self._hinted = True, False
+        self._looking, self._hinted, self._urgent = True, False, False
         self._looks += 1
+        self._began_ms |= {area: now_ms for area, cursor in self._cursors.items() if not cursor}
+        self._began_look |= {area: self._looks for area, cursor in self._cursors.items() if not cursor}
         return (ReadPeers(ref=self._ref, cursors=dict(self._cursors), tasks=tasks, conflicts=conflicts),)
 
     def _on_read(self, event: PeersRead, now_ms: int) -> tuple[Effect, ...]:
@@ -125,10 +150,11 @@ class PeerWatch:
                 else:
                     self.left_out += 1
             self._cursors[area] = page.cursor
-            if page.cursor == 0:
+            if not page.cursor:
                 self._complete[area], self._round[area] = seen, {}
                 self.rounds[area] += 1
                 self.whole_ms[area] = self._began_ms[area]
+                self._whole_look[area] = self._began_look[area]
                 self._owed.discard(area)
         if not self._owed:
             self._good_ms = now_ms
@@ -137,6 +163,10 @@ class PeerWatch:
         if any(self._cursors.values()):
             pause_ms = _NEXT_PAGE_MS if sum(len(p.records) for p in event.pages.values()) < _FULL_PAGE else _GAP_MS
         pause_ms = min(pause_ms, self._interval_ms)
+        if self._urgent:
+            pause_ms = 0
+        elif self._fresh > min(self._whole_look[area] for area in _HOLDING):
+            pause_ms = min(pause_ms, _NEXT_PAGE_MS)
         return (*self._await_hint(), SetTimer(ref=_POLL, due_ms=now_ms + pause_ms))
 
     def _on_failed(self, event: EffectFailed, now_ms: int) -> tuple[Effect, ...]:
@@ -150,7 +180,7 @@ class PeerWatch:
         self.failures += 1
         self.trouble = "does not answer"
         # A round that was interrupted begins anew: the server may have come back with other content.
-        self._cursors = dict.fromkeys(BOARD_AREAS, 0)
+        self._cursors = dict.fromkeys(BOARD_AREAS, "")
         self._round = {area: {} for area in BOARD_AREAS}
         self._owed = set(_HOLDING)
         return (SetTimer(ref=_POLL, due_ms=now_ms + self._interval_ms),)

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from cachewarden.claims import priority_of
 from cachewarden.codec import digest, to_jsonable
 from cachewarden.machine import Publish
 from cachewarden.messages import (
     AGENT_ID,
     CAPABILITIES,
     CONSTITUTIONAL_HASH,
-    ActionClass,
     Decision,
     Execution,
     ExecutionState,
@@ -27,8 +27,16 @@ from cachewarden.messages import (
     ResolutionOutcome,
     Verdict,
 )
+from cachewarden.peer_input import TASK_TYPE
 from cachewarden.protocol import ChainChecked, FleetState
-from coordination.blackboard_records import conflict_record, knowledge_item, record_id, task_record
+from coordination.blackboard_records import (
+    PLAN_TYPES,
+    conflict_record,
+    iso_utc,
+    knowledge_item,
+    record_id,
+    task_record,
+)
 
 __all__ = [
     "AGENT_TYPE",
@@ -37,6 +45,8 @@ __all__ = [
     "farewell",
     "fleet_changed",
     "heartbeat",
+    "intent",
+    "intent_dropped",
     "plan_content",
     "plan_settled",
     "register",
@@ -66,7 +76,6 @@ _STATUS_OF_FINAL_STATE: Final[Mapping[ExecutionState, str]] = {
     ExecutionState.ABANDONED: "abandoned",
     ExecutionState.FAILED: "failed",
 }
-_PRIORITY: Final[Mapping[ActionClass, int]] = {ActionClass.LOSSY: 1, ActionClass.FORBIDDEN: 1, ActionClass.GROWTH: 2}
 
 
 def register(now_ms: int) -> tuple[Publish, ...]:
@@ -74,10 +83,11 @@ def register(now_ms: int) -> tuple[Publish, ...]:
     return (_publish("register_agent", **_ourselves(), at_ms=now_ms),)
 
 
-def heartbeat(now_ms: int, kept_ms: int) -> tuple[Publish, ...]:
+def heartbeat(now_ms: int, kept_ms: int, life: str = "") -> tuple[Publish, ...]:
     """Say that we live (an agent that was forgotten is registered again by it), and tidy up: what is over stays
-    `kept_ms`."""
-    return (_publish("heartbeat", **_ourselves(), at_ms=now_ms), _publish("tidy", at_ms=now_ms, kept_ms=kept_ms))
+    `kept_ms`. `life` is whose claims of tasks are in force as long as it is heard of."""
+    beat = _publish("heartbeat", **_ourselves(), at_ms=now_ms, life=life)
+    return (beat, _publish("tidy", at_ms=now_ms, kept_ms=kept_ms))
 
 
 def farewell() -> tuple[Publish, ...]:
@@ -106,6 +116,22 @@ def plan_settled(proposal: Proposal, verdict: Verdict, resolution: Resolution, n
     return (*_knowledge_of_plan(proposal, content, now_ms, ttl_ms), *_conflicts(proposal, resolution, now_ms))
 
 
+def intent(proposal: Proposal, since_ms: int, now_ms: int) -> tuple[dict[str, Any], ...]:
+    """Return the items of knowledge that have to stand on the blackboard before a change is begun.
+
+    They are the plan's own items, under both types, so that whoever looks finds one plan in one state.
+    """
+    content = plan_content(proposal, "approved", "it begins unless a plan of another agent is found", since_ms)
+    told = _knowledge_of_plan(proposal, content, now_ms, _TTL_MS_SETTLED_MIN)
+    return tuple(effect.arguments["item"] for effect in told)
+
+
+def intent_dropped(proposal: Proposal, since_ms: int, reason: str, now_ms: int) -> tuple[Publish, ...]:
+    """Tell that a change which was announced does not begin."""
+    content = plan_content(proposal, "waiting", reason, since_ms)
+    return _knowledge_of_plan(proposal, content, now_ms, _TTL_MS_SETTLED_MIN)
+
+
 def execution_changed(
     before: Execution | None, execution: Execution, now_ms: int, verdict: Verdict | None = None
 ) -> tuple[Publish, ...]:
@@ -120,9 +146,9 @@ def execution_changed(
     if before is None or before.execution_id != execution.execution_id:
         task = task_record(
             task_id=task_id,
-            task_type="cache_optimization",
+            task_type=TASK_TYPE,
             at_ms=execution.started_at_ms,
-            priority=_priority(execution.proposal),
+            priority=priority_of(execution.proposal),
             input_data=_task_input(execution.proposal),
         )
         effects.append(_publish("create_task", task=task, claimed_by=AGENT_ID))
@@ -196,10 +222,6 @@ def _ourselves() -> dict[str, Any]:
     return {"agent_id": AGENT_ID, "agent_type": AGENT_TYPE, "capabilities": list(CAPABILITIES)}
 
 
-def _priority(proposal: Proposal) -> int:
-    return _PRIORITY.get(proposal.action_class, 3)
-
-
 def _task_input(proposal: Proposal) -> dict[str, Any]:
     request = {
         "service": proposal.service,
@@ -220,16 +242,17 @@ def _changes(proposal: Proposal) -> list[dict[str, Any]]:
     return [*knobs, *rules]
 
 
-def plan_content(proposal: Proposal, status: str, reason: str) -> dict[str, Any]:
-    """Return what others read of a proposal, whichever item it stands in."""
+def plan_content(proposal: Proposal, status: str, reason: str, since_ms: int | None = None) -> dict[str, Any]:
+    """Return what others read of a proposal, whichever item it stands in; `since_ms` is when it was announced first."""
     return {
         "constitutional_hash": CONSTITUTIONAL_HASH,
         "plan_id": proposal.proposal_id,
         "plan_digest": digest(proposal),
         "status": status,
         "reason": reason,
-        "priority": _priority(proposal),
+        "priority": priority_of(proposal),
         "author": proposal.author,
+        "since": iso_utc(proposal.created_at_ms if since_ms is None else since_ms),
         "affected_services": [proposal.service],
         "affected_keys": [rule.pattern for rule in proposal.ttl_rules],
         "optimization_types": list(proposal.kinds),
@@ -271,12 +294,12 @@ def _knowledge_of_plan(
                 content=content,
                 at_ms=now_ms,
                 ttl_ms=ttl_ms,
-                priority=_priority(proposal),
+                priority=priority_of(proposal),
                 tags=_TAGS,
                 task_id=task_id,
             ),
         )
-        for kind in ("cache_optimization_plan", "optimization_activity")
+        for kind in PLAN_TYPES
     )
 
 

@@ -21,8 +21,10 @@ from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
+from coordination.redis_indexes import RecordIndexes
 from coordination.redis_pages import RedisPages
-from coordination.redis_records import Parser, Queue, RedisRecords
+from coordination.redis_records import Parser, Queue, RedisRecords, own_record, picked, queue_event
+from coordination.redis_tasks import LIFE_TTL_MS, RedisTasks
 from coordination.redis_tidy import RedisTidier
 
 __all__ = ["STALE", "RedisBlackboard"]
@@ -30,6 +32,7 @@ __all__ = ["STALE", "RedisBlackboard"]
 _PAGE: Final = 100
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _TTL_MS_MIN: Final = 2_000
+_KEPT_MS: Final = 24 * 3_600_000
 STALE: Final = "nothing was heard of it for too long"
 _AREAS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Parser]]] = {
     "conflicts:open": (("conflicts", "open", "priority"), ("conflicts",), records.parse_conflict),
@@ -44,7 +47,8 @@ _AREAS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Parser]]] = {
 class RedisBlackboard:
     """One connection pool to the blackboard; the db number is that of the URL. All methods raise BlackboardUnavailable.
 
-    `agent_id` is whose dangling ids are tidied up, always our own.
+    `agent_id` is whose dangling ids are tidied up, always our own. What is over expires `kept_ms` after its end. With
+    `core_indexes` the sets of ACGS's core are written and read besides.
     """
 
     def __init__(
@@ -55,12 +59,20 @@ class RedisBlackboard:
         agent_id: str = AGENT_ID,
         timeout_s: float = 5.0,
         max_connections: int = 8,
+        kept_ms: int = _KEPT_MS,
+        core_indexes: bool = False,
+        life_ttl_ms: int = LIFE_TTL_MS,
     ) -> None:
+        self._kept_ms = kept_ms
+        self._indexes = RecordIndexes(self._key, core=core_indexes)
         self._store = RedisRecords(url, timeout_s=timeout_s, max_connections=max_connections)
         self._redis = self._store.redis
         self._pages = RedisPages(self._store.redis)
         self._streams: list[AsyncGenerator[dict[str, Any], None]] = []
         self._prefix, self._agent_id, self._timeout_s = prefix, agent_id, timeout_s
+        self._tasks = RedisTasks(
+            self._store, self._key, self._indexes, agent_id, kept_ms=kept_ms, life_ttl_ms=life_ttl_ms
+        )
         self._tidier = RedisTidier(self._redis, self._key, agent_id)
 
     @property
@@ -79,10 +91,6 @@ class RedisBlackboard:
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
 
-    @staticmethod
-    def _publish(pipe: Any, event_type: str, at: str, data: Mapping[str, Any]) -> None:
-        pipe.publish(f"events:{event_type}", records.event_message(event_type, records.time_ms(at) or 0, data))
-
     # --- Agents -----------------------------------------------------------------------------------------------------
 
     async def register_agent(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None:
@@ -98,8 +106,11 @@ class RedisBlackboard:
 
         await self._store.guarded(work())
 
-    async def heartbeat(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None:
-        """Say that the agent lives; registers it again where its record is gone or was spoilt."""
+    async def heartbeat(
+        self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int, life: str = ""
+    ) -> None:
+        """Say that the agent lives, and the life of one of its processes; registers it again where its record is gone
+        or was spoilt."""
 
         at = records.iso_utc(at_ms)
 
@@ -111,6 +122,8 @@ class RedisBlackboard:
             pipe.hset(self._key("agents", agent_id), "last_heartbeat", at)
             pipe.sadd(self._key("agents", "active"), agent_id)
 
+        if life:
+            await self._tasks.say_alive(agent_id, life, at)
         if not await self._store.change(self._key("agents", agent_id), records.parse_agent, beat):
             await self.register_agent(agent_id, agent_type, capabilities, at_ms)
 
@@ -142,7 +155,7 @@ class RedisBlackboard:
 
     async def add_knowledge(self, item: Mapping[str, Any]) -> str:
         """Write an item of ours; it always expires, after a day if it does not say when. Returns its id."""
-        record = _own(records.parse_knowledge, item)
+        record = own_record(records.parse_knowledge, item)
         written_ms = records.time_ms(record["timestamp"]) or 0
         expires_ms = records.time_ms(record["expires_at"])
         ttl_ms = _DEFAULT_TTL_MS if expires_ms is None else max(_TTL_MS_MIN, expires_ms - written_ms)
@@ -155,8 +168,8 @@ class RedisBlackboard:
                 pipe.pexpire(key, ttl_ms)
                 pipe.zadd(self._key(record["space"], "priority"), {record["id"]: record["priority"]})
                 pipe.sadd(self._key("agents", record["agent_id"], "knowledge"), record["id"])
-                shown = {"knowledge_id": record["id"]} | _picked(record, "space", "agent_id", "knowledge_type")
-                self._publish(pipe, "knowledge_added", record["timestamp"], shown)
+                shown = {"knowledge_id": record["id"]} | picked(record, "space", "agent_id", "knowledge_type")
+                queue_event(pipe, "knowledge_added", record["timestamp"], shown)
                 await pipe.execute()
 
         await self._store.guarded(work())
@@ -204,59 +217,24 @@ class RedisBlackboard:
                 pipe.srem(index, *ours)
                 await pipe.execute()
 
-    async def page(self, area: str, cursor: int = 0) -> BoardPage:
+    async def page(self, area: str, cursor: str = "") -> BoardPage:
         """Return the live records of one area from place `cursor` of its index on (`redis_pages.py` has the bounds)."""
         index, record, parse = _AREAS[area]
         own = self._key("agents", self._agent_id, "knowledge") if area.startswith("knowledge:") else None
-        reading = self._pages.read(self._key(*index), partial(self._key, *record), parse, cursor, own)
+        kind, _, status = area.partition(":")
+        more = self._indexes.core_set(kind, "status", status) if kind in ("tasks", "conflicts") else None
+        reading = self._pages.read(self._key(*index), partial(self._key, *record), parse, cursor, own, more)
         return await self._store.guarded(reading)
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
     async def create_task(self, task: Mapping[str, Any], claimed_by: str | None = None) -> str:
-        """Write a pending task, or one that `claimed_by` has claimed in the same moment, so that nobody comes between.
+        """Write a pending task, or one that is claimed in the same moment; see `redis_tasks.py`."""
+        return await self._tasks.create(task, claimed_by)
 
-        One of that id that is there already stays as it is. Returns the id.
-        """
-        record = _own(records.parse_task, task)
-        key, at = self._key("tasks", record["id"]), record["created_at"]
-        if claimed_by is not None:
-            record.update(status="claimed", agent_id=claimed_by, claimed_at=at)
-
-        def queue(pipe: Any) -> None:
-            pipe.zadd(self._key("tasks", record["status"], "priority"), {record["id"]: record["priority"]})
-            pipe.sadd(self._key("agents", self._agent_id, "created"), record["id"])
-            shown = {"task_id": record["id"]} | _picked(record, "task_type", "priority")
-            self._publish(pipe, "task_created", at, shown)
-            if claimed_by is not None:
-                pipe.sadd(self._key("agents", claimed_by, "tasks"), record["id"])
-                shown = {"task_id": record["id"], "agent_id": claimed_by, "task_type": record["task_type"]}
-                self._publish(pipe, "task_claimed", at, shown)
-
-        await self._store.create(key, record, queue)
-        return str(record["id"])
-
-    async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool:
-        """Claim a pending task; of several claimers exactly one is told True."""
-
-        at = records.iso_utc(at_ms)
-
-        def change(task: dict[str, Any]) -> tuple[bool, Queue]:
-            def queue(pipe: Any) -> None:
-                # One of ACGS's claimers leaves the id of a claimed task among the pending ones.
-                pipe.zrem(self._key("tasks", "pending", "priority"), task_id)
-                if won:
-                    pipe.zadd(self._key("tasks", "claimed", "priority"), {task_id: task["priority"]})
-                    pipe.sadd(self._key("agents", agent_id, "tasks"), task_id)
-                    shown = {"task_id": task_id, "agent_id": agent_id, "task_type": task["task_type"]}
-                    self._publish(pipe, "task_claimed", at, shown)
-
-            won = task["status"] == "pending"
-            if won:
-                task.update(status="claimed", agent_id=agent_id, claimed_at=at)
-            return won, queue
-
-        return await self._store.change(self._key("tasks", task_id), records.parse_task, change)
+    async def claim_task(self, task_id: str, agent_id: str, at_ms: int, *, life: str = "", over: bool = False) -> bool:
+        """Claim a task; of several claimers exactly one is told True. See the port."""
+        return await self._tasks.claim(task_id, agent_id, at_ms, life=life, over=over)
 
     async def finish_task(
         self,
@@ -268,89 +246,49 @@ class RedisBlackboard:
         error: Mapping[str, Any] | None,
         retries: int | None = None,
     ) -> bool:
-        """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`.
-
-        The error of a failed task stands in `output_data` too, where ACGS's workers look for it.
-        """
-        state = "completed" if error is None else "failed"
-
-        at = records.iso_utc(at_ms)
-
-        def change(task: dict[str, Any]) -> tuple[bool, Queue | None]:
-            if task["status"] not in ("claimed", "in_progress") or task["agent_id"] != agent_id:
-                return False, None
-            result = dict(output or {}) if error is None else {"error": dict(error), **(output or {})}
-            task.update(status=state, completed_at=at, output_data=result)
-            if error is not None:
-                task.update(error_details=dict(error))
-            if retries is not None:
-                task.update(retries=retries)
-
-            def queue(pipe: Any) -> None:
-                for old in ("pending", "claimed", "in_progress"):
-                    pipe.zrem(self._key("tasks", old, "priority"), task_id)
-                pipe.zadd(self._key("tasks", state, "timestamp"), {task_id: at_ms // 1000})
-                if state == "completed":
-                    shown = {"task_id": task_id, "agent_id": agent_id} | _picked(task, "task_type", "output_data")
-                    self._publish(pipe, "task_completed", at, shown)
-
-            return True, queue
-
-        return await self._store.change(self._key("tasks", task_id), records.parse_task, change)
+        """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`."""
+        return await self._tasks.finish(task_id, agent_id, at_ms, output=output, error=error, retries=retries)
 
     async def pending_tasks(self, task_type: str, limit: int = 50) -> list[dict[str, Any]]:
         """Return up to `limit` tasks of a type that really are pending, most urgent first."""
-
-        async def work() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = []
-            index = self._key("tasks", "pending", "priority")
-            async for _, task in self._store.page(index, partial(self._key, "tasks"), records.parse_task, []):
-                if task["status"] == "pending" and task["task_type"] == task_type:
-                    found.append(task)
-                if len(found) >= limit:
-                    break
-            return found
-
-        return await self._store.guarded(work()) if limit > 0 else []
+        return await self._tasks.pending(task_type, limit)
 
     async def task(self, task_id: str) -> dict[str, Any] | None:
         """Return one task, None where it is gone or cannot be read."""
-        text = await self._store.guarded(self._redis.hget(self._key("tasks", task_id), "data"))
-        return None if text is None else self._store.readable(records.parse_task, text)
+        return await self._tasks.one(task_id)
 
     # --- Conflicts --------------------------------------------------------------------------------------------------
 
     async def report_conflict(self, conflict: Mapping[str, Any]) -> str:
         """Write an open conflict. One of that id that is there already stays as it is. Returns the id."""
-        record = _own(records.parse_conflict, conflict)
+        record = own_record(records.parse_conflict, conflict)
         key = self._key("conflicts", record["id"])
 
         def queue(pipe: Any) -> None:
-            score = records.SEVERITY_SCORE.get(record["severity"], 3)
-            pipe.zadd(self._key("conflicts", "open", "priority"), {record["id"]: score})
+            self._indexes.conflict(pipe, record)
             pipe.sadd(self._key("agents", self._agent_id, "conflicts"), record["id"])
-            shown = {"conflict_id": record["id"]} | _picked(record, "conflict_type", "severity", "involved_agents")
-            self._publish(pipe, "conflict_detected", record["created_at"], shown)
+            shown = {"conflict_id": record["id"]} | picked(record, "conflict_type", "severity", "involved_agents")
+            queue_event(pipe, "conflict_detected", record["created_at"], shown)
 
         await self._store.create(key, record, queue)
         return str(record["id"])
 
     async def resolve_conflict(self, conflict_id: str, strategy: str, data: Mapping[str, Any], at_ms: int) -> bool:
-        """Settle a conflict; False where there is none of that id or it is settled already."""
-
-        at = records.iso_utc(at_ms)
+        """Settle a conflict, which expires from then on; False where there is none of that id or it is settled."""
+        key, at = self._key("conflicts", conflict_id), records.iso_utc(at_ms)
 
         def change(conflict: dict[str, Any]) -> tuple[bool, Queue | None]:
             if conflict["status"] not in records.OPEN_CONFLICT_STATES:
                 return False, None
             conflict.update(status="resolved", resolution_strategy=strategy, resolution_data=dict(data), resolved_at=at)
+
+            def queue(pipe: Any) -> None:
+                pipe.pexpire(key, self._kept_ms)
+                self._indexes.conflict(pipe, conflict, at_ms)
+
             return True, queue
 
-        def queue(pipe: Any) -> None:
-            pipe.zrem(self._key("conflicts", "open", "priority"), conflict_id)
-            pipe.zadd(self._key("conflicts", "resolved", "priority"), {conflict_id: at_ms // 1000})
-
-        return await self._store.change(self._key("conflicts", conflict_id), records.parse_conflict, change)
+        return await self._store.change(key, records.parse_conflict, change)
 
     async def conflict(self, conflict_id: str) -> dict[str, Any] | None:
         """Return one conflict, None where it is gone or cannot be read."""
@@ -418,15 +356,3 @@ class RedisBlackboard:
                     yield event
         finally:
             await pubsub.aclose()
-
-
-def _own(parse: Parser, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a record of ours; one that ACGS's readers would choke on is a bug, never written."""
-    checked = parse(json.dumps(dict(record)))
-    if isinstance(checked, BadRecord):
-        raise InvariantViolation(f"a record of ours does not fit the blackboard: {checked.reason}")
-    return checked
-
-
-def _picked(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: record[name] for name in names}

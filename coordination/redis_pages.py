@@ -1,8 +1,12 @@
 """One bounded look at an index of the blackboard and at the records behind it, wherever dead ids and huge records lie.
 
 How long each record is gets asked first, so an id whose record is gone costs no reading and a record beyond all measure
-is never fetched. It decides nothing. INVARIANT: a look reads at most `IDS_MAX` ids and `BYTES_MAX` bytes, and a record
-that cannot be used is counted once, not in each look.
+is never fetched. A cursor names the score and the id that were seen last, not a rank: ids that vanish or come between
+two looks shift every rank behind them. Of an index that is a set (ACGS's core keeps such ones) it is SSCAN's cursor.
+
+It decides nothing. INVARIANT: a look reads at most `IDS_MAX` ids and `BYTES_MAX` bytes; an id that stands in the index
+from the first look of a round to the last is read in that round, whatever else comes or goes; a record that cannot be
+used is counted once, not in each look.
 """
 
 from __future__ import annotations
@@ -27,6 +31,32 @@ RECORD_BYTES_MAX: Final = 64 << 10
 _STEP: Final = 500
 _BAD_REMEMBERED: Final = 10_000
 
+# KEYS: the sorted set; ARGV: score and id seen last, how many to pass over behind them, how many to give. The rank of
+# that place is found between the ranks of its score by halves, since the id itself may be gone. Ids are compared byte
+# by byte, as the server orders them; Lua's own comparison depends on the server's locale.
+_BEHIND: Final = """
+local key, score, last = KEYS[1], ARGV[1], ARGV[2]
+local function beyond(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x > y end
+  end
+  return #a > #b
+end
+local low = redis.call('ZCOUNT', key, '-inf', '(' .. score)
+local high = redis.call('ZCOUNT', key, '-inf', score)
+while low < high do
+  local middle = math.floor((low + high) / 2)
+  if beyond(redis.call('ZRANGE', key, middle, middle)[1], last) then high = middle else low = middle + 1 end
+end
+local start = low + tonumber(ARGV[3])
+return redis.call('ZRANGE', key, start, start + tonumber(ARGV[4]) - 1, 'WITHSCORES')
+"""
+_SORTED: Final = "z"
+_SET: Final = "s"
+_SPOILT: Final = "\ufffd"
+"""What stands for bytes that are no text: such an id is not known exactly, so no cursor may rest on it."""
+
 _log = logging.getLogger("cachewarden.blackboard")
 
 
@@ -38,22 +68,33 @@ class RedisPages:
         self._bad: OrderedDict[str, None] = OrderedDict()
 
     async def read(
-        self, index: str, key_of: Callable[[str], str], parse: Parser, cursor: int, own: str | None = None
+        self,
+        index: str,
+        key_of: Callable[[str], str],
+        parse: Parser,
+        cursor: str,
+        own: str | None = None,
+        more: str | None = None,
     ) -> BoardPage:
-        """Return the records from place `cursor` of the sorted set `index` on, until it ends or a bound is met.
+        """Return the records behind `cursor` ("": from the beginning) of the sorted set `index`, until it ends or a
+        bound is met; then those of the set `more`, if there is one.
 
         Items that have expired count as gone. What stands in the set `own` is passed over: it is ours, and may be far
-        more than what all peers write.
+        more than what all peers write. Raises BlackboardUnavailable by way of its caller.
         """
         now_ms = await self._server_ms()
         found: list[Mapping[str, Any]] = []
         scanned = dangling = bad = room = 0
-        place = max(0, cursor)
-        while scanned < IDS_MAX and room < BYTES_MAX:
-            ids = [str(i) for i in await self._redis.zrange(index, place, place + _STEP - 1)]
+        place = cursor or f"{_SORTED} -inf 0 "
+        while place and scanned < IDS_MAX and room < BYTES_MAX:
+            entries, after = await self._step(index if place.startswith(_SORTED) else str(more), place)
+            ids = [entry for entry, _ in entries]
             ours = await self._redis.smismember(own, ids) if own is not None and ids else [0] * len(ids)
             others = [i for i, is_ours in zip(ids, ours, strict=True) if not is_ours]
-            fitting, lengths = _fitting(await self._lengths([key_of(i) for i in others]), BYTES_MAX - room)
+            # A step of a set cannot be cut: SSCAN knows no place in the middle of it.
+            whole = place.startswith(_SET)
+            measured = await self._lengths([key_of(i) for i in others])
+            fitting, lengths = (len(others), measured) if whole else _fitting(measured, BYTES_MAX - room)
             taken = len(ids) if fitting == len(others) else ids.index(others[fitting])
             present = [i for i, length in zip(others[:fitting], lengths, strict=True) if 0 < length <= RECORD_BYTES_MAX]
             texts = dict(zip(present, await self._texts([key_of(i) for i in present]), strict=True))
@@ -67,13 +108,22 @@ class RedisPages:
                 else:
                     dangling += 1
             scanned += taken
-            place += taken
-            if taken == len(ids) < _STEP:
-                place = 0
-                break
             if taken < len(ids):
+                place = _place_behind(entries[:taken], place)
                 break
+            place = after or (f"{_SET} 0" if more is not None and not whole else "")
         return BoardPage(records=tuple(found), cursor=place, scanned=scanned, dangling=dangling, bad=bad)
+
+    async def _step(self, index: str, place: str) -> tuple[list[tuple[str, str]], str]:
+        """Return the next entries of an index (id, and the score if it has one) and the place behind them; "" at the
+        end."""
+        if place.startswith(_SET):
+            at, ids = await self._redis.sscan(index, int(place.removeprefix(f"{_SET} ")), count=_STEP)
+            return [(str(i), "") for i in dict.fromkeys(ids)], f"{_SET} {at}" if int(at) else ""
+        _, score, skip, last = place.split(" ", 3)
+        flat = await self._redis.eval(_BEHIND, 1, index, score, last, skip, _STEP)
+        entries = [(str(i), str(s)) for i, s in zip(flat[::2], flat[1::2], strict=True)]
+        return entries, _place_behind(entries, place) if len(entries) == _STEP else ""
 
     async def _server_ms(self) -> int:
         seconds, microseconds = await self._redis.time()
@@ -112,6 +162,15 @@ class RedisPages:
             self._bad.popitem(last=False)
         _log.warning("a record on the blackboard cannot be used: %s", record.reason)
         return 1
+
+
+def _place_behind(entries: Sequence[tuple[str, str]], place: str) -> str:
+    """Return the cursor behind entries of a sorted set that were read from `place` on."""
+    for passed, (record_id, score) in enumerate(reversed(entries)):
+        if _SPOILT not in record_id:
+            return f"{_SORTED} {score} {passed} {record_id}"
+    _, score, skip, last = place.split(" ", 3)
+    return f"{_SORTED} {score} {int(skip) + len(entries)} {last}"
 
 
 def _alive(record: Mapping[str, Any], now_ms: int) -> bool:

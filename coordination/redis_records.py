@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -16,10 +16,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
 
-from cachewarden.errors import BlackboardUnavailable
+from cachewarden.errors import BlackboardUnavailable, InvariantViolation
+from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
 
-__all__ = ["Change", "Parser", "Queue", "RedisRecords"]
+__all__ = ["Change", "Parser", "Queue", "RedisRecords", "own_record", "picked", "queue_event"]
 
 T = TypeVar("T")
 
@@ -94,13 +95,18 @@ class RedisRecords:
 
         return await self.guarded(work())
 
-    async def change(self, key: str, parse: Parser, change: Change) -> bool:
-        """Read, change and write one record in one step, again while others change it; False if it was not written."""
+    async def change(self, key: str, parse: Parser, change: Change, absent: Sequence[str] = ()) -> bool:
+        """Read, change and write one record in one step, again while others change it; False if it was not written.
+
+        Keys in `absent` must not be there: if one is, nothing is written.
+        """
 
         async def work() -> bool:
             async with self.redis.pipeline(transaction=True) as pipe:
                 for _ in range(_TRIES_MAX):
-                    await pipe.watch(key)
+                    await pipe.watch(key, *absent)
+                    if absent and await pipe.exists(*absent):
+                        return False
                     text = await pipe.hget(key, "data")
                     record = None if text is None else self.readable(parse, text)
                     if record is None:
@@ -152,3 +158,21 @@ async def _executed(pipe: Any) -> bool:
     except WatchError:
         return False
     return True
+
+
+def own_record(parse: Parser, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a record of ours; one that ACGS's readers would choke on is a bug, never written."""
+    checked = parse(json.dumps(dict(record)))
+    if isinstance(checked, BadRecord):
+        raise InvariantViolation(f"a record of ours does not fit the blackboard: {checked.reason}")
+    return checked
+
+
+def picked(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return some fields of a record, as events show them."""
+    return {name: record[name] for name in names}
+
+
+def queue_event(pipe: Any, event_type: str, at: str, data: Mapping[str, Any]) -> None:
+    """Put an event on the pipeline, best as the last command; `at` is an ISO time."""
+    pipe.publish(f"events:{event_type}", records.event_message(event_type, records.time_ms(at) or 0, data))

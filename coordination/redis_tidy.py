@@ -1,10 +1,10 @@
 """Keeps our part of the blackboard bounded: what is over expires, and the indexes forget what has expired.
 
 Which records are ours stands in sets of our agent (`agents:{us}:knowledge`, `:created` and `:tasks`, `:conflicts`;
-`:tasks` are those that it claimed, as in ACGS). Each call
-looks at one batch of each, goes on where the last one stopped, and so comes round. Finished tasks and settled
-conflicts get a time to live; ids whose record is gone leave every index that they stand in. What has been open for
-longer than that is given back to the caller, who ends it properly.
+`:tasks` are those that it claimed, as in ACGS). Each call looks at one batch of each, goes on where the last one
+stopped, and so comes round. What we have ended has a time to live from that moment on; finished tasks and settled
+conflicts that somebody else has ended get one here; ids whose record is gone leave every index that they stand in. What
+has been open for longer than that is given back to the caller, who ends it properly.
 
 It touches no record of a peer that we have not claimed. INVARIANT: a call sends a bounded number of commands, and an id
 leaves an index only if its record was gone at that very moment.
@@ -18,34 +18,32 @@ from typing import Any, Final
 
 from coordination import blackboard_records as records
 from coordination.blackboard_records import SPACES, BadRecord
+from coordination.redis_indexes import CONFLICT_SETS, CONFLICT_SORTED_SETS, TASK_SETS, TASK_SORTED_SETS
 
-__all__ = ["BATCH", "RedisTidier", "Tidied"]
+__all__ = ["BATCH", "BATCH_MAX", "ROUND_CALLS", "RedisTidier", "Tidied"]
 
 BATCH: Final = 200
-"""Ids of each kind in one call, about: SSCAN may give some more."""
+"""Least number of ids of each kind in one call, about: SSCAN may give some more."""
+BATCH_MAX: Final = 5_000
+ROUND_CALLS: Final = 60
+"""A round over all ids of a kind takes about so many calls, up to `BATCH_MAX * ROUND_CALLS` ids: half an hour of
+heartbeats. So an index holds no more than what lives and what has died within that half hour."""
 
 _TTL_MS_MIN: Final = 1_000
-_TASK_INDEXES: Final = (
-    ("tasks", "pending", "priority"),
-    ("tasks", "claimed", "priority"),
-    ("tasks", "in_progress", "priority"),
-    ("tasks", "completed", "timestamp"),
-    ("tasks", "failed", "timestamp"),
-)
-_CONFLICT_INDEXES: Final = (("conflicts", "open", "priority"), ("conflicts", "resolved", "priority"))
 
-# KEYS: our set, the indexes, the keys of each id's record; ARGV: how many indexes, how many keys per id, the ids. A
-# script, since a full server (`noeviction`) takes nothing into MULTI, but lets a script remove; and since another
-# deployment of ours may write the same record again at this very moment.
+# KEYS: our set, the sorted sets, the sets, the keys of each id's record; ARGV: how many sorted sets, how many sets, how
+# many keys per id, the ids. A script, since a full server (`noeviction`) takes nothing into MULTI, but lets a script
+# remove; and since another deployment of ours may write the same record again at this very moment.
 _FORGET: Final = """
-local indexes, each, forgotten = tonumber(ARGV[1]), tonumber(ARGV[2]), 0
-for i = 3, #ARGV do
+local sorted, sets, each, forgotten = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), 0
+for i = 4, #ARGV do
   local there = 0
   for k = 1, each do
-    there = there + redis.call('EXISTS', KEYS[1 + indexes + (i - 3) * each + k])
+    there = there + redis.call('EXISTS', KEYS[1 + sorted + sets + (i - 4) * each + k])
   end
   if there == 0 then
-    for k = 1, indexes do redis.call('ZREM', KEYS[1 + k], ARGV[i]) end
+    for k = 1, sorted do redis.call('ZREM', KEYS[1 + k], ARGV[i]) end
+    for k = 1, sets do redis.call('SREM', KEYS[1 + sorted + k], ARGV[i]) end
     forgotten = forgotten + redis.call('SREM', KEYS[1], ARGV[i])
   end
 end
@@ -85,11 +83,15 @@ class RedisTidier:
         """Look at one batch of each kind. Times of records are compared with `now_ms`, which is the clock that wrote
         them."""
         tally = _Tally()
-        await self._knowledge(tally)
+        for part in _parts(await self._batch("knowledge")):
+            await self._knowledge(part, tally)
         stale_tasks: set[str] = set()
         for kind in ("created", "tasks"):
-            stale_tasks.update(await self._aged(kind, now_ms, kept_ms, tally))
-        stale_conflicts = await self._aged("conflicts", now_ms, kept_ms, tally)
+            for part in _parts(await self._batch(kind)):
+                stale_tasks.update(await self._aged(kind, part, now_ms, kept_ms, tally))
+        stale_conflicts: list[str] = []
+        for part in _parts(await self._batch("conflicts")):
+            stale_conflicts += await self._aged("conflicts", part, now_ms, kept_ms, tally)
         return Tidied(
             looked_at=tally.looked_at,
             forgotten=tally.forgotten,
@@ -103,25 +105,25 @@ class RedisTidier:
 
     async def _batch(self, kind: str) -> list[str]:
         place = self._key("agents", self._agent_id, kind)
-        self._cursors[kind], ids = await self._redis.sscan(place, self._cursors.get(kind, 0), count=BATCH)
+        count = min(BATCH_MAX, max(BATCH, -(-int(await self._redis.scard(place)) // ROUND_CALLS)))
+        self._cursors[kind], ids = await self._redis.sscan(place, self._cursors.get(kind, 0), count=count)
         return sorted({str(i) for i in ids})
 
-    async def _knowledge(self, tally: _Tally) -> None:
-        ids = await self._batch("knowledge")
+    async def _knowledge(self, ids: Sequence[str], tally: _Tally) -> None:
         tally.looked_at += len(ids)
         indexes = tuple((space, "priority") for space in SPACES)
 
         def keys_of(record_id: str) -> tuple[str, ...]:
             return tuple(self._key(space, "knowledge", record_id) for space in SPACES)
 
-        tally.forgotten += await self._forget("knowledge", ids, indexes, keys_of)
+        tally.forgotten += await self._forget("knowledge", ids, (indexes, ()), keys_of)
 
-    async def _aged(self, kind: str, now_ms: int, kept_ms: int, tally: _Tally) -> list[str]:
+    async def _aged(self, kind: str, ids: Sequence[str], now_ms: int, kept_ms: int, tally: _Tally) -> list[str]:
         """Let what is over expire, forget what is gone, return what is open for too long."""
         keys_of = self._keys_of("conflicts" if kind == "conflicts" else "tasks")
-        indexes = _CONFLICT_INDEXES if kind == "conflicts" else _TASK_INDEXES
+        tasks, conflicts = (TASK_SORTED_SETS, TASK_SETS), (CONFLICT_SORTED_SETS, CONFLICT_SETS)
+        indexes = conflicts if kind == "conflicts" else tasks
         age_of = _age_of_conflict if kind == "conflicts" else _age_of_task
-        ids = await self._batch(kind)
         tally.looked_at += len(ids)
         async with self._redis.pipeline(transaction=False) as pipe:
             for record_id in ids:
@@ -158,17 +160,22 @@ class RedisTidier:
         self,
         kind: str,
         ids: Sequence[str],
-        indexes: Sequence[tuple[str, ...]],
+        indexes: tuple[Sequence[tuple[str, ...]], Sequence[tuple[str, ...]]],
         keys_of: Callable[[str], tuple[str, ...]],
     ) -> int:
-        """Take those of `ids` out of all indexes that have no record; return how many."""
+        """Take those of `ids` out of all indexes (sorted sets, sets) that have no record; return how many."""
         if not ids:
             return 0
+        sorted_sets, sets = ([self._key(*name) for name in names] for names in indexes)
         record_keys = [key for record_id in ids for key in keys_of(record_id)]
-        index_keys = [self._key(*index) for index in indexes]
-        keys = [self._key("agents", self._agent_id, kind), *index_keys, *record_keys]
-        each = len(record_keys) // len(ids)
-        return int(await self._redis.eval(_FORGET, len(keys), *keys, len(index_keys), each, *ids))
+        keys = [self._key("agents", self._agent_id, kind), *sorted_sets, *sets, *record_keys]
+        counts = (len(sorted_sets), len(sets), len(record_keys) // len(ids))
+        return int(await self._redis.eval(_FORGET, len(keys), *keys, *counts, *ids))
+
+
+def _parts(ids: Sequence[str]) -> list[Sequence[str]]:
+    """Return the ids in parts, so that no script holds the server up for long and no answer is large."""
+    return [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
 
 
 def _parsed(kind: str, text: Any) -> dict[str, Any] | None:

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, ReadJournal
-from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, AuditRecord, Execution, RecordKind
+from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, AuditRecord, Execution, RecordKind, Verdict
+from cachewarden.peer_input import TASK_TYPE
 from coordination.blackboard_records import record_id, task_record
 from coordination.fleet_memory import FleetMemory
 from coordination.projection import result_of
 
-__all__ = ["REQUEST_REF", "RequestMirror"]
+__all__ = ["REQUEST_REF", "RequestMirror", "request_task", "request_told"]
 
 REQUEST_REF: Final = "requests:"
 """How the refs of its effects begin."""
@@ -74,38 +75,51 @@ class RequestMirror:
 
     def _mirrored(self, record: AuditRecord, memory: FleetMemory, now_ms: int) -> list[Effect]:
         self.mirrored += 1
-        task_id = record_id("request", record.subject_id)
-        request = record.payload.get("request")
-        task = task_record(
-            task_id=task_id,
-            task_type="cache_optimization",
-            at_ms=record.at_ms,
-            priority=2,
-            input_data={
-                "request": dict(request) if isinstance(request, Mapping) else {},
-                "decision_id": record.subject_id,
-                "agent_id": AGENT_ID,
-                "constitutional_hash": CONSTITUTIONAL_HASH,
-            },
-        )
-        effects: list[Effect] = [
-            Publish(operation="create_task", arguments={"task": task, "claimed_by": AGENT_ID}),
-        ]
         proposal_id = str(record.payload.get("proposal_id") or "")
         execution = memory.execution(proposal_id)
-        if record.payload.get("will_execute") is True and (execution is None or not execution.state.final):
-            self._awaited[task_id] = proposal_id
+        verdict = None if execution is None else memory.verdict(execution.proposal)
+        effects = request_told(record, execution, verdict, now_ms)
+        if len(effects) == 1:
+            self._awaited[request_task(record)] = proposal_id
             while len(self._awaited) > _AWAITED_MAX:
                 # Its change was never heard of; the task says at least what was decided.
                 self._awaited.pop(next(iter(self._awaited)))
-            return effects
-        if record.payload.get("will_execute") is True and execution is not None:
-            return [*effects, self._ended_with(task_id, execution, memory, now_ms)]
-        return [*effects, _finish(task_id, _decision(record), None, now_ms)]
+        return [*effects]
 
     def _ended_with(self, task_id: str, execution: Execution, memory: FleetMemory, now_ms: int) -> Publish:
         self._awaited.pop(task_id, None)
         return _finish(task_id, *result_of(execution, memory.verdict(execution.proposal)), now_ms)
+
+
+def request_task(record: AuditRecord) -> str:
+    """Return the id of the task that stands for a decision."""
+    return record_id("request", record.subject_id)
+
+
+def request_told(
+    record: AuditRecord, execution: Execution | None, verdict: Verdict | None, now_ms: int
+) -> list[Publish]:
+    """Return the task of a decision, and its end where there is one already; `execution` is the change that it has
+    brought about, as far as that is known."""
+    request = record.payload.get("request")
+    task = task_record(
+        task_id=request_task(record),
+        task_type=TASK_TYPE,
+        at_ms=record.at_ms,
+        priority=2,
+        input_data={
+            "request": dict(request) if isinstance(request, Mapping) else {},
+            "decision_id": record.subject_id,
+            "agent_id": AGENT_ID,
+            "constitutional_hash": CONSTITUTIONAL_HASH,
+        },
+    )
+    created = Publish(operation="create_task", arguments={"task": task, "claimed_by": AGENT_ID})
+    if record.payload.get("will_execute") is not True:
+        return [created, _finish(task["id"], _decision(record), None, now_ms)]
+    if execution is None or not execution.state.final:
+        return [created]
+    return [created, _finish(task["id"], *result_of(execution, verdict), now_ms)]
 
 
 def _finish(task_id: str, output: Mapping[str, Any], error: Mapping[str, Any] | None, now_ms: int) -> Publish:

@@ -7,6 +7,10 @@
 `ended` stays until the blackboard has taken the result. A task that its requester takes away, finishes itself or gives
 to somebody else is cancelled: it is forgotten, and a change that is under way by then goes on by its own right.
 
+Several deployments may claim under our name on one blackboard, so a claim names the life that made it
+(`redis_tasks.py`). A task of a life that is not heard of any more is claimed once more, by one of the others, and run
+from the beginning; one of a life that is heard of is left alone.
+
 INVARIANT: at most `_IN_WORK_MAX` tasks are in work, at most `_CLAIMS_MAX` are claimed per look and `_CLAIMS_PER_MINUTE`
 per minute; a flood of tasks brings no cycle forward more often than every `pace_ms`. A task is ended once, and always
 with a reason.
@@ -20,7 +24,7 @@ from typing import Any, Final
 
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, Record
-from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, AuditRecord, Execution, RecordKind
+from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, Execution, RecordKind
 from cachewarden.peer_input import TASK_TYPE, ClaimTask, FinishTask, TaskClaimed, TaskFinished
 from coordination.blackboard_records import time_ms
 from coordination.fleet_memory import FleetMemory
@@ -38,7 +42,10 @@ _CLAIMS_PER_MINUTE: Final = 60
 _WORK_MS_MAX: Final = 3_600_000
 """A task without a deadline is given up after an hour."""
 _ORPHAN_MS: Final = 2 * _WORK_MS_MAX
-"""After that a task that is claimed under our name, and in nobody's work here, has lost its claimer."""
+"""After that a task that is claimed under our name by no life that it names, and in nobody's work here, has lost its
+claimer."""
+_TRY_AGAIN_MS: Final = 10_000
+_REMEMBERED_MAX: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -56,29 +63,23 @@ class _Work:
 
 
 class TaskDesk:
-    """Tasks of peers in work; `pace_ms` lies at least between two cycles that are brought forward for them."""
+    """Tasks of peers in work; `pace_ms` lies at least between two cycles that are brought forward for them. `life`
+    names this process among all that claim under our name; not `may_force`: a task skips no cool-down."""
 
-    replay_kinds = (RecordKind.PEER_TASK_TAKEN.value, RecordKind.PEER_TASK_ENDED.value)
-
-    def __init__(self, fleet: Fleet, pace_ms: int) -> None:
+    def __init__(self, fleet: Fleet, pace_ms: int, life: str = "", *, may_force: bool = True) -> None:
         self._fleet = fleet
+        self._life, self._may_force = life, may_force
         self._pace_ms = pace_ms
         self._works: dict[str, _Work] = {}
         self._claims = Pace(_CLAIMS_PER_MINUTE)
-        self._ours: dict[str, None] = {}
-        """Tasks that an earlier life claimed, or whose claim was not answered: taken up again if they are ours."""
+        self._over: dict[str, None] = {}
+        """Tasks that were in work here and are no longer: a look that was under way may show them as they were."""
+        self._tried: dict[str, int] = {}
+        """Tasks of other lives to when we last tried to take them over."""
         self._hurried_ms = -pace_ms
         self._hurry = False
         self.counts: dict[str, int] = {}
         """Tasks since the start: `taken`, `completed`, `failed`, `cancelled`."""
-
-    def replay(self, records: Iterable[AuditRecord]) -> None:
-        """Remember what earlier lives have claimed and not ended."""
-        for record in records:
-            if record.kind == RecordKind.PEER_TASK_TAKEN:
-                self._ours[record.subject_id] = None
-            elif record.kind == RecordKind.PEER_TASK_ENDED:
-                self._ours.pop(record.subject_id, None)
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -109,7 +110,8 @@ class TaskDesk:
         effects: list[Effect] = []
         for task_id, task in watched.items():
             work = self._works.get(task_id)
-            if work is not None and work.state != "claiming" and not work.waiting and not _still_ours(task):
+            settled = work is not None and work.state != "claiming" and not work.waiting
+            if settled and not (_still_ours(task) and self._claimed_here(task)):
                 effects += self._cancel(task_id, now_ms)
         for task in claimed:
             effects += self._recover(task, now_ms)
@@ -125,8 +127,16 @@ class TaskDesk:
         for ask in sorted(asks, key=lambda a: (a.priority, a.created_at_ms, a.task_id))[: max(0, room)]:
             self._claims.take(now_ms)
             self._works[ask.task_id] = _Work(ask=ask, began_ms=now_ms, waiting=True)
-            effects.append(ClaimTask(ref=f"{TASK_REF}claim:{ask.task_id}", task_id=ask.task_id, at_ms=now_ms))
+            effects.append(self._claim(ask.task_id, now_ms))
         return tuple(effects)
+
+    def _claim(self, task_id: str, now_ms: int, *, over: bool = False) -> ClaimTask:
+        ref = f"{TASK_REF}claim:{task_id}"
+        return ClaimTask(ref=ref, task_id=task_id, at_ms=now_ms, life=self._life, over=over)
+
+    def _claimed_here(self, task: Mapping[str, Any] | None) -> bool:
+        """Whether a claim under our name is this life's; one that names no life may be."""
+        return task is not None and task.get("claimed_by_life", self._life) in ("", self._life)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take the answer to an effect of the desk."""
@@ -143,11 +153,10 @@ class TaskDesk:
         if isinstance(event, TaskFinished):
             if not event.finished:
                 return self._cancel(task_id, now_ms)
-            del self._works[task_id]
+            self._leave(task_id)
         elif isinstance(event, EffectFailed) and work.state == "claiming":
-            # It may have been claimed all the same; the next look says so.
+            # It may have been claimed all the same; the next look says so, by the life that the claim names.
             del self._works[task_id]
-            self._ours[task_id] = None
         return ()
 
     def _taken(self, work: _Work, now_ms: int) -> tuple[Effect, ...]:
@@ -160,6 +169,10 @@ class TaskDesk:
             "constitutional_hash": CONSTITUTIONAL_HASH,
             "requester": ask.requester,
             "request": ask.request.model_dump(mode="json") if isinstance(ask, Ask) else None,
+            "life": self._life,
+            "priority": ask.priority,
+            "created_at_ms": ask.created_at_ms,
+            "deadline_ms": ask.deadline_ms if isinstance(ask, Ask) else None,
         }
         taken = Record(kind=RecordKind.PEER_TASK_TAKEN, service=service, subject_id=ask.task_id, payload=payload)
         if isinstance(ask, Refusal):
@@ -168,20 +181,29 @@ class TaskDesk:
         return (taken, *self._chase(work, now_ms))
 
     def _recover(self, task: Mapping[str, Any], now_ms: int) -> tuple[Effect, ...]:
+        """Take up a task that is claimed under our name and in nobody's work here."""
         task_id = task["id"]
         mine = task["task_type"] == TASK_TYPE and _still_ours(task) and task_id not in self._works
         ask = read_ask(task, self._fleet) if mine else None
         if ask is None or len(self._works) >= _IN_WORK_MAX:
             return ()
-        work = _Work(ask=ask, began_ms=now_ms)
-        if task_id in self._ours:
-            del self._ours[task_id]
-            self._works[task_id] = work
+        life = task.get("claimed_by_life", "")
+        life = life if isinstance(life, str) else ""
+        if life and life == self._life and task_id not in self._over:
+            # Our claim, of which we have not heard that it was won.
+            self._works[task_id] = work = _Work(ask=ask, began_ms=now_ms)
             return self._taken(work, now_ms)
-        claimed_ms = time_ms(task["claimed_at"]) or 0
-        if now_ms - claimed_ms < _ORPHAN_MS:
+        if life and life != self._life:
+            if now_ms - self._tried.get(task_id, -_TRY_AGAIN_MS) < _TRY_AGAIN_MS or not self._claims.take(now_ms):
+                return ()
+            self._tried[task_id] = now_ms
+            while len(self._tried) > _REMEMBERED_MAX:
+                self._tried.pop(next(iter(self._tried)))
+            self._works[task_id] = _Work(ask=ask, began_ms=now_ms, waiting=True)
+            return (self._claim(task_id, now_ms, over=True),)
+        if now_ms - (time_ms(task["claimed_at"]) or 0) < _ORPHAN_MS:
             return ()
-        self._works[task_id] = work
+        self._works[task_id] = work = _Work(ask=ask, began_ms=now_ms)
         return self._fail(work, "CLAIMER_GONE", "whoever claimed it ended before it was done, ask again", now_ms)
 
     def _chase(self, work: _Work, now_ms: int) -> tuple[Effect, ...]:
@@ -197,11 +219,17 @@ class TaskDesk:
         return self._fail(work, "DEADLINE_PASSED", f"it was not done in time, it was {work.state}{going}", now_ms)
 
     def _cancel(self, task_id: str, now_ms: int) -> tuple[Effect, ...]:
-        work = self._works.pop(task_id)
+        work = self._leave(task_id)
         if work.state == "ended":
             return ()
         self._count("cancelled")
         return (self._ended_record(work, "cancelled", "it is gone, or no longer ours", now_ms),)
+
+    def _leave(self, task_id: str) -> _Work:
+        self._over[task_id] = None
+        while len(self._over) > _REMEMBERED_MAX:
+            self._over.pop(next(iter(self._over)))
+        return self._works.pop(task_id)
 
     # --- The cycle --------------------------------------------------------------------------------------------------
 
@@ -211,7 +239,7 @@ class TaskDesk:
         for work in self._works.values():
             if work.state == "queued" and isinstance(work.ask, Ask):
                 work.state, work.cycle = "running", cycle
-                forced |= {work.ask.service} if work.ask.request.force_optimization else set()
+                forced |= {work.ask.service} if self._may_force and work.ask.request.force_optimization else set()
         return tuple(sorted(forced))
 
     def end_cycle(self, cycle: int, began_ms: int, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
@@ -309,6 +337,8 @@ class TaskDesk:
             "proposal_id": work.proposal_id,
             "attempts": work.attempts,
             "took_ms": now_ms - work.began_ms,
+            "output": work.output,
+            "error": work.error,
         }
         service = ask.service if isinstance(ask, Ask) else None
         return Record(kind=RecordKind.PEER_TASK_ENDED, service=service, subject_id=ask.task_id, payload=payload)

@@ -21,7 +21,9 @@ __all__ = ["FakeBlackboard"]
 
 _EVENTS_MAX: Final = 10_000
 _PAGE: Final = 500
+_PARSED_MAX: Final = 10_000
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
+_LIFE_TTL_MS: Final = 90_000
 
 
 class FakeBlackboard:
@@ -31,14 +33,20 @@ class FakeBlackboard:
         self.available = True
         self.clock_ms = 0
         """The server's clock; items expire by it."""
+        self.kept_ms = _DEFAULT_TTL_MS
+        """How long what is over stays."""
         self.bad_records = 0
         self.agents: dict[str, str] = {}
         self.active: set[str] = set()
         self.knowledge: dict[tuple[str, str], str] = {}
         self.tasks: dict[str, str] = {}
         self.conflicts: dict[str, str] = {}
+        self._lives: dict[tuple[str, str], int] = {}
+        """Agent and life to when it counts as gone."""
         self._streams: list[_EventStream] = []
         self._bad_seen: set[tuple[str, str]] = set()
+        self._parsed: dict[tuple[str, str], dict[str, Any] | BadRecord] = {}
+        """Kind and text of a record to what was read of it: most are as they were in the page before."""
         self._ours: set[tuple[str, str]] = set()
         """Kind and id of what we wrote, as the sets of our agent hold them."""
         self._expires_ms: dict[tuple[str, str], int] = {}
@@ -51,9 +59,12 @@ class FakeBlackboard:
         self.agents[agent_id] = json.dumps(records.agent_record(agent_id, agent_type, capabilities, at_ms))
         self.active.add(agent_id)
 
-    async def heartbeat(self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int) -> None:
+    async def heartbeat(
+        self, agent_id: str, agent_type: str, capabilities: Sequence[str], at_ms: int, life: str = ""
+    ) -> None:
         """Say that the agent lives; registers it again where its record is gone or was spoilt."""
         self._require_available()
+        self._lives[agent_id, life] = self.clock_ms + _LIFE_TTL_MS
         record = self._readable(records.parse_agent, self.agents.get(agent_id))
         if record is None:
             await self.register_agent(agent_id, agent_type, capabilities, at_ms)
@@ -112,7 +123,7 @@ class FakeBlackboard:
         expires_ms = records.time_ms(item["expires_at"])
         return expires_ms is not None and expires_ms <= self.clock_ms
 
-    async def page(self, area: str, cursor: int = 0) -> BoardPage:
+    async def page(self, area: str, cursor: str = "") -> BoardPage:
         """Return the live, readable records of an area from place `cursor` on, `_PAGE` at most."""
         self._require_available()
         kind, _, part = area.partition(":")
@@ -124,7 +135,12 @@ class FakeBlackboard:
         found: list[Mapping[str, Any]] = []
         bad = 0
         for record_id, text in sorted(texts.items()):
-            record = parse(text)
+            record = self._parsed.get((kind, text))
+            if record is None:
+                record = parse(text)
+                if len(self._parsed) >= _PARSED_MAX:
+                    self._parsed.clear()
+                self._parsed[kind, text] = record
             if isinstance(record, BadRecord) or record["id"] != record_id:
                 bad += (area, text) not in self._bad_seen
                 self._bad_seen.add((area, text))
@@ -134,10 +150,10 @@ class FakeBlackboard:
             elif record["status"] == part or (kind == "conflicts" and record["status"] in records.OPEN_CONFLICT_STATES):
                 found.append(record)
         self.bad_records += bad
-        found.sort(key=lambda r: (r.get("priority", 0), r["id"]))
-        start = max(0, cursor)
-        after = start + _PAGE if start + _PAGE < len(found) else 0
-        return BoardPage(records=tuple(found[start : start + _PAGE]), cursor=after, scanned=len(texts), bad=bad)
+        found.sort(key=_place)
+        behind = [r for r in found if not cursor or _place(r) > tuple(json.loads(cursor))]
+        after = json.dumps(_place(behind[_PAGE - 1])) if len(behind) > _PAGE else ""
+        return BoardPage(records=tuple(behind[:_PAGE]), cursor=after, scanned=len(texts), bad=bad)
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
@@ -154,16 +170,24 @@ class FakeBlackboard:
                 await self.claim_task(record["id"], claimed_by, records.time_ms(record["created_at"]) or 0)
         return str(record["id"])
 
-    async def claim_task(self, task_id: str, agent_id: str, at_ms: int) -> bool:
-        """Claim a pending task; of several claimers exactly one is told True."""
+    async def claim_task(self, task_id: str, agent_id: str, at_ms: int, *, life: str = "", over: bool = False) -> bool:
+        """Claim a task; of several claimers exactly one is told True. See the port."""
         task = await self.task(task_id)
-        if task is None or task["status"] != "pending":
+        if task is None or not (self._silent(task, agent_id, life) if over else task["status"] == "pending"):
             return False
         task.update(status="claimed", agent_id=agent_id, claimed_at=records.iso_utc(at_ms))
+        if life:
+            task["claimed_by_life"] = life
+            self._lives[agent_id, life] = self.clock_ms + _LIFE_TTL_MS
         self.tasks[task_id] = json.dumps(task)
         shown = {"task_id": task_id, "agent_id": agent_id, "task_type": task["task_type"]}
         self._publish("task_claimed", at_ms, shown)
         return True
+
+    def _silent(self, task: Mapping[str, Any], agent_id: str, life: str) -> bool:
+        former = task.get("claimed_by_life", "")
+        ours = task["status"] in ("claimed", "in_progress") and task["agent_id"] == agent_id
+        return ours and former not in ("", life) and self._lives.get((agent_id, former), 0) <= self.clock_ms
 
     async def finish_task(
         self,
@@ -187,6 +211,7 @@ class FakeBlackboard:
         if retries is not None:
             task.update(retries=retries)
         self.tasks[task_id] = json.dumps(task)
+        self._expires_ms["tasks", task_id] = at_ms + self.kept_ms
         if error is None:
             shown = {"task_id": task_id, "agent_id": agent_id, "task_type": task["task_type"], "output_data": result}
             self._publish("task_completed", at_ms, shown)
@@ -226,6 +251,7 @@ class FakeBlackboard:
         conflict.update(status="resolved", resolution_strategy=strategy, resolution_data=dict(data))
         conflict.update(resolved_at=records.iso_utc(at_ms))
         self.conflicts[conflict_id] = json.dumps(conflict)
+        self._expires_ms["conflicts", conflict_id] = at_ms + self.kept_ms
         return True
 
     async def conflict(self, conflict_id: str) -> dict[str, Any] | None:
@@ -335,6 +361,10 @@ class _EventStream:
         if not self.waiting:
             raise StopAsyncIteration
         return self.waiting.popleft()
+
+
+def _place(record: Mapping[str, Any]) -> tuple[int, str]:
+    return int(record.get("priority", 0)), str(record["id"])
 
 
 def _own(parse: Any, record: Mapping[str, Any]) -> dict[str, Any]:

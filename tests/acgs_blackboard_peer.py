@@ -1,8 +1,18 @@
 """A peer on the blackboard that does, byte by byte, what ACGS's own class does there, its traps included.
 
-Written from the description of the wire (`docs/INTEROP.md` and the contract it rests on), not from ACGS's code. Times
-are made by `now`, so that a test can let hours pass. What raises there raises here: one unreadable entry makes a whole
-listing fail.
+Written from the description of ACGS's wire; its sections are named at each method, and nothing of ACGS's code is in it
+(its repository names no licence). `tests/integration/test_acgs_classes.py` asks the same of ACGS's own class where a
+checkout is given. Times are made by `now`, so that a test can let hours pass. What raises there raises here: one
+unreadable entry makes a whole listing fail.
+
+| section | what it fixes here |
+| --- | --- |
+| 1, 1.1 | keys, types of keys, the spaces and that another one is a KeyError |
+| 1.2 | the fields of each record, all written, in this order |
+| 1.3 | the operations, in their order of commands, with their missing guards and events |
+| 1.4 | the channels and the envelope of events |
+| 1.5 | the claim by Lua that turns empty lists into empty objects; errors that stand in the output |
+| 5.3 | how the coordinator answers conflicts by their type |
 """
 
 from __future__ import annotations
@@ -136,7 +146,7 @@ class AcgsPeer:
         self.redis.hset(f"bb:agents:{self.agent_id}", "last_heartbeat", self.now().isoformat())
 
     def check_agent_timeouts(self, minutes: int = 5) -> list[str]:
-        """Throw out whoever's beat inside the JSON is too old; raises for one unreadable agent."""
+        """1.3: throw out whoever's beat inside the JSON is too old; raises for one unreadable agent."""
         gone = []
         for agent_id in self.redis.smembers("bb:agents:active"):
             data = self.redis.hget(f"bb:agents:{agent_id}", "data")
@@ -183,7 +193,7 @@ class AcgsPeer:
         return item.id
 
     def query_knowledge(self, space: str, knowledge_type: str | None = None, limit: int = 100) -> list[Knowledge]:
-        """Cut the index at `limit` first and read then; raises for one unreadable item."""
+        """1.3: cut the index at `limit` first and read then; raises for one unreadable item."""
         if space not in SPACES:
             raise KeyError(space)
         ids = self.redis.zrange(f"bb:{space}:priority", 0, limit - 1)
@@ -253,12 +263,12 @@ class AcgsPeer:
         return True
 
     def claim_task_atomic(self, task_id: str) -> bool:
-        """Claim as ACGS's optimized class does: Lua turns each empty list into an empty object."""
+        """1.5: claim as ACGS's optimized class does: Lua turns each empty list into an empty object."""
         at = self.now().isoformat()
         return self.redis.eval(LUA_CLAIM, 1, f"bb:tasks:{task_id}", self.agent_id, at, task_id) is not None
 
     def update_task_status(self, task_id: str, status: str, output: dict[str, Any] | None = None) -> None:
-        """Read and write without a guard: any text, any transition, no owner."""
+        """1.3: read and write without a guard: any text, any transition, no owner."""
         task = json.loads(self.redis.hget(f"bb:tasks:{task_id}", "data"))
         old, task["status"] = task["status"], status
         if output:
@@ -273,7 +283,57 @@ class AcgsPeer:
         elif status in ("pending", "claimed", "in_progress"):
             self.redis.zadd(f"bb:tasks:{status}:priority", {task_id: task["priority"]})
 
+    def complete_task(self, task_id: str, result: dict[str, Any]) -> bool:
+        """1.3: only the claimer, only from claimed or in_progress."""
+        return self._end(task_id, "completed", {"output_data": result})
+
+    def fail_task(self, task_id: str, error: dict[str, Any]) -> bool:
+        """1.3: as `complete_task`, and it publishes nothing."""
+        return self._end(task_id, "failed", {"error_details": error})
+
+    def _end(self, task_id: str, status: str, more: dict[str, Any]) -> bool:
+        key = f"bb:tasks:{task_id}"
+        with self.redis.pipeline() as pipe:
+            while True:
+                try:
+                    pipe.watch(key)
+                    text = pipe.hget(key, "data")
+                    task = json.loads(text) if text else {}
+                    old = task.get("status")
+                    if task.get("agent_id") != self.agent_id or old not in ("claimed", "in_progress"):
+                        return False
+                    task |= {"status": status, "completed_at": self.now().isoformat(), **more}
+                    pipe.multi()
+                    pipe.hset(key, "data", json.dumps(task))
+                    pipe.zrem(f"bb:tasks:{old}:priority", task_id)
+                    pipe.zadd(f"bb:tasks:{status}:timestamp", {task_id: int(self.now().timestamp())})
+                    pipe.execute()
+                except redis.WatchError:
+                    continue
+                break
+        if status == "completed":
+            shown = {"task_id": task_id, "agent_id": self.agent_id, "task_type": task["task_type"], **more}
+            self._publish("task_completed", shown)
+        return True
+
+    def get_pending_tasks(self, limit: int = 50) -> list[Task]:
+        """1.3: the head of the index, of it only what is pending."""
+        return [task for task in self.get_available_tasks(limit) if task.status == "pending"]
+
+    def get_agent_tasks(self, agent_id: str) -> list[Task]:
+        """1.3: all that an agent ever claimed, dangling ids dropped, larger priority numbers first."""
+        index = f"bb:agents:{agent_id}:tasks"
+        found = []
+        for task_id in self.redis.smembers(index):
+            task = self.get_task(task_id)
+            if task is None:
+                self.redis.srem(index, task_id)
+            else:
+                found.append(task)
+        return sorted(found, key=lambda t: (-t.priority, t.created_at))
+
     def get_available_tasks(self, limit: int = 10) -> list[Task]:
+        """1.3: the head of the index without a look at the status."""
         ids = self.redis.zrange("bb:tasks:pending:priority", 0, limit - 1)
         texts = [self.redis.hget(f"bb:tasks:{i}", "data") for i in ids]
         return [Task.model_validate_json(text) for text in texts if text]
@@ -302,17 +362,19 @@ class AcgsPeer:
         self._publish("conflict_detected", shown | {"involved_agents": involved})
         return conflict.id
 
-    def get_open_conflicts(self) -> list[Conflict]:
-        ids = self.redis.zrange("bb:conflicts:open:priority", 0, -1)
+    def get_open_conflicts(self, limit: int = 20) -> list[Conflict]:
+        """1.3: the head of the index, of it only what is `open`."""
+        ids = self.redis.zrange("bb:conflicts:open:priority", 0, limit - 1)
         texts = [self.redis.hget(f"bb:conflicts:{i}", "data") for i in ids]
-        return [Conflict.model_validate_json(text) for text in texts if text]
+        found = [Conflict.model_validate_json(text) for text in texts if text]
+        return [conflict for conflict in found if conflict.status == "open"]
 
     def get_conflict(self, conflict_id: str) -> Conflict | None:
         text = self.redis.hget(f"bb:conflicts:{conflict_id}", "data")
         return Conflict.model_validate_json(text) if text else None
 
     def resolve_conflict(self, conflict_id: str, strategy: str, data: dict[str, Any]) -> None:
-        """Read and write without a guard and without an event; resolving again overwrites."""
+        """1.3: read and write without a guard and without an event; resolving again overwrites."""
         conflict = json.loads(self.redis.hget(f"bb:conflicts:{conflict_id}", "data"))
         conflict |= {"status": "resolved", "resolution_strategy": strategy, "resolution_data": data}
         conflict["resolved_at"] = self.now().isoformat()
@@ -321,7 +383,7 @@ class AcgsPeer:
         self.redis.zadd("bb:conflicts:resolved:priority", {conflict_id: int(self.now().timestamp())})
 
     def coordinate(self) -> None:
-        """Answer the open conflicts as ACGS's CoordinatorAgent does every 10 s."""
+        """5.3: answer the open conflicts as ACGS's CoordinatorAgent does every 10 s."""
         for conflict in self.get_open_conflicts():
             if conflict.conflict_type == "resource_conflict":
                 data = {"strategy": "priority_based_allocation", "allocation_decision": "highest_priority_wins"}

@@ -7,6 +7,7 @@ the adapters, the server. So it shows what agents on the blackboard can bring ab
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -51,7 +52,7 @@ def fresh(given: Proposal) -> Proposal:
 class PeerStage:
     """Use as `async with PeerStage(url) as stage`."""
 
-    def __init__(self, url: str, given: Fleet | None = None, **changes: Any) -> None:
+    def __init__(self, url: str, given: Fleet | None = None, journal_url: str = "", **changes: Any) -> None:
         self.fleet = given or fleet(service("cart"), service("pages"), total_memory_bytes=64 << 20)
         chosen = {
             "blackboard_url": url,
@@ -60,11 +61,12 @@ class PeerStage:
             "cycle_interval_ms": 1_000,
             "cool_down_ms": 0,
             "changes_per_hour": 1_000,
+            "agent_heartbeat_interval": 1,
             **changes,
         }
         self.settings = CacheOptimizerSettings(_env_file=None, **chosen)
-        self.board = RedisBlackboard(url, timeout_s=2.0)
-        self.journal = RedisJournal(url, timeout_s=2.0, allow_unsafe_server=True)
+        self.board = RedisBlackboard(url, timeout_s=2.0, life_ttl_ms=3_000)
+        self.journal = RedisJournal(journal_url or url, timeout_s=2.0, allow_unsafe_server=True)
         self.consensus = Consensus(self.fleet, self.settings)
         self.coordinator = Coordinator(self.fleet, self.settings)
         self.plans: Callable[[int], list[Proposal]] = lambda _cycle: []
@@ -72,6 +74,8 @@ class PeerStage:
         """More fields of a service's snapshot; None: it cannot be observed."""
         self.ending: ExecutionState | None = ExecutionState.KEPT
         """What becomes of a change; None: it stays under observation."""
+        self.overhear: Callable[[Any], None] = lambda _message: None
+        """Is told of every message, before it is answered."""
         self.executed: list[Proposal] = []
         self.cancelled: list[CancelExecution] = []
         self.ballots: list[PeerBallots] = []
@@ -90,7 +94,7 @@ class PeerStage:
 
     def begin_life(self) -> None:
         """Start a coordinator anew, from the journal."""
-        self.coordinator = Coordinator(self.fleet, self.settings)
+        self.coordinator = Coordinator(self.fleet, self.settings, life=uuid.uuid4().hex)
         ports = Ports(clock=SystemClock(), mailbox=self, journal=self.journal, blackboard=self.board)
         self._shell = AgentShell(self.coordinator, ports, beat_to=None)
         self._task = asyncio.create_task(self._shell.run())
@@ -121,8 +125,17 @@ class PeerStage:
     async def records(self, *kinds: str) -> list[AuditRecord]:
         return await self.journal.read_back(kinds)
 
+    async def journalled(self, count: int, *kinds: str) -> list[AuditRecord]:
+        """Return the records of some kinds once there are at least so many: what the coordinator knows already may be
+        on its way to the journal still."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(found := await self.records(*kinds)) < count:
+                await asyncio.sleep(0.02)
+            return found
+
     async def send(self, sender: str, to: str, message: Any) -> None:
         """Be the mailbox: the script answers for every agent but the consensus."""
+        self.overhear(message)
         answer: Any = None
         if isinstance(message, ObserveFleet):
             looks = {name: self.seen(name) for name in message.services}

@@ -14,7 +14,7 @@ from cachewarden.messages import ActionClass, ExecutionState, ResolutionOutcome
 from coordination import blackboard_records as records
 from coordination import projection
 from coordination.redis_blackboard import RedisBlackboard
-from coordination.redis_tidy import BATCH
+from coordination.redis_tidy import BATCH, ROUND_CALLS
 from simulation.fake_blackboard import FakeBlackboard
 from tests.contract.real_servers import ENGINES, RealServer
 from tests.unit.coordination.test_projection import execution, perform, proposal, resolution, verdict
@@ -43,7 +43,7 @@ def server(running):
 
 @pytest.fixture
 async def board(server):
-    made = RedisBlackboard(server.url, timeout_s=5.0)
+    made = RedisBlackboard(server.url, timeout_s=5.0, kept_ms=KEPT_MS)
     yield made
     await made.close()
 
@@ -144,13 +144,40 @@ async def test_thousands_of_cycles_on_a_real_server_leave_no_key_and_no_index_be
     assert server.admin.dbsize() == 0
 
 
-async def test_what_is_over_expires_and_what_is_not_stays(server, board):
+async def test_what_we_end_expires_from_that_moment_on_whether_or_not_anybody_tidies_up(server, board):
+    for name, error in (("done", None), ("failed", {"error": "e"})):
+        await board.create_task(task(name, T0), claimed_by=US)
+        assert server.admin.pttl(f"bb:tasks:{name}") == -1
+        await board.finish_task(name, US, T0 + 1_000, output={}, error=error)
+        assert KEPT_MS - 10_000 < server.admin.pttl(f"bb:tasks:{name}") <= KEPT_MS
+    await board.report_conflict(conflict("c", T0))
+    await board.resolve_conflict("c", "s", {}, T0 + 1_000)
+    assert KEPT_MS - 10_000 < server.admin.pttl("bb:conflicts:c") <= KEPT_MS
+
+
+async def test_a_round_of_tidying_takes_sixty_calls_however_much_there_is(server, board):
+    """The most that may be written is 10 requests per look of 5 s, 1 claim per second and 1 change per cycle of each
+    service: with 100 services some 20,000 ids per hour. What died before a round began is forgotten at its end, so an
+    index holds what lives and what has died within the last round and the one before."""
+    many = 20_000
+    server.admin.sadd(f"bb:agents:{US}:created", *(f"t{n:05}" for n in range(many)))
+    server.admin.zadd("bb:tasks:completed:timestamp", {f"t{n:05}": n for n in range(many)})
+    calls = 0
+    while server.admin.exists(f"bb:agents:{US}:created"):
+        await board.tidy(T0, KEPT_MS)
+        calls += 1
+        assert calls <= 2 * ROUND_CALLS
+    assert server.admin.zcard("bb:tasks:completed:timestamp") == 0
+
+
+async def test_what_others_have_ended_expires_and_what_is_not_over_stays(server, board):
     for name in ("done", "open"):
-        await board.create_task(task(name, T0))
-        await board.claim_task(name, US, T0)
+        await board.create_task(task(name, T0), claimed_by=US)
         await board.report_conflict(conflict(name, T0))
-    await board.finish_task("done", US, T0 + 1_000, output={}, error=None)
-    await board.resolve_conflict("done", "s", {}, T0 + 1_000)
+    over = task("done", T0) | {"status": "completed", "completed_at": records.iso_utc(T0 + 1_000)}
+    server.admin.hset("bb:tasks:done", "data", json.dumps(over))
+    over = conflict("done", T0) | {"status": "resolved", "resolved_at": records.iso_utc(T0 + 1_000)}
+    server.admin.hset("bb:conflicts:done", "data", json.dumps(over))
     await board.tidy(T0 + 11_000, KEPT_MS)
     for kind in ("tasks", "conflicts"):
         assert KEPT_MS - 11_000 < server.admin.pttl(f"bb:{kind}:done") <= KEPT_MS - 10_000

@@ -66,7 +66,7 @@ def item(name: str, at_ms: int, **more) -> dict:
 async def everything(board, area: str) -> tuple[list[dict], int]:
     """Return the records of a whole round, and how many looks it took."""
     found: list[dict] = []
-    cursor, looks = 0, 0
+    cursor, looks = "", 0
     while True:
         page = await board.page(area, cursor)
         found += page.records
@@ -114,6 +114,48 @@ async def test_more_records_than_fit_into_a_look_are_all_seen_in_a_round(any_boa
         await any_board.create_task(task(f"t{number:04}"))
     found, _ = await everything(any_board, "tasks:pending")
     assert [t["id"] for t in found] == [f"t{number:04}" for number in range(1_100)]
+
+
+async def test_ids_that_vanish_between_two_looks_hide_none_of_those_that_stay(any_board):
+    for number in range(1_600):
+        await any_board.create_task(task(f"t{number:04}") | {"input_data": {"filler": "x" * 1_000}})
+    first = await any_board.page("tasks:pending")
+    assert first.cursor
+    seen = [t["id"] for t in first.records]
+    for gone in seen[:400]:
+        await any_board.claim_task(gone, "peer", NOW)
+    while first.cursor:
+        first = await any_board.page("tasks:pending", first.cursor)
+        seen += [t["id"] for t in first.records]
+    assert seen == [f"t{number:04}" for number in range(1_600)]
+
+
+async def test_the_id_on_which_a_cursor_rests_may_vanish_too_and_scores_may_be_anything(server, board):
+    scores = [float("-inf"), -2.5, 1, 1, 3, 3, 3, 1e300, float("inf")]
+    index = {f"k{n:05}": scores[n * len(scores) // IDS_MAX // 2] for n in range(2 * IDS_MAX - 1)}
+    server.admin.zadd("bb:performance:priority", index)
+    names = list(index)
+    await board.add_knowledge(item("a-first", NOW, priority=1))
+    server.admin.zadd("bb:performance:priority", {"a-first": float("-inf")})
+    page = await board.page("knowledge:performance")
+    assert (page.scanned, [i["id"] for i in page.records]) == (IDS_MAX, ["a-first"])
+    last = names[IDS_MAX - 2]
+    assert page.cursor.endswith(last)
+    await board.add_knowledge(item("zz-last", NOW))
+    server.admin.zadd("bb:performance:priority", {"zz-last": float("inf")})
+    server.admin.zrem("bb:performance:priority", last, *names[:1_000])
+    seen = []
+    while page.cursor:
+        page = await board.page("knowledge:performance", page.cursor)
+        seen += [i["id"] for i in page.records]
+    assert seen == ["zz-last"]
+
+
+async def test_ids_that_are_no_text_are_passed_and_hide_nothing(server, board):
+    server.admin.zadd("bb:performance:priority", {b"\xff\xfe%05d" % n: 1 for n in range(IDS_MAX + 700)})
+    await board.add_knowledge(item("zz-alive", NOW, priority=5))
+    found, looks = await everything(board, "knowledge:performance")
+    assert ([i["id"] for i in found], looks) == (["zz-alive"], 2)
 
 
 async def test_ten_thousand_stale_ids_ahead_of_the_live_one_hide_it_for_three_looks_at_most(server, board):
@@ -289,7 +331,7 @@ async def test_an_event_of_another_db_only_makes_us_look(server, board):
     await other.create_task(task("theirs"))
     await asyncio.wait_for(hint, 10)
     seen = await performers[ReadPeers](
-        ReadPeers(ref="r", cursors={"tasks:pending": 0}, tasks=("theirs",), conflicts=("none",))
+        ReadPeers(ref="r", cursors={"tasks:pending": ""}, tasks=("theirs",), conflicts=("none",))
     )
     assert seen.pages["tasks:pending"].records == ()
     assert (seen.tasks, seen.conflicts) == ({"theirs": None}, {"none": None})

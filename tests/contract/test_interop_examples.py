@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from cachewarden.balloting import count
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.protocol import BallotNews
 from coordination import blackboard_records as records
 from coordination import projection
-from coordination.ballot_records import BALLOT_TYPE, ballot_told
+from coordination.ballot_records import ballot_told
+from coordination.blackboard_records import BALLOT_TYPE
+from coordination.peer_plans import PlanState, read_plan
 from coordination.redis_blackboard import RedisBlackboard
 from tests.contract.real_servers import ENGINES, RealServer
 from tests.unit.coordination.test_projection import perform, proposal
@@ -30,7 +33,7 @@ def examples() -> dict[str, str]:
     """Return each example by its heading."""
     section = TEXT.partition("\n## In plain redis-py\n")[2].partition("\n## ")[0]
     found = dict(re.findall(r"^### (.+?)\n.*?^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL))
-    assert len(found) == 6
+    assert len(found) == 7
     return found
 
 
@@ -66,6 +69,45 @@ def peer(server, monkeypatch):
     made = Peer()
     yield made
     made.names["r"].close()
+
+
+@pytest.fixture
+def restricted(server, monkeypatch):
+    """A peer under the ACL of the page."""
+    rule = re.search(r"`ACL SETUSER peer on >… ([^`]+)`", TEXT)
+    assert rule is not None
+    server.admin.execute_command("ACL", "SETUSER", "peer", "on", ">word", *rule[1].split())
+    monkeypatch.setenv("BLACKBOARD_URL", server.url.replace("redis://", "redis://peer:word@"))
+    made = Peer()
+    yield made
+    made.names["r"].close()
+
+
+def test_a_peer_under_the_acl_of_the_page_does_all_of_it_and_touches_nothing_else(server, restricted):
+    for heading in ("Create a task", "Read its result", "Find what is to be voted on, and vote"):
+        restricted.run(heading)
+    restricted.run("Announce a change, look, and begin")
+    restricted.run("Object to a plan")
+    restricted.run("Resolve a conflict")
+    client = restricted.names["r"]
+    for command in (("SET", "cachewarden:lease:shop", "1"), ("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "GET", "*")):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*command)
+
+
+async def test_of_a_peer_and_us_who_comes_second_waits(board, peer):
+    given = proposal()
+    ours, _ = projection.intent(given, now_ms(), now_ms())
+    ours["content"]["affected_services"] = ["shop"]
+    peer.run("Announce a change, look, and begin")
+    assert peer.names["mine"]
+    [theirs] = (await board.page("knowledge:performance")).records
+    found = read_plan(theirs, frozenset({"shop"}), now_ms())
+    assert (found.state, found.key) == (PlanState.ACTIVE, ("ops_agent", peer.names["plan_id"]))
+    assert next((t.resource, t.after) for t in found.touches) == ("maxmemory", str(80 << 20))
+    await board.add_knowledge(ours)
+    peer.run("Announce a change, look, and begin")
+    assert not peer.names["mine"]
 
 
 def now_ms() -> int:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, ExecutionState, RecordKind
+from cachewarden.protocol import Execute
+from coordination.redis_blackboard import RedisBlackboard
 from tests.acgs_blackboard_peer import AcgsPeer
 from tests.contract.real_servers import RealServer
 from tests.peer_stage import PeerStage, wanting
@@ -50,6 +52,13 @@ async def stage(server):
         yield stage
 
 
+@pytest.fixture
+async def patient(server):
+    """A stage that waits for an answer for as long as a loaded machine may need to give one."""
+    async with PeerStage(f"{server.url}/1", conflict_wait_ms=60_000) as stage:
+        yield stage
+
+
 def asked(service_name: str = "cart", **more) -> dict:
     return {"request": {"service_name": service_name, **more}, "agent_id": "operational_agent", **H}
 
@@ -83,17 +92,43 @@ async def test_a_task_of_a_peer_is_claimed_run_and_completed_with_what_was_done(
     assert task.output_data["coordination_result"]["status"] == "completed"
     assert task.output_data["constitutional_compliance"] is True
     assert [p.service for p in stage.executed] == ["cart"]
-    [taken] = await stage.records(RecordKind.PEER_TASK_TAKEN)
-    [over] = await stage.records(RecordKind.PEER_TASK_ENDED)
+    [taken] = await stage.journalled(1, RecordKind.PEER_TASK_TAKEN)
+    [over] = await stage.journalled(1, RecordKind.PEER_TASK_ENDED)
     assert (taken.subject_id, over.subject_id, over.payload["outcome"]) == (task_id, task_id, "completed")
 
 
-async def test_nothing_to_do_is_a_completed_task_with_the_reason(stage, peer):
-    task_id = peer.create_task(asked(force_optimization=True))
-    task = await stage.until(lambda: ended(peer, task_id))
-    assert task.status == "completed"
-    assert task.output_data["coordination_result"] == {"status": "nothing_to_do", "reason": "nothing is worth it"}
-    assert ("cart",) in {q.force for q in stage.questions}
+@pytest.mark.parametrize(("powers", "forced"), [("ask,force", True), ("ask", False)])
+async def test_nothing_to_do_is_a_completed_task_with_the_reason(server, peer, powers, forced):
+    async with PeerStage(f"{server.url}/1", blackboard_peer_powers=powers) as stage:
+        task_id = peer.create_task(asked(force_optimization=True))
+        task = await stage.until(lambda: ended(peer, task_id))
+        assert task.status == "completed"
+        assert task.output_data["coordination_result"] == {"status": "nothing_to_do", "reason": "nothing is worth it"}
+        assert (("cart",) in {q.force for q in stage.questions}) is forced
+
+
+async def test_a_peer_without_powers_holds_nothing_asks_nothing_and_objects_to_nothing(server, peer):
+    async with PeerStage(f"{server.url}/1", blackboard_peer_powers="") as stage:
+        task_id = peer.create_task(asked())
+        peer.report_conflict(["ops", AGENT_ID], "hands off", {"affected_services": ["cart"], **H}, "critical")
+        peer.add_knowledge("performance", "cache_optimization_plan", plan_content(status="in_progress"))
+        stage.plans = wanting(stage, knob(*SAMPLES))
+        await stage.until(lambda: stage.executed)
+        assert (stage.held, peer.get_task(task_id).status) == ([], "pending")
+
+
+async def test_the_plan_stands_on_the_blackboard_before_its_change_begins(stage, peer):
+    seen = []
+
+    def told(message):
+        if isinstance(message, Execute):
+            items = peer.query_knowledge("performance", "cache_optimization_plan")
+            seen.extend(i.content["status"] for i in items if i.content["plan_id"] == message.proposal.proposal_id)
+
+    stage.overhear = told
+    stage.plans = wanting(stage, knob(*SAMPLES))
+    await stage.until(lambda: stage.executed)
+    assert seen == ["approved"]
 
 
 async def test_levels_that_are_reached_already_need_no_change(stage, peer):
@@ -191,6 +226,21 @@ async def test_a_coordinator_that_starts_anew_ends_what_its_earlier_life_has_cla
     assert len(await stage.records(RecordKind.PEER_TASK_ENDED)) == 1
 
 
+async def test_two_deployments_on_one_journal_leave_each_others_tasks_alone(server, stage, peer):
+    stage.plans, stage.ending = wanting(stage, knob(*SAMPLES)), None
+    task_id = peer.create_task(asked())
+    await stage.until(lambda: stage.executed)
+    async with PeerStage(f"{server.url}/1") as other:
+        await other.until(lambda: other.state.peers and not other.state.intents)
+        await other.until(lambda: other.state.cycle >= 3)
+        assert other.state.peers["blackboard"].counts["tasks_in_work"] == 0
+        assert stage.state.peers["blackboard"].counts["tasks_in_work"] == 1
+        stage.report(stage.executed[0], ExecutionState.KEPT)
+        task = await stage.until(lambda: ended(peer, task_id))
+        assert task.status == "completed"
+        assert len(await stage.records(RecordKind.PEER_TASK_TAKEN)) == 1
+
+
 async def test_of_two_coordinators_and_a_peer_exactly_one_takes_a_task(server, stage, peer):
     async with PeerStage(f"{server.url}/1") as other:
         ids = [peer.create_task(asked()) for _ in range(4)]
@@ -212,23 +262,23 @@ async def test_a_task_that_lua_has_claimed_and_spoilt_harms_nobody(stage, peer):
 # --- Plans and conflicts ----------------------------------------------------------------------------------------------
 
 
-async def test_a_plan_of_a_peer_holds_ours_back_until_the_coordinator_of_acgs_has_answered(stage, peer):
+async def test_a_plan_of_a_peer_holds_ours_back_until_the_coordinator_of_acgs_has_answered(patient, peer):
     peer.add_knowledge("performance", "cache_optimization_plan", plan_content(), expires_in_s=600)
-    await stage.until(lambda: stage.held)
-    stage.plans = wanting(stage, knob(*SAMPLES))
-    conflict = await stage.until(conflict_between(peer))
+    await patient.until(lambda: patient.held)
+    patient.plans = wanting(patient, knob(*SAMPLES))
+    conflict = await patient.until(conflict_between(peer))
     assert conflict.conflict_type == "resource_conflict"
     assert conflict.involved_agents == [AGENT_ID, "operational_agent"]
     plans = {p["plan_id"]: p["priority"] for p in conflict.resolution_data["plans"]}
     assert plans["their-plan"] == 1
     peer.coordinate()
-    await stage.until(lambda: stage.state.peers["blackboard"].counts.get("conflicts_lost"))
-    [settled] = await stage.records(RecordKind.CONFLICT_SETTLED)
+    await patient.until(lambda: patient.state.peers["blackboard"].counts.get("conflicts_lost"))
+    [settled] = await patient.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert (settled.payload["outcome"], settled.payload["winner"]) == ("lost", "their-plan")
     assert "highest priority wins" in settled.payload["reasoning"]
-    told = await stage.until(lambda: peer.query_knowledge("coordination", "conflict_resolution"))
+    told = await patient.until(lambda: peer.query_knowledge("coordination", "conflict_resolution"))
     assert told[0].content["winner"] == "their-plan"
-    assert stage.executed == []
+    assert patient.executed == []
 
 
 async def test_nobody_answers__the_smaller_priority_number_goes_first_and_the_conflict_is_closed(stage, peer):
@@ -247,12 +297,12 @@ async def test_nobody_answers__the_smaller_priority_number_goes_first_and_the_co
 @pytest.mark.parametrize(
     ("winner", "outcome"), [("ours", "conflicts_won"), ("their-plan", "conflicts_lost"), (None, "conflicts_lost")]
 )
-async def test_a_session_of_the_consensus_engine_is_an_answer(server, stage, peer, winner, outcome):
+async def test_a_session_of_the_consensus_engine_is_an_answer(server, patient, peer, winner, outcome):
     content = plan_content() | {"priority": 2}
     peer.add_knowledge("performance", "optimization_activity", content, expires_in_s=600)
-    await stage.until(lambda: stage.held)
-    stage.plans = wanting(stage, knob(*SAMPLES))
-    conflict = await stage.until(conflict_between(peer))
+    await patient.until(lambda: patient.held)
+    patient.plans = wanting(patient, knob(*SAMPLES))
+    conflict = await patient.until(conflict_between(peer))
     ours = conflict.resolution_data["plans"][0]["plan_id"]
     option = None if winner is None else {"option_id": ours if winner == "ours" else winner}
     engine = AcgsPeer(f"{server.url}/1", "consensus_engine")
@@ -268,8 +318,8 @@ async def test_a_session_of_the_consensus_engine_is_an_answer(server, stage, pee
         },
         priority=2,
     )
-    await stage.until(lambda: stage.state.peers["blackboard"].counts.get(outcome))
-    [settled] = await stage.records(RecordKind.CONFLICT_SETTLED)
+    await patient.until(lambda: patient.state.peers["blackboard"].counts.get(outcome))
+    [settled] = await patient.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert "consensus engine" in settled.payload["decided_by"]
     engine.close()
 
@@ -333,7 +383,7 @@ async def test_a_conflict_that_a_peer_reports_holds_our_plan_back_until_it_is_an
     assert stage.executed == []
     peer.resolve_conflict(conflict_id, "coordinator_override", {"winner": AGENT_ID, **H})
     await stage.until(lambda: stage.executed)
-    [settled] = await stage.records(RecordKind.CONFLICT_SETTLED)
+    [settled] = await stage.journalled(1, RecordKind.CONFLICT_SETTLED)
     assert (settled.subject_id, settled.payload["outcome"]) == (conflict_id, "won")
 
 
@@ -454,6 +504,29 @@ async def test_a_blackboard_that_restarts_and_has_lost_everything_is_looked_at_a
     server.kill()
 
 
+async def test_on_a_full_blackboard_nothing_of_ours_begins_and_once_there_is_room_it_does(server, peer, tmp_path):
+    journal = RealServer("redis", tmp_path)
+    journal.start()
+    async with PeerStage(f"{server.url}/1", journal_url=journal.url) as stage:
+        # Read once, whole: until then everything counts as held.
+        await stage.until(lambda: stage.state.peers and not stage.state.intents)
+        server.admin.config_set("maxmemory-policy", "noeviction")
+        server.admin.config_set("maxmemory", "1")
+        try:
+            stage.plans = wanting(stage, knob(*SAMPLES))
+            held = [
+                r.payload["reason"]
+                for r in await stage.journalled(2, RecordKind.RESOLVED)
+                if r.payload["outcome"] == "wait"
+            ]
+            assert held == ["held back: it could not be announced on the blackboard"]
+            assert stage.executed == []
+        finally:
+            server.admin.config_set("maxmemory", "0")
+        await stage.until(lambda: stage.executed)
+    journal.kill()
+
+
 async def test_acgs_reads_all_that_we_write_and_sees_us_alive_after_hours_of_its_timeout_checks(stage, peer):
     stage.plans = wanting(stage, knob(*SAMPLES))
     peer.add_knowledge("performance", "cache_optimization_plan", plan_content() | {"priority": 5}, expires_in_s=600)
@@ -463,10 +536,26 @@ async def test_acgs_reads_all_that_we_write_and_sees_us_alive_after_hours_of_its
     assert peer.get_open_conflicts() is not None
     for space in ("performance", "coordination", "compliance", "governance"):
         peer.query_knowledge(space)
+    assert peer.get_pending_tasks() == []
+    assert task_id in {t.id for t in peer.get_agent_tasks(AGENT_ID)}
     assert peer.get_metrics()["agents"]["active"] == 1
     assert peer.check_agent_timeouts() == []
-    hours = AcgsPeer(stage.settings.blackboard_url, "timeouts", now=lambda: datetime.now(UTC) + timedelta(hours=3))
-    await stage.board.heartbeat(AGENT_ID, "performance_optimization", [], int(hours.now().timestamp() * 1000))
-    assert hours.check_agent_timeouts() == []
-    hours.close()
-    await asyncio.sleep(0)
+
+
+async def test_a_peer_whose_timeouts_are_checked_for_hours_sees_us_alive_at_every_beat_and_gone_after_the_last(server):
+    board = RedisBlackboard(f"{server.url}/1", timeout_s=2.0)
+    at = [datetime.now(UTC)]
+    peer = AcgsPeer(f"{server.url}/1", "timeouts", now=lambda: at[0])
+    await board.register_agent(AGENT_ID, "performance_optimization", [], int(at[0].timestamp() * 1000))
+    for _ in range(4 * 120):
+        at[0] += timedelta(seconds=30)
+        await board.heartbeat(AGENT_ID, "performance_optimization", [], int(at[0].timestamp() * 1000), life="one")
+        assert peer.check_agent_timeouts() == []
+        assert peer.redis.sismember("bb:agents:active", AGENT_ID)
+    at[0] += timedelta(minutes=6)
+    assert peer.check_agent_timeouts() == [AGENT_ID]
+    # One beat brings back whoever was thrown out.
+    await board.heartbeat(AGENT_ID, "performance_optimization", [], int(at[0].timestamp() * 1000))
+    assert (peer.check_agent_timeouts(), peer.redis.scard("bb:agents:active")) == ([], 1)
+    await board.close()
+    peer.close()

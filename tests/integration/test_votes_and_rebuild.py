@@ -14,8 +14,8 @@ from cachewarden.messages import AGENT_ID, ExecutionState, Proposal
 from cachewarden.protocol import PeerBallot, PeerBallots, Settle
 from cluster.__main__ import app
 from cluster.clock import SystemClock
-from coordination.ballot_records import BALLOT_TYPE, conflict_id_of
-from coordination.blackboard_records import knowledge_item, time_ms
+from coordination.ballot_records import conflict_id_of
+from coordination.blackboard_records import BALLOT_TYPE, knowledge_item, time_ms
 from coordination.redis_blackboard import RedisBlackboard
 from tests.integration.world import MIB, CacheSpec, World, order_for, traffic, until
 from tests.unit.agents.settlements import verdict
@@ -175,6 +175,23 @@ async def test_forged_and_doubled_ballots_are_in_the_journal_and_do_not_count(tm
         refused = {e["ballot"]["item_id"]: e["note"] for e in outcome["ballots"] if e["standing"] == "refused"}
         assert set(refused) == {"b-1", "b-2", "b-3"}
         assert "none of approve, reject" in refused["b-3"]
+        await peer.board.close()
+
+
+async def test_a_ballot_that_is_cast_after_the_deadline_is_in_the_journal_and_does_not_count(tmp_path):
+    async with World(tmp_path, SPEC, **VOTES | {"ballot_wait_ms": 1_000}) as world, world.agents() as agents:
+        peer, given = Peer(world, agents), growth()
+        await until(world.state, 20, "a coordinator")
+        await settle(agents, given)
+        opened = await world.recorded("ballot_opened")
+        deadline_ms = opened.payload["motion"]["deadline_ms"]
+        await until(lambda: SystemClock().now_ms() > deadline_ms, 20, "the deadline")
+        await peer.vote(given.proposal_id, "approve", "b-late")
+        await peer.read()
+        record = await world.recorded("ballot_closed", 30)
+        assert record.payload["outcome"]["winner"] is None
+        [late] = [e for e in record.payload["outcome"]["ballots"] if e["ballot"]["item_id"] == "b-late"]
+        assert late["standing"] == "refused"
         await peer.board.close()
 
 

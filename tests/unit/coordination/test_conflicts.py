@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from cachewarden.machine import Publish, Record, Send
 from cachewarden.messages import AGENT_ID, RecordKind
 from cachewarden.protocol import CancelExecution
+from coordination.blackboard_records import iso_utc
 from coordination.conflict_desk import ConflictDesk
 from coordination.conflicts import ClashKind, by_priority, clash_of, clash_with_kept, find_clashes, own_rule
-from coordination.peer_plans import PeerPlan, PlanState, Touch
+from coordination.peer_plans import PeerPlan, PlanState, Touch, read_plan
 from tests.unit.policy.builders import MIB, knob, proposal, resize, ttl_rule
 
 NOW = 1_800_000_000_000
@@ -79,6 +81,50 @@ def test_growth_clashes_with_growth_of_another_cache_only_beyond_the_budget():
     assert clash_of(ours, theirs, None, NOW) is None
 
 
+def growing(name, amount, priority=3, **more):
+    touch = Touch(service="pages", resource="budget", direction=1, amount=amount * MIB)
+    return plan(touch, plan_id=name, priority=priority, **more)
+
+
+def test_plans_that_only_together_are_too_much_clash_in_the_order_of_their_priority():
+    ours = resize("cart", 16, 19)
+    plans = [growing("late", 5, 4), growing("first", 5, 1), growing("over", 50, 1, state=PlanState.DONE)]
+    assert [c.plan.plan_id for c in find_clashes([ours], plans, 13 * MIB, NOW)] == []
+    [found] = find_clashes([ours], plans, 12 * MIB, NOW)
+    assert (found.kind, found.plan.plan_id, found.spare_bytes) == (ClashKind.BUDGET, "late", 4 * MIB)
+    both = find_clashes([ours], plans, 7 * MIB, NOW)
+    assert {c.plan.plan_id: c.spare_bytes for c in both} == {"first": 4 * MIB, "late": 0}
+
+
+def test_what_is_won_over_several_plans_leaves_room_for_ours_and_no_more():
+    plans = [growing("a", 5, 4), growing("b", 5, 5)]
+    desk = ConflictDesk(WAIT_MS)
+    desk.meet(find_clashes([resize("cart", 16, 22)], plans, 10 * MIB, NOW), NOW)
+    desk.decide(NOW + WAIT_MS)
+    assert sum(i.amount for i in desk.intents(plans, NOW + WAIT_MS)) == 4 * MIB
+
+
+def test_setting_back_a_size_is_seen_in_whichever_units_a_peer_wrote_it():
+    done = read_plan(
+        {
+            "id": "i",
+            "agent_id": "peer",
+            "knowledge_type": "optimization_activity",
+            "priority": 3,
+            "timestamp": iso_utc(NOW),
+            "expires_at": None,
+            "content": {
+                "service": "cart",
+                "status": "completed",
+                "changes": [{"knob": "MAXMEMORY", "before": "20MB", "after": "16mb"}],
+            },
+        },
+        frozenset({"cart"}),
+        NOW,
+    )
+    assert kind(resize("cart", 16, 20), done) is ClashKind.UNDOES
+
+
 def test_setting_back_what_a_peer_has_done_clashes_and_so_does_a_plan_to_set_back_ours():
     done = plan(Touch(service="cart", resource="maxmemory-samples", before="10", after="5"), state=PlanState.DONE)
     assert kind(None, done) is ClashKind.UNDOES
@@ -128,7 +174,9 @@ def test_another_value_of_ours_is_another_matter_and_a_size_measured_anew_is_not
         (plan(priority=4), NOW, True),
         (plan(), NOW - 1, True),
         (plan(), NOW + 1, False),
-        (plan(), NOW, False),
+        (plan(), NOW, True),
+        (plan(agent_id="a_peer"), NOW, False),
+        (plan(since_ms=NOW - 2), NOW - 1, False),
         (plan(priority=5, state=PlanState.ACTIVE), NOW - 1, False),
     ],
 )
@@ -256,6 +304,62 @@ def test_a_plan_that_is_gone_or_was_changed_makes_its_conflict_moot():
     assert kinds(effects) == [RecordKind.CONFLICT_SETTLED]
     assert effects[-1].arguments["strategy"] == "withdrawn"
     assert desk.open == ()
+
+
+def test_a_matter_that_comes_up_again_after_it_was_moot_is_another_conflict_and_is_not_lost():
+    desk, found, _ = opened()
+    [closed] = [e for e in desk.forget([], NOW) if isinstance(e, Publish) and e.operation == "resolve_conflict"]
+    desk.meet([found], NOW + 1)
+    # The record of the first one stays as it was closed.
+    data = closed.arguments
+    record = {"status": "resolved", "resolution_strategy": data["strategy"], "resolution_data": data["data"]}
+    effects = desk.read({found.conflict_id: record}, [], NOW + 2, {})
+    [anew] = [e.arguments["conflict"] for e in effects if isinstance(e, Publish)]
+    assert desk.open == (anew["id"],)
+    assert anew["id"] != found.conflict_id
+    assert [e.subject_id for e in effects if isinstance(e, Record)] == [anew["id"]]
+    desk.read({anew["id"]: answered(found, winner=AGENT_ID)[found.conflict_id]}, [], NOW + 3, {})
+    assert desk.counts == {"reported": 2, "moot": 1, "won": 1}
+    assert desk.knows(anew["id"])
+
+
+def test_a_peer_that_withdraws_a_conflict_again_and_again_has_answered_in_the_end():
+    desk, _, _ = opened()
+    for _ in range(3):
+        [open_id] = desk.open
+        withdrawn = {"status": "resolved", "resolution_strategy": "withdrawn", "resolution_data": None}
+        assert desk.read({open_id: withdrawn}, [], NOW + 1, {})
+    [open_id] = desk.open
+    desk.read({open_id: withdrawn}, [], NOW + 1, {})
+    assert desk.counts["lost"] == 1
+
+
+def test_an_objection_has_one_id_on_the_blackboard_and_in_the_journal():
+    desk = ConflictDesk(WAIT_MS)
+    effects = desk.hear_objection("theirs-1", clash(), NOW)
+    effects += desk.decide(NOW + WAIT_MS)
+    assert {e.subject_id for e in effects if isinstance(e, Record)} == {"theirs-1"}
+    assert [e.arguments["conflict_id"] for e in effects if getattr(e, "operation", "") == "resolve_conflict"] == [
+        "theirs-1"
+    ]
+
+
+def test_where_peers_may_not_answer_only_our_own_rule_decides():
+    desk = ConflictDesk(WAIT_MS, answered=False)
+    found = clash(None, plan(priority=1))
+    desk.meet([found], NOW)
+    assert desk.read(answered(found, winner=AGENT_ID), [], NOW + 1, {}) == ()
+    desk.decide(NOW + WAIT_MS)
+    assert desk.counts["lost"] == 1
+
+
+def test_two_that_go_by_the_rule_come_to_opposite_ends():
+    """Each side tells the other since when it wants what it wants, so the rule is the same seen from both."""
+    for our_priority, theirs, ours_ms, theirs_ms in itertools.product((3,), (2, 3, 4), (NOW, NOW + 1), (NOW, NOW + 1)):
+        met = clash(None, plan(priority=theirs, at_ms=NOW + 9, since_ms=theirs_ms))
+        for_us, _ = own_rule(met, ours_ms, 0)
+        mine, other = (our_priority, ours_ms, AGENT_ID), (theirs, theirs_ms, "peer")
+        assert for_us is (mine < other)
 
 
 def test_an_answer_against_a_change_under_way_takes_it_back_and_our_own_rule_never_does():

@@ -44,7 +44,7 @@ class Life:
         self.desk = PeerDesk(FLEET, self.settings)
         self.desk.step(Started(), self.memory, NOW)
 
-    def look(self, now_ms=NOW, *, fails=False, cursor=0, records=()):
+    def look(self, now_ms=NOW, *, fails=False, cursor="", records=()):
         [read] = [
             e for e in self.desk.step(TimerFired(ref="peers:poll"), self.memory, now_ms) if isinstance(e, ReadPeers)
         ]
@@ -57,14 +57,14 @@ class Life:
         self.desk.step(event, self.memory, now_ms)
 
     def holder(self, now_ms=NOW):
-        return self.desk.holder_of(proposal("cart"), now_ms)
+        return self.desk.holder_of(proposal("cart"), self.memory, now_ms)
 
 
 def test_before_the_first_whole_look_everything_is_held_and_after_it_nothing():
     life = Life()
     assert life.holder() == UNREAD_BOARD
     assert {i.service for i in life.memory.state(NOW, 0, "idle", NOW).intents} == {"cart", "pages"}
-    life.look(cursor=5)
+    life.look(cursor="5")
     assert life.holder() == UNREAD_BOARD
     life.look()
     assert (life.holder(), life.desk.intents(NOW)) == (None, ())
@@ -83,7 +83,7 @@ def test_a_short_outage_holds_nothing_and_a_long_one_everything_until_a_whole_ro
     assert life.holder(NOW + BOUND_MS) is None
     assert life.holder(NOW + BOUND_MS + 1) == UNREAD_BOARD
     later = NOW + BOUND_MS + 2
-    life.look(later, cursor=5)
+    life.look(later, cursor="5")
     assert life.holder(later) == UNREAD_BOARD
     life.look(later)
     assert life.holder(later) is None

@@ -14,16 +14,15 @@ from cachewarden.protocol import PeerBallot
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
 from coordination.conflict_answers import Sides, answer_in_item, answer_in_record
+from coordination.peer_ballots import live_ballots, read_ballot
 from coordination.peer_plans import (
     HOLD_MS_MAX,
     PeerPlan,
     PlanState,
     Refused,
     intents_of,
-    live_ballots,
     newest,
     plan_of,
-    read_ballot,
     read_plan,
 )
 from coordination.peer_tasks import Ask, Refusal, read_ask
@@ -84,6 +83,32 @@ def test_a_plan_in_our_own_form_is_understood_whole():
 
 def test_a_plan_that_says_only_which_cache_touches_everything_of_it():
     assert resources(plan({"service": "cart"})) == [("cart", "*", 0, "")]
+
+
+def sized(before, after):
+    return plan({"service": "cart", "changes": [{"knob": "maxmemory", "before": before, "after": after}]})
+
+
+def test_sizes_in_units_are_the_numbers_that_the_server_makes_of_them():
+    found = sized("64mb", "1GB")
+    assert [(t.resource, t.before, t.after, t.direction) for t in found.touches[:1]] == [
+        ("maxmemory", "67108864", "1073741824", 1)
+    ]
+    assert found.touches[1].amount == 1073741824 - 67108864
+    assert sized(67108864, 1073741824).touches == found.touches
+
+
+@pytest.mark.parametrize("after", ["-64mb", "plenty", "1 gb", -5])
+def test_a_size_that_no_server_takes_holds_the_whole_cache(after):
+    found = sized("64mb", after)
+    assert (found.trouble != "", resources(found), found.state) == (True, [("cart", "*", 0, "")], PlanState.ACTIVE)
+
+
+def test_a_plan_is_as_old_as_it_says_but_never_younger_than_it_was_written():
+    assert plan({"service": "cart"}).first_ms == NOW
+    assert plan({"service": "cart", "since": records.iso_utc(NOW - 5_000)}).first_ms == NOW - 5_000
+    assert plan({"service": "cart", "since": records.iso_utc(NOW + 5_000)}).first_ms == NOW
+    assert plan({"service": "cart", "since": "long ago"}).first_ms == NOW
 
 
 def test_key_patterns_without_changes_are_what_is_touched():

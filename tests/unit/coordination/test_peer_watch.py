@@ -12,7 +12,7 @@ AREA = "knowledge:performance"
 POLL = TimerFired(ref="peers:poll")
 
 
-def page(*ids, cursor=0, bad=0):
+def page(*ids, cursor="", bad=0):
     return BoardPage(records=tuple({"id": i} for i in ids), cursor=cursor, bad=bad)
 
 
@@ -81,10 +81,10 @@ def test_an_answer_to_an_earlier_look_changes_nothing():
 def test_a_round_goes_on_where_the_last_look_ended_and_quickly():
     eye = Eye()
     eye.look()
-    assert due(eye.see("a", cursor=5_000)) == [NOW + 50]
+    assert due(eye.see("a", cursor="5000")) == [NOW + 50]
     assert (eye.ids, eye.watch.whole(AREA)) == (["a"], False)
     [read] = eye.look()
-    assert read.cursors[AREA] == 5_000
+    assert read.cursors[AREA] == "5000"
     assert due(eye.see("b")) == [NOW + 5_000]
     assert (eye.ids, eye.watch.whole(AREA)) == (["a", "b"], True)
 
@@ -94,7 +94,7 @@ def test_what_is_gone_counts_as_gone_once_a_round_is_complete():
     eye.look()
     eye.see("a", "b")
     eye.look()
-    eye.see("b", cursor=7)
+    eye.see("b", cursor="7")
     assert eye.ids == ["a", "b"]
     eye.look()
     eye.see("c")
@@ -123,12 +123,12 @@ def test_a_blackboard_that_does_not_answer_is_asked_again_from_the_beginning_and
     eye.look()
     eye.see("a")
     eye.look()
-    eye.see("b", cursor=9)
+    eye.see("b", cursor="9")
     eye.look()
     assert due(eye.fail()) == [NOW + 5_000]
     assert (eye.watch.trouble, eye.watch.failures, eye.ids) == ("does not answer", 1, ["a"])
     [read] = eye.look()
-    assert read.cursors[AREA] == 0
+    assert read.cursors[AREA] == ""
     eye.see("c")
     assert (eye.watch.trouble, eye.ids) == ("", ["c"])
 
@@ -164,7 +164,7 @@ def test_only_what_may_concern_us_is_a_hint():
 def test_a_round_over_several_looks_is_as_old_as_its_first_look():
     eye = Eye()
     eye.watch.step(POLL, NOW)
-    eye.watch.step(answer("peers:look:1", "a", cursor=7), NOW + 10)
+    eye.watch.step(answer("peers:look:1", "a", cursor="7"), NOW + 10)
     assert eye.watch.whole_ms[AREA] == 0
     eye.watch.step(POLL, NOW + 60)
     eye.watch.step(answer("peers:look:2", "b"), NOW + 70)

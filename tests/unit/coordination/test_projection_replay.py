@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from cachewarden.balloting import count
 from cachewarden.codec import to_jsonable
+from cachewarden.machine import Record
 from cachewarden.messages import AuditRecord, ExecutionState, RecordKind, ResolutionOutcome
-from cachewarden.protocol import BallotNews
+from cachewarden.peer_input import TaskClaimed
+from cachewarden.protocol import BallotNews, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
 from coordination.ballot_records import ballot_told, conflict_id_of
+from coordination.blackboard_records import record_id, task_record, time_ms
+from coordination.conflict_desk import ConflictDesk
+from coordination.fleet_memory import FleetMemory
 from coordination.projection_replay import replayed
+from coordination.task_desk import TaskDesk
 from simulation.fake_blackboard import FakeBlackboard
+from tests.unit.coordination.test_conflicts import clash, plan
 from tests.unit.coordination.test_projection import NOW, execution, perform, proposal, resolution, verdict
 from tests.unit.library.test_balloting import DEADLINE, T0, ballot, motion
+from tests.unit.policy.builders import fleet, service
 
 SETTINGS = CacheOptimizerSettings(_env_file=None)
+FLEET = fleet(service("shop"))
 
 
 class Pen:
@@ -144,6 +154,100 @@ async def test_a_motion_on_the_blackboard_says_who_may_vote_how_and_until_when()
     assert conflict["resolution_data"]["reported_by"] == "cache_performance_optimizer"
 
 
+class Lived:
+    """A conflict as it happened: what stood on the blackboard, and what the journal was told."""
+
+    def __init__(self) -> None:
+        self.pen, self.effects = Pen(), []
+
+    def note(self, effects, at_ms=NOW) -> None:
+        for effect in effects:
+            if isinstance(effect, Record):
+                self.pen.write(effect.kind, effect.subject_id, effect.payload, effect.service, at_ms)
+            else:
+                self.effects.append(effect)
+
+    async def board(self) -> FakeBlackboard:
+        board = FakeBlackboard()
+        board.clock_ms = NOW
+        await perform(board, self.effects)
+        return board
+
+
+@pytest.mark.parametrize("outcome", ["open", "won", "moot"])
+async def test_conflicts_come_back_as_they_stood(outcome):
+    lived, desk = Lived(), ConflictDesk(1_000)
+    lived.note(desk.meet([clash(None, plan(priority=5))], NOW))
+    if outcome == "won":
+        lived.note(desk.decide(NOW + 1_000), NOW + 1_000)
+    elif outcome == "moot":
+        lived.note(desk.forget([], NOW + 1_000), NOW + 1_000)
+    was, board = await lived.board(), await rebuilt(lived.pen, NOW + 1_000)
+    assert {i: json.loads(text) for i, text in board.conflicts.items()} == {
+        i: json.loads(text) for i, text in was.conflicts.items()
+    }
+    assert board.knowledge.keys() == was.knowledge.keys()
+    again = await rebuilt(lived.pen, NOW + 1_000, board)
+    assert again.conflicts == board.conflicts
+
+
+async def test_a_conflict_that_a_peer_has_reported_is_not_written_for_it():
+    lived, desk = Lived(), ConflictDesk(1_000)
+    lived.note(desk.hear_objection("theirs", clash(), NOW))
+    assert (await rebuilt(lived.pen)).conflicts == {}
+
+
+async def test_decided_requests_come_back_with_their_answer_or_with_the_end_of_their_change():
+    pen, of = Pen(), proposal("p-2")
+    decided = {"request": {"service_name": "shop"}, "state": "nothing_to_do", "reason": "r", "will_execute": False}
+    pen.write(RecordKind.REQUEST_DECIDED, "d-1", decided)
+    going = decided | {"will_execute": True, "proposal_id": "p-2", "state": "executing"}
+    pen.write(RecordKind.REQUEST_DECIDED, "d-2", going)
+    pen.change(of, RecordKind.CHANGE_KEPT)
+    going = going | {"proposal_id": "p-unheard"}
+    pen.write(RecordKind.REQUEST_DECIDED, "d-3", going)
+    board = await rebuilt(pen)
+    found = {n: await board.task(record_id("request", f"d-{n}")) for n in (1, 2, 3)}
+    assert {n: task["status"] for n, task in found.items()} == {1: "completed", 2: "completed", 3: "claimed"}
+    assert found[1]["output_data"]["coordination_result"]["status"] == "nothing_to_do"
+    assert found[2]["output_data"]["coordination_result"]["status"] == "completed"
+
+
+async def test_tasks_of_peers_come_back_under_their_own_ids_and_cancelled_ones_do_not():
+    lived = Lived()
+    for name in ("done", "failed", "gone", "running"):
+        desk = TaskDesk(FLEET, 10_000, "here")
+        asked = task_record(
+            task_id=name,
+            task_type="cache_optimization",
+            input_data={"request": {"service_name": "nowhere" if name == "failed" else "shop"}, "agent_id": "peer"},
+            at_ms=NOW,
+            priority=4,
+            deadline_ms=NOW + 60_000,
+        )
+        desk.look([asked], [], {}, NOW)
+        lived.note(e for e in desk.step(TaskClaimed(ref=f"peer_task:claim:{name}", task_id=name, won=True), NOW))
+        if name == "gone":
+            lived.note(desk.look([], [], {"gone": None}, NOW))
+        elif name == "done":
+            memory = FleetMemory(FLEET, SETTINGS)
+            desk.begin_cycle(1)
+            memory.note_standing(StandingDecision(service="shop", decided_at_ms=NOW, idle_reason="enough"))
+            lived.note(desk.end_cycle(1, NOW, memory, NOW))
+    board = await rebuilt(lived.pen)
+    tasks = {name: json.loads(text) for name, text in board.tasks.items()}
+    assert {name: t["status"] for name, t in tasks.items()} == {
+        "done": "completed",
+        "failed": "failed",
+        "running": "claimed",
+    }
+    assert tasks["failed"]["error_details"]["code"] == "UNKNOWN_SERVICE"
+    assert tasks["done"]["output_data"]["coordination_result"]["reason"] == "enough"
+    running = tasks["running"]
+    assert (running["priority"], running["claimed_by_life"], running["input_data"]["agent_id"]) == (4, "here", "peer")
+    assert time_ms(running["deadline"]) == NOW + 60_000
+
+
 @pytest.mark.parametrize("spoilt", [{}, {"proposal": None}, {"motion": {"options": "none"}}])
 async def test_records_that_cannot_be_read_are_passed_over(spoilt):
     pen = Pen()
@@ -151,4 +255,6 @@ async def test_records_that_cannot_be_read_are_passed_over(spoilt):
         pen.write(kind, "p-9", spoilt)
     for kind in (RecordKind.BALLOT_OPENED, RecordKind.BALLOT_CLOSED):
         pen.write(kind, "p-9", spoilt)
+    for kind in ("conflict_reported", "conflict_settled", "peer_task_taken", "peer_task_ended"):
+        pen.write(RecordKind(kind), "p-9", spoilt | {"plans": [1], "description": 2})
     assert replayed(pen.records, SETTINGS, NOW) == ()

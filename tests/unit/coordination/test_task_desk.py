@@ -8,7 +8,6 @@ from cachewarden.machine import EffectFailed, Record
 from cachewarden.messages import (
     AGENT_ID,
     CONSTITUTIONAL_HASH,
-    AuditRecord,
     Execution,
     ExecutionState,
     RecordKind,
@@ -39,7 +38,9 @@ def task(name="t", service_name="cart", *, by="peer", force=False, **more):
         },
         "at_ms": NOW,
     }
-    changes = {key: more.pop(key) for key in ("status", "agent_id", "claimed_at", "retries") if key in more}
+    changes = {
+        key: more.pop(key) for key in ("status", "agent_id", "claimed_at", "claimed_by_life", "retries") if key in more
+    }
     return records.task_record(**(fields | more)) | changes
 
 
@@ -49,7 +50,7 @@ class Bench:
     def __init__(self):
         self.fleet = fleet(service("cart"), service("pages"))
         self.memory = FleetMemory(self.fleet, SETTINGS)
-        self.desk = TaskDesk(self.fleet, PACE_MS)
+        self.desk = TaskDesk(self.fleet, PACE_MS, "here")
         self.now = NOW
         self.cycle = 0
 
@@ -230,24 +231,49 @@ def test_a_claim_whose_answer_was_lost_is_ours_if_the_blackboard_says_so():
     failed = EffectFailed(ref=claim.ref, effect="ClaimTask", kind="BlackboardUnavailable", reason="r")
     bench.desk.step(failed, NOW)
     assert bench.desk.in_work == 0
-    ours = task(status="claimed", agent_id=AGENT_ID, claimed_at=records.iso_utc(NOW))
+    ours = task(status="claimed", agent_id=AGENT_ID, claimed_at=records.iso_utc(NOW), claimed_by_life="here")
     assert kinds(bench.desk.look((), (ours,), {}, NOW)) == [RecordKind.PEER_TASK_TAKEN]
 
 
-def _entry(kind, subject):
-    return AuditRecord(seq=1, at_ms=NOW, kind=kind, agent="coordinator", service=None, subject_id=subject)
-
-
-def test_after_a_restart_only_what_was_taken_and_not_ended_is_taken_up_again():
+def test_a_look_that_was_under_way_when_a_task_ended_does_not_begin_it_again():
     bench = Bench()
-    taken, ended = RecordKind.PEER_TASK_TAKEN, RecordKind.PEER_TASK_ENDED
-    bench.desk.replay([_entry(taken, "t"), _entry(taken, "over"), _entry(ended, "over")])
-    ours = [
-        task(name, status="claimed", agent_id=AGENT_ID, claimed_at=records.iso_utc(NOW))
-        for name in ("t", "over", "new")
-    ]
-    bench.desk.look((), ours, {}, NOW)
-    assert bench.desk.watched == ("t",)
+    bench.take(task())
+    [done] = finished(bench.run()[1])
+    bench.desk.step(TaskFinished(ref=done.ref, task_id="t", finished=True), NOW)
+    stale = task(status="claimed", agent_id=AGENT_ID, claimed_at=records.iso_utc(NOW), claimed_by_life="here")
+    assert bench.desk.look((), (stale,), {}, NOW) == ()
+    assert bench.desk.in_work == 0
+
+
+def test_a_task_that_another_life_has_claimed_is_asked_for_and_taken_up_only_if_that_is_granted():
+    bench = Bench()
+    theirs = task(status="claimed", agent_id=AGENT_ID, claimed_at=records.iso_utc(NOW), claimed_by_life="there")
+    [claim] = bench.desk.look((), (theirs,), {}, NOW)
+    assert (claim.over, claim.life, claim.task_id) == (True, "here", "t")
+    assert bench.desk.step(TaskClaimed(ref=claim.ref, task_id="t", won=False), NOW) == ()
+    assert bench.desk.in_work == 0
+    # Its life is heard of, so it is left alone for a while.
+    assert bench.desk.look((), (theirs,), {}, NOW + 9_999) == ()
+    [claim] = bench.desk.look((), (theirs,), {}, NOW + 10_000)
+    taken = bench.desk.step(TaskClaimed(ref=claim.ref, task_id="t", won=True), NOW)
+    assert kinds(taken) == [RecordKind.PEER_TASK_TAKEN]
+    assert taken[0].payload["life"] == "here"
+
+
+def test_a_task_that_another_life_has_taken_over_is_no_longer_ours():
+    bench = Bench()
+    bench.take(task())
+    theirs = task(status="claimed", agent_id=AGENT_ID, claimed_by_life="there")
+    [record] = bench.desk.look((), (), {"t": theirs}, NOW)
+    assert record.payload["outcome"] == "cancelled"
+
+
+def test_a_task_forces_nothing_unless_peers_may():
+    for may_force, forced in ((True, ("cart",)), (False, ())):
+        bench = Bench()
+        bench.desk = TaskDesk(bench.fleet, PACE_MS, "here", may_force=may_force)
+        bench.take(task(force=True))
+        assert bench.desk.begin_cycle(1) == forced
 
 
 def test_a_task_whose_claimer_under_our_name_is_gone_fails_after_two_hours():

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachewarden.errors import SettingsError
-from cachewarden.knobs import KNOBS, KnobType, action_class_of_change, check_value, parse_bytes, supported
+from cachewarden.knobs import (
+    KNOBS,
+    KnobType,
+    action_class_of_change,
+    as_server_reads,
+    check_value,
+    parse_bytes,
+    supported,
+)
 from cachewarden.messages import ActionClass
 
 FORBIDDEN_WORDS = ("append", "save", "replica", "requirepass", "bind", "port", "cluster", "dir", "acl", "tls")
@@ -63,6 +71,35 @@ def test_no_text_makes_the_parser_of_memory_fail_otherwise_than_with_a_settings_
     except SettingsError:
         parsed = 0
     assert parsed >= 0
+
+
+@pytest.mark.parametrize(
+    ("knob", "written", "read"),
+    [
+        ("maxmemory", "64mb", "67108864"),
+        ("maxmemory", "64MB", "67108864"),
+        ("maxmemory", "1gB", "1073741824"),
+        ("maxmemory", "1g", "1000000000"),
+        ("maxmemory", "100", "100"),
+        ("maxmemory", "007", "7"),
+        ("maxmemory", "-64mb", None),
+        ("maxmemory", "64 mb", None),
+        ("maxmemory", "64tb", None),
+        ("maxmemory", "1.5gb", None),
+        ("maxmemory", "99999999999999999999", None),
+        ("maxmemory-samples", "5", "5"),
+        ("maxmemory-samples", "05", None),
+        ("maxmemory-samples", "5.0", None),
+        ("lfu-decay-time", "-1", "-1"),
+        ("maxmemory-policy", "ALLKEYS-LFU", "allkeys-lfu"),
+        ("maxmemory-policy", "allkeys lfu", None),
+        ("lazyfree-lazy-eviction", "YES", "yes"),
+        ("lazyfree-lazy-eviction", "1", None),
+        ("no-knob-of-ours", "As It Is", "As It Is"),
+    ],
+)
+def test_what_another_program_wrote_is_taken_as_the_server_takes_it(knob, written, read):
+    assert as_server_reads(knob, written) == read
 
 
 def test_lowering_maxmemory_is_lossy_although_raising_it_only_grows():
