@@ -157,6 +157,8 @@ def order(wanted: Proposal, **other: Any) -> Execute:
         ),
         "hit_ratio_before": 0.80,
         "latency_us_p99_before": None,
+        "memory_bytes": {"sessions": 40 * MIB, "pages": 40 * MIB},
+        "budget_bytes": 200 * MIB,
     }
     return Execute(**{**values, **other})
 
@@ -403,11 +405,16 @@ class World:
         holder, epoch, until = self._lease.get(e.service, ("", 0, 0))
         if holder != self.actuator.holder and until > self.now_ms:
             return m.LeaseDenied(ref=e.ref, service=e.service, holder=holder, reason=f"held by `{holder}`")
-        if holder != self.actuator.holder or until <= self.now_ms:
+        if holder != self.actuator.holder:
             epoch = self._epochs[e.service] = self._epochs.get(e.service, 0) + 1
         self._lease[e.service] = (self.actuator.holder, epoch, self.now_ms + e.ttl_ms)
-        self.caches[e.service].fence = max(self.caches[e.service].fence or 0, epoch)
-        self.caches[e.service].fence_writes += 1
+        if e.fenced:
+            cache = self.caches[e.service]
+            if (cache.fence or 0) > epoch:
+                self._lease[e.service] = ("", epoch, 0)
+                return m.LeaseDenied(ref=e.ref, service=e.service, holder=None, reason=f"the fence is `{cache.fence}`")
+            cache.fence = epoch
+            cache.fence_writes += 1
         return m.LeaseGranted(
             ref=e.ref,
             lease=Lease(
