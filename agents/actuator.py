@@ -73,8 +73,8 @@ class Actuator:
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event and return what to do. Raises InvariantViolation for an event that nothing asked for."""
-        follow = self._lease_queue.answered(event)
         effects = self._stepped(event, now_ms)
+        follow = self._lease_queue.answered(event)
         return (*follow, *self._lease_queue.admit((*effects, *self._let_next_grow())))
 
     def _stepped(self, event: Any, now_ms: int) -> tuple[Effect, ...]:

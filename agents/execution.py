@@ -25,7 +25,7 @@ from agents.execution_rollback import (
     on_undo_fencing,
     rules_resting,
 )
-from agents.execution_run import Halt, Run, backoff_ms, fence_missing
+from agents.execution_run import Halt, Run, backoff_ms, fence_found_higher, fence_missing
 from agents.execution_stepping import (
     give_up,
     on_fencing,
@@ -216,6 +216,8 @@ def _absorb(run: Run, event: Any) -> None:
     ):
         run.dirty = True
         run.distrust_lease()
+    elif isinstance(event, EffectFailed) and fence_found_higher(event.kind, event.details):
+        run.distrust_lease()
 
 
 # --- The step --------------------------------------------------------------------------------------------------------
@@ -348,7 +350,9 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
         due_ms = rounds.note_pass(event.cursor, event.examined, event.extended, now_ms)
     elif isinstance(event, EffectFailed):
         due_ms = rounds.note_failure(now_ms)
-        if fence_missing(event.kind, event.details):
+        if fence_missing(event.kind, event.details) or fence_found_higher(event.kind, event.details):
+            # Evicted, or somebody newer is there: the answer to the renewal tells which.
+            run.distrust_lease()
             effects = (_renew(run, now_ms),)
     else:
         raise InvariantViolation(f"`{type(event).__name__}` is no answer to a pass of a TTL rule")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.execution_table import STATE_OF, Phase
+from agents.execution_table import STATE_OF, Phase, check_event
 from agents.guardrails import Promise, traffic_shifted
 from agents.info_facts import InfoFacts
 from agents.playbooks import Step
@@ -242,20 +242,22 @@ class Run:
         self.lease_until_ms = asked_ms + self.settings.lease_ttl_ms
 
     def lost_by(self, event: Any) -> bool:
-        """Say whether an answer shows that the cache is, or was meanwhile, somebody else's.
+        """Say whether an answer shows that the cache is, or was meanwhile, another's who shares our journal.
 
         The epoch of a lease only changes where another had it in between (or it was given back), so a new one is as
-        bad a sign as a refusal.
+        bad a sign as a refusal. A refusal without a holder comes from the cache: whoever fenced it has other leases
+        and another journal, and will not end what is ours.
         """
+        if event.ref == self.awaiting:
+            check_event(self.phase, event)
+        elif event.ref != f"{self.key}#renew":
+            return False
         if isinstance(event, LeaseGranted):
             return self.lease is not None and event.lease.epoch != self.lease.epoch
         if isinstance(event, LeaseDenied):
-            return self.intended or self.lease is not None
-        if not isinstance(event, EffectFailed):
-            return False
-        if event.kind == LeaseLost.__name__:
-            return bool(event.details.get("service", self.service) == self.service)
-        return fence_found_higher(event.kind, event.details)
+            return event.holder is not None and (self.intended or self.lease is not None)
+        lost = isinstance(event, EffectFailed) and event.kind == LeaseLost.__name__
+        return lost and bool(event.details.get("service", self.service) == self.service)
 
     def distrust_lease(self) -> None:
         """Demand that the fence is written again before the next write, so that a command that is still on its way

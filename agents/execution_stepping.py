@@ -16,7 +16,7 @@ from typing import Any
 
 from agents.execution_observing import begin_observing
 from agents.execution_rollback import abandon, begin_rollback, foreign_values, has_settled
-from agents.execution_run import RECORD_TRIES_NOTED, WRITES, Run, fence_missing
+from agents.execution_run import RECORD_TRIES_NOTED, WRITES, Run, fence_found_higher, fence_missing
 from agents.execution_table import Phase
 from agents.guardrails import alarm
 from agents.info_facts import facts_of_info
@@ -179,7 +179,9 @@ def _work_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
     step = run.steps[run.step]
     if step.kind is StepKind.COLLECT_HOT_KEYS:
         return give_up(run, f"the hot keys could not be collected: {event.reason}")
-    if fence_missing(event.kind, event.details):
+    if fence_missing(event.kind, event.details) or fence_found_higher(event.kind, event.details):
+        # Evicted, or somebody newer is there: whoever asks for the lease finds out.
+        run.values_unsure = run.values_unsure or not fence_missing(event.kind, event.details)
         run.refences += 1
         if run.refences > _REFENCES_MAX:
             return give_up(run, "the fence in the cache was evicted again and again, raise its memory first")

@@ -254,6 +254,8 @@ class LeaseGranted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseDenied:
+    """`holder` has the lease; None where the cache itself refuses, since a writer with other leases has fenced it."""
+
     ref: str
     service: str
     holder: str | None

@@ -143,8 +143,11 @@ class _Work:
         try:
             await self._target(e.service).raise_fence(lease)
         except StaleFencingToken as error:
-            # Either somebody else has the lease by now, so that this gives nothing back. Or the cache was fenced by a
-            # writer that this store knows nothing of: a renewal would keep the epoch, and never be let in again.
+            current = await store.holder(e.service)
+            if current is not None and current.holder != lease.holder:
+                return m.LeaseDenied(ref=e.ref, service=e.service, holder=current.holder, reason=str(error))
+            # The cache was fenced by a writer that this store knows nothing of. A lease that is renewed keeps its
+            # epoch, and would never be let in again.
             await store.release(lease)
             return m.LeaseDenied(ref=e.ref, service=e.service, holder=None, reason=str(error))
         return m.LeaseGranted(ref=e.ref, lease=lease)

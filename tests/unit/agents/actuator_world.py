@@ -174,6 +174,7 @@ class Cache:
         self.role = "master"
         self.loading = "0"
         self.used = 38 * MIB
+        self.host_bytes = 1 << 30
         self.evicts = True
         self.refused = 0
         self.lookups_per_s = 1000.0
@@ -205,7 +206,7 @@ class Cache:
             "evicted_keys": "0",
             "expired_keys": "0",
             "used_memory": str(self.used),
-            "total_system_memory": str(1 << 30),
+            "total_system_memory": str(self.host_bytes),
             "db0": "keys=20000,expires=0",
             "total_error_replies": str(self.refused),
             "total_commands_processed": str(int(self.hits + self.misses)),
@@ -271,6 +272,17 @@ class World:
 
     def count(self, kind: type) -> int:
         return sum(isinstance(e, kind) for e in self.performed)
+
+    def append(self, kind: str, service: str = "sessions", **payload: Any) -> None:
+        """What another deployment writes of the newest change."""
+        newest = next(r for r in reversed(self.journal) if r.kind == "change_intended")
+        own = {"execution_id": newest.payload["execution_id"], **payload}
+        seq, subject_id = len(self.journal) + 1, newest.subject_id
+        self.journal.append(
+            AuditRecord(
+                seq=seq, at_ms=self.now_ms, kind=kind, agent="o", service=service, subject_id=subject_id, payload=own
+            )
+        )
 
     def start(self) -> None:
         """A new life of the actuator: it knows nothing but the journal, and nothing that was on its way arrives."""
