@@ -6,6 +6,7 @@ and gone after it has written. It passes the same suite as the Redis journal (`t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from cachewarden import chain
@@ -45,7 +46,8 @@ class FakeJournal:
     async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
         """Return up to `limit` records with seq > `after_seq`, in the order in which they stand."""
         self._require_available()
-        return [r for r in self.records if r.seq > after_seq][:limit]
+        first = bisect_right(self.records, after_seq, key=lambda r: r.seq)
+        return self.records[first : first + limit]
 
     async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
         """Return the records of the given kinds (all if empty) among the newest `limit` or all, oldest first."""
