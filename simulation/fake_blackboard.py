@@ -113,7 +113,7 @@ class FakeBlackboard:
         return found[: max(0, limit)]
 
     def _parsed(self, parse: Callable[[Any], dict[str, Any] | BadRecord], text: Any) -> dict[str, Any] | BadRecord:
-        """Return what a text means; most texts are looked at again and again. Whoever gets a page must not change it."""
+        """Return what a text means; most are looked at again and again. Whoever gets a page must not change it."""
         known = self._read_before.get((parse, text)) if isinstance(text, str) else None
         if known is None:
             known = parse(text)
