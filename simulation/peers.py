@@ -86,7 +86,13 @@ class _Peer:
 
     def plan(self, number: int, service: str, status: str, priority: int = 3, **more: Any) -> None:
         """Say what is done with a cache."""
-        content = {"plan_id": f"{self.name}-{number}", "service": service, "status": status, **more}
+        content = {
+            "plan_id": f"{self.name}-{number}",
+            "service": service,
+            "status": status,
+            "priority": priority,
+            **more,
+        }
         self.item(f"{self.name}-plan-{number}", _PLAN_TYPE, content, priority=priority)
 
     def motions(self) -> list[Mapping[str, Any]]:
@@ -136,7 +142,7 @@ def _selfish(peer: _Peer) -> None:
     """Claims everything for itself, most urgently, boasts of what it will gain, and votes against everybody."""
     peer.live()
     service = peer.service()
-    more = {"memory_delta_bytes": 1 << 40, "predicted_gain": 0.99, "priority": 1}
+    more = {"memory_delta_bytes": 1 << 40, "predicted_gain": 0.99}
     peer.plan(peer.turn % 4, service, "active" if peer.turn % 3 else "cancelled", priority=1, **more)
     for motion in peer.motions():
         peer.vote(motion, "reject", confidence=1.0)
