@@ -5,7 +5,6 @@ Exit code 0: every promise held; 1: one was broken; 2: what was asked for cannot
 
 from __future__ import annotations
 
-import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from simulation.fault_words import WORDS
 from simulation.html_report import RUNS_DRAWN_MAX, page_of
 from simulation.mixes import MIXES, draw_faults
 from simulation.report import as_json, failure_text
-from simulation.run import Outcome, checkers_of, run_once
+from simulation.run import Outcome, checkers_of, run_once, run_one
 from simulation.scenario import Scenario, ScenarioError, load_scenario, scenario_files
 from simulation.shrink import shrink
 
@@ -62,7 +61,7 @@ def main(
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from None
     work = [(s, n) for s in chosen for n in range(seed, seed + seeds)]
-    run = partial(_run, mix=faults, record=report is not None, timeline=timeline and len(work) == 1)
+    run = partial(run_one, mix=faults, record=report is not None, timeline=timeline and len(work) == 1)
     if len(work) == 1 and not ray:
         outcomes: Iterator[Outcome] = iter([run(work[0])])
     elif ray:
@@ -94,12 +93,6 @@ def _chosen(name: str, minutes: float | None, faults: str | None, seed: int) -> 
     draw_faults(scenario, seed, faults)
     checkers_of(scenario)
     return scenario
-
-
-def _run(one: tuple[Scenario, int], *, mix: str | None, record: bool, timeline: bool) -> Outcome:
-    # A run makes many small objects that live until its end; looking through them again and again finds nothing.
-    gc.set_threshold(100_000, 20, 50)
-    return run_once(*one, mix=mix, record=record, timeline=timeline)
 
 
 def _spread(

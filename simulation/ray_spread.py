@@ -34,27 +34,31 @@ def spread_on_ray(work: Iterable[W], run: Callable[[W], T], address: str) -> Ite
     """
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == LOCAL:
-        environment = {"env_vars": {"PYTHONPATH": str(_ROOT)}}
+        environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": str(_ROOT)}}
         options |= {"address": LOCAL, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     else:
         environment = {"working_dir": str(_ROOT), "excludes": _EXCLUDES}
         options["address"] = address
     ray.init(runtime_env=environment, **options)
     try:
-        yield from _spread(work, ray.remote(num_cpus=1, max_retries=2)(run))
+        yield from _spread(work, run, ray.remote(num_cpus=1, max_retries=2)(_call))
     finally:
         ray.shutdown()
 
 
-def _spread(work: Iterable[W], task: Any) -> Iterator[Any]:
+def _call(run: Callable[[W], T], item: W) -> T:
+    return run(item)
+
+
+def _spread(work: Iterable[W], run: Callable[[W], T], task: Any) -> Iterator[T]:
     left = iter(work)
     ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running = [task.remote(item) for item in islice(left, ahead)]
+    running = [task.remote(run, item) for item in islice(left, ahead)]
     try:
         while running:
             done, running = ray.wait(running, num_returns=1)
             yield from ray.get(done)
-            running += [task.remote(item) for item in islice(left, len(done))]
+            running += [task.remote(run, item) for item in islice(left, len(done))]
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
