@@ -7,26 +7,30 @@ of the intention. Several services may be changed at once, each by one change at
 beside later changes.
 
 After a crash a new instance is told by the journal what was under way, and finishes it or takes it back before
-anything else happens to that cache. `holder` must be unique per life, so that the lease of a life that still lingers
-cannot be mistaken for ours.
+anything else happens to that cache. So it is with a change whose lease was somebody else's meanwhile: it is let go of
+and left to whoever holds the cache; taken up again only under a new lease, by what the journal says then (`standby`).
+`holder` must be unique per life, so that the lease of a life that still lingers cannot be mistaken for ours.
 
 INVARIANT: at most one change per service is between its lease and its end.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from agents import execution
 from agents.admission import refusal_of
 from agents.execution_run import Run
-from agents.execution_table import Phase
+from agents.execution_table import BEFORE_STEPS, Phase
+from agents.growth_gate import GROWTH_REF, Admitted, GrowthGate, grows, sizes_of
+from agents.lease_queue import LeaseQueue
 from agents.recovery import REPLAY_KINDS, read_journal
-from agents.standby import LEAD_REF, STANDBY_REF, Leads, Standby
+from agents.standby import GROWTH, LEAD_REF, STANDBY_REF, Leads, Standby
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
-    LeaseDenied,
+    EffectFailed,
     LeaseGranted,
     Received,
     Record,
@@ -57,12 +61,23 @@ class Actuator:
         self._paused = False
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, Execution] = {}
+        self._passed_on: dict[str, Execution] = {}
+        """Changes that were ours and are another's now, as we last knew them."""
+        self._lease_queue = LeaseQueue()
+        self._growth = GrowthGate(settings, fleet)
+        self._growing: Run | None = None
+        """The change under whose intention the budget is held."""
         services = (s.name for s in fleet.services if s.mode is not Mode.OFF)
         self._standby = Standby(settings.lease_ttl_ms, services, self._is_own, self._is_running, self._is_busy)
         self._leads = Leads(settings.lead_ms, self._holds)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event and return what to do. Raises InvariantViolation for an event that nothing asked for."""
+        effects = self._stepped(event, now_ms)
+        follow = self._lease_queue.answered(event)
+        return (*follow, *self._lease_queue.admit((*effects, *self._let_next_grow())))
+
+    def _stepped(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         if isinstance(event, Started):
             return self._on_started(event, now_ms)
         if isinstance(event, Received):
@@ -71,15 +86,20 @@ class Actuator:
             return self._on_standby(event, now_ms)
         if event.ref.startswith(LEAD_REF):
             return self._unneeded(self._leads.step(event, now_ms))
+        if event.ref.startswith(GROWTH_REF):
+            effects, admitted = self._growth.step(event, now_ms)
+            read = (self._standby.look(GROWTH),) if isinstance(event, LeaseGranted) and self._growth.reading else ()
+            return (*effects, *read, *self._admit(admitted, now_ms))
         run = self._runs.get(event.ref.rpartition("#")[0])
         if run is None:
             return self._on_stray(event)
-        if isinstance(event, LeaseDenied) and run.resumed is not None and run.phase is Phase.LEASING:
-            # Not a life of ours that has ended, but another deployment that lives: it is left to it, and watched.
-            del self._runs[run.key]
-            return ()
-        effects = execution.step(run, event, now_ms)
-        return self._settle(run, effects, now_ms)
+        if run.lost_by(event):
+            if run.intended:
+                return self._pass_on(run, now_ms)
+            # Nothing of it is in the journal yet: nobody else can know it, and nothing was written.
+            stopped = execution.cancel(run, "the cache was somebody else's meanwhile", now_ms, superseded=True)
+            return self._settle(run, (*stopped, *execution.step(run, event, now_ms)), now_ms)
+        return self._settle(run, execution.step(run, event, now_ms), now_ms)
 
     def intents(self, now_ms: int) -> tuple[Intent, ...]:
         """Return what is in flight or stands, as others have to respect it."""
@@ -144,15 +164,51 @@ class Actuator:
         if known is not None:
             # The same order again, e.g. repeated by whoever lost the first answer: it is not carried out twice.
             return (Send(to="coordinator", message=ExecutionReport(execution=known)),)
-        refusal = "paused, nothing is changed until it is resumed" if self._paused else None
+        if any(o.proposal.proposal_id == order.proposal.proposal_id for o in self._growth.orders):
+            return ()
+        refusal = self._refusal(order, now_ms)
+        if refusal is None and grows(order.proposal):
+            return self._growth.take(order)
+        return self._begin(Admitted(order=order, refusal=refusal), now_ms)
+
+    def _refusal(self, order: Execute, now_ms: int) -> str | None:
+        if self._paused:
+            return "paused, nothing is changed until it is resumed"
         busy = next((r for r in self._runs.values() if r.service == order.proposal.service and not r.governed), None)
-        if refusal is None and busy is not None:
-            refusal = f"`{order.proposal.service}` is busy with `{busy.proposal.proposal_id}`"
-        if refusal is None:
-            refusal = refusal_of(order, self._fleet, self._settings, now_ms)
-        run, effects = execution.begin(order, self._settings, now_ms, refusal)
+        if busy is not None:
+            return f"`{order.proposal.service}` is busy with `{busy.proposal.proposal_id}`"
+        unended = self._standby.unended(order.proposal.service)
+        if unended is not None:
+            return f"`{order.proposal.service}` is busy with `{unended}`, which another deployment has begun"
+        return refusal_of(order, self._fleet, self._settings, now_ms)
+
+    def _begin(self, admitted: Admitted, now_ms: int) -> tuple[Effect, ...]:
+        run, effects = execution.begin(admitted.order, self._settings, now_ms, admitted.refusal)
+        if admitted.lease is not None:
+            run.intent_fences = ((admitted.lease.service, admitted.lease.epoch),)
+            self._growing = run
         self._runs[run.key] = run
         return effects
+
+    # --- Growth -----------------------------------------------------------------------------------------------------
+
+    def _admit(self, admitted: Admitted | None, now_ms: int) -> tuple[Effect, ...]:
+        """Begin, or write down the refusal of, an order that has come through the gate for growth."""
+        if admitted is None:
+            return ()
+        refusal = admitted.refusal or self._refusal(admitted.order, now_ms)
+        effects = self._begin(replace(admitted, refusal=refusal), now_ms)
+        return (*effects, *self._growth.done()) if admitted.lease is None else effects
+
+    def _let_next_grow(self) -> tuple[Effect, ...]:
+        """Give the budget to the next one once the intention of the last is durable, or never will be."""
+        run = self._growing
+        if run is None or (run.key in self._runs and run.phase in BEFORE_STEPS):
+            return ()
+        self._growing = None
+        return self._growth.done()
+
+    # --- Stopping ---------------------------------------------------------------------------------------------------
 
     def _on_cancel(
         self,
@@ -163,6 +219,8 @@ class Actuator:
         begun_before_ms: int | None = None,
     ) -> tuple[Effect, ...]:
         effects: list[Effect] = []
+        if begun_before_ms is None:
+            self._growth.cancel(service, proposal_id, reason)
         for run in list(self._runs.values()):
             if begun_before_ms is not None and run.started_ms >= begun_before_ms:
                 continue
@@ -173,7 +231,7 @@ class Actuator:
     def _on_stray(self, event: Any) -> tuple[Effect, ...]:
         # A renewal that was granted after its change had ended would keep the cache closed to others until it expires.
         if isinstance(event, LeaseGranted) and not self._holds(event.lease.service):
-            if self._leads.leads(event.lease):
+            if self._leads.leads(event.lease) or self._lease_queue.asks(event.lease.service):
                 return ()
             return (ReleaseLease(lease=event.lease),)
         return ()
@@ -181,6 +239,11 @@ class Actuator:
     def _on_standby(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         turn = self._standby.step(event, now_ms)
         effects = list(self._unneeded(turn.effects, leading=True))
+        if turn.through:
+            effects += self._admit(self._growth.judge(sizes_of(self._standby.lately())), now_ms)
+        elif isinstance(event, EffectFailed) and event.ref == f"{STANDBY_REF}{GROWTH}":
+            again, admitted = self._growth.failed(event.reason, now_ms)
+            effects += (*again, *self._admit(admitted, now_ms))
         for number, record in enumerate(turn.pauses):
             # Of whichever deployment: a pause stops all optimizers of the fleet. In their order, since what was killed
             # stays killed although all was resumed before we read of it.
@@ -195,6 +258,20 @@ class Actuator:
             self._runs[run.key] = run
             effects += first
         return tuple(effects)
+
+    def _pass_on(self, run: Run, now_ms: int) -> tuple[Effect, ...]:
+        """Let go of a change whose cache is, or was meanwhile, somebody else's: he may have ended it.
+
+        Nothing is written or recorded of it any more by this run: what it has sent is stopped by the fence in the
+        cache and by that of the journal. Whoever gets the lease next goes by the journal, and that may be us.
+        """
+        del self._runs[run.key]
+        self._lease_queue.forget(run.key)
+        self._finished.pop(run.proposal.proposal_id, None)
+        self._passed_on[run.proposal.proposal_id] = run.execution(now_ms)
+        while len(self._passed_on) > _FINISHED_KEPT:
+            self._passed_on.pop(next(iter(self._passed_on)))
+        return (self._standby.look(),)
 
     # --- Bookkeeping ------------------------------------------------------------------------------------------------
 
@@ -251,7 +328,7 @@ class Actuator:
         for run in self._runs.values():
             if run.proposal.proposal_id == proposal_id:
                 return run.execution(now_ms)
-        return self._finished.get(proposal_id)
+        return self._finished.get(proposal_id) or self._passed_on.get(proposal_id)
 
     def _remember(self, done: Execution) -> None:
         # A refusal changed nothing and may be asked for again under another circumstance, e.g. once the service is

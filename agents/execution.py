@@ -25,7 +25,7 @@ from agents.execution_rollback import (
     on_undo_fencing,
     rules_resting,
 )
-from agents.execution_run import Halt, Run, backoff_ms, fence_missing
+from agents.execution_run import Halt, Run, backoff_ms, fence_found_higher, fence_missing
 from agents.execution_stepping import (
     give_up,
     on_fencing,
@@ -216,8 +216,8 @@ def _absorb(run: Run, event: Any) -> None:
     ):
         run.dirty = True
         run.distrust_lease()
-    elif isinstance(event, EffectFailed) and run.superseded_by(event):
-        run.halt = Halt(event.reason, superseded=True)
+    elif isinstance(event, EffectFailed) and fence_found_higher(event.kind, event.details):
+        run.distrust_lease()
 
 
 # --- The step --------------------------------------------------------------------------------------------------------
@@ -293,7 +293,6 @@ def _on_renewal(run: Run, event: Any, now_ms: int) -> Effects:
         if run.phase in (Phase.LEASING, Phase.REFENCING, Phase.UNDO_REFENCING):
             return (run.keep_lease(now_ms),)
         return (_renew(run, now_ms),)
-    run.renewing = False
     if isinstance(event, LeaseGranted):
         run.note_lease(event.lease, run.renewal_asked_ms)
         return (run.keep_lease(now_ms),)
@@ -308,7 +307,7 @@ def _on_renewal(run: Run, event: Any, now_ms: int) -> Effects:
 def _renew(run: Run, now_ms: int) -> Effect:
     asked = run.lease_asked_ms
     effect = replace(run.acquire(now_ms), ref=f"{run.key}#renew")
-    run.renewal_asked_ms, run.lease_asked_ms, run.renewing = now_ms, asked, True
+    run.renewal_asked_ms, run.lease_asked_ms = now_ms, asked
     return effect
 
 
@@ -351,11 +350,10 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
         due_ms = rounds.note_pass(event.cursor, event.examined, event.extended, now_ms)
     elif isinstance(event, EffectFailed):
         due_ms = rounds.note_failure(now_ms)
-        if fence_missing(event.kind, event.details):
-            effects = (_renew(run, now_ms),)
-        elif run.superseded_by(event):
+        if fence_missing(event.kind, event.details) or fence_found_higher(event.kind, event.details):
+            # Evicted, or somebody newer is there: the answer to the renewal tells which.
             run.distrust_lease()
-            effects = cancel(run, event.reason, now_ms, superseded=True)
+            effects = (_renew(run, now_ms),)
     else:
         raise InvariantViolation(f"`{type(event).__name__}` is no answer to a pass of a TTL rule")
     if _governs(run):

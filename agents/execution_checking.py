@@ -82,7 +82,8 @@ def on_reading_counters(run: Run, event: Any, now_ms: int) -> Effects:
             "at_ms": now_ms,
         },
     }
-    return (run.ask(run.record(RecordKind.CHANGE_INTENDED, payload), Phase.INTENDING),)
+    intention = run.record(RecordKind.CHANGE_INTENDED, payload)
+    return (run.ask(replace(intention, fences=(*intention.fences, *run.intent_fences)), Phase.INTENDING),)
 
 
 def _unfit(run: Run, facts: InfoFacts) -> str | None:

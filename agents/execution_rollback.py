@@ -284,8 +284,6 @@ def _undo_values(run: Run, values: dict[str, str], now_ms: int) -> Effects:
 def _undo_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
     if run.phase is Phase.UNDO_SETTLING:
         return _undo_settled(run, None, now_ms)
-    if run.superseded_by(event):
-        return abandon(run, f"superseded while it was being taken back: {event.reason}", _left(run))
     run.values_unsure = True
     step = run.undo[run.undo_step]
     if event.kind == "StaleFencingToken" or event.outcome_unknown:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.execution_table import STATE_OF, Phase
+from agents.execution_table import STATE_OF, Phase, check_event
 from agents.guardrails import Promise, traffic_shifted
 from agents.info_facts import InfoFacts
 from agents.playbooks import Step
@@ -21,11 +21,14 @@ from agents.recovery import Unfinished
 from agents.ttl_governor import RuleRounds
 from agents.windows import Window
 from cachewarden.cachemodel.scoring import comparable_window
+from cachewarden.errors import LeaseLost
 from cachewarden.machine import (
     AcquireLease,
     Effect,
     EffectFailed,
     ExtendTtls,
+    LeaseDenied,
+    LeaseGranted,
     Record,
     Send,
     SetTimer,
@@ -99,13 +102,13 @@ class Run:
         self.updated_ms = now_ms
         self.reason = ""
         self.judged_by: dict[str, Any] = {}
+        self.intent_fences: tuple[tuple[str, int], ...] = ()
+        """Leases on something else than the cache under which the intention has to be written."""
 
         self.lease: Lease | None = None
         self.lease_until_ms = 0
         self.lease_asked_ms = now_ms
         self.renewal_asked_ms = now_ms
-        self.renewing = False
-        """Whether a renewal at the side is on its way."""
         self.values_unsure = False
         """Somebody may have written since we last looked: the lease had lapsed before it was granted again."""
 
@@ -238,16 +241,23 @@ class Run:
         self.lease = lease
         self.lease_until_ms = asked_ms + self.settings.lease_ttl_ms
 
-    def superseded_by(self, event: EffectFailed) -> bool:
-        """Say whether a write failed because a newer writer has raised the fence, and that is not ourselves.
+    def lost_by(self, event: Any) -> bool:
+        """Say whether an answer shows that the cache is, or was meanwhile, another's who shares our journal.
 
-        A renewal at the side that came after the lease had lapsed raises it under a new epoch; a write that was on its
-        way then meets the epoch of its own successor. Whoever asks for the lease again finds out which it was.
+        The epoch of a lease only changes where another had it in between (or it was given back), so a new one is as
+        bad a sign as a refusal. A refusal without a holder comes from the cache: whoever fenced it has other leases
+        and another journal, and will not end what is ours.
         """
-        if not fence_found_higher(event.kind, event.details):
+        if event.ref == self.awaiting:
+            check_event(self.phase, event)
+        elif event.ref != f"{self.key}#renew":
             return False
-        own = self.lease is not None and event.details.get("found") == self.lease.epoch
-        return event.kind == "LeaseLost" or not (own or self.renewing)
+        if isinstance(event, LeaseGranted):
+            return self.lease is not None and event.lease.epoch != self.lease.epoch
+        if isinstance(event, LeaseDenied):
+            return event.holder is not None and (self.intended or self.lease is not None)
+        lost = isinstance(event, EffectFailed) and event.kind == LeaseLost.__name__
+        return lost and bool(event.details.get("service", self.service) == self.service)
 
     def distrust_lease(self) -> None:
         """Demand that the fence is written again before the next write, so that a command that is still on its way
@@ -266,7 +276,12 @@ class Run:
             "epoch": None if self.lease is None else self.lease.epoch,
         }
         return Record(
-            kind=kind.value, service=self.service, subject_id=self.proposal.proposal_id, payload={**own, **payload}
+            kind=kind.value,
+            service=self.service,
+            subject_id=self.proposal.proposal_id,
+            payload={**own, **payload},
+            # Once somebody else had the cache, the journal takes nothing more from us about it.
+            fences=() if self.lease is None else ((self.service, self.lease.epoch),),
         )
 
     def execution(self, now_ms: int) -> Execution:

@@ -177,11 +177,10 @@ def _applied(run: Run, payload: dict[str, Any]) -> Effects:
 
 def _work_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
     step = run.steps[run.step]
-    if run.superseded_by(event):
-        return abandon(run, f"superseded by a newer writer: {event.reason}", {"knobs": dict(run.current)})
     if step.kind is StepKind.COLLECT_HOT_KEYS:
         return give_up(run, f"the hot keys could not be collected: {event.reason}")
     if fence_missing(event.kind, event.details) or fence_found_higher(event.kind, event.details):
+        # Evicted, or somebody newer is there: whoever asks for the lease finds out.
         run.values_unsure = run.values_unsure or not fence_missing(event.kind, event.details)
         run.refences += 1
         if run.refences > _REFENCES_MAX:

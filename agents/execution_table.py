@@ -31,7 +31,7 @@ from cachewarden.machine import (
 )
 from cachewarden.messages import ExecutionState
 
-__all__ = ["OUT", "STATE_OF", "TABLE", "Phase", "check_arrival", "check_event"]
+__all__ = ["BEFORE_STEPS", "OUT", "STATE_OF", "TABLE", "Phase", "check_arrival", "check_event"]
 
 
 class Phase(StrEnum):
@@ -67,6 +67,9 @@ class Phase(StrEnum):
 
 _P = Phase
 _S = ExecutionState
+
+BEFORE_STEPS = frozenset({_P.LEASING, _P.READING_KNOBS, _P.READING_COUNTERS, _P.INTENDING})
+"""The phases before an intention is known to be durable."""
 
 STATE_OF: Mapping[Phase, ExecutionState | None] = MappingProxyType(
     {

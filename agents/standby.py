@@ -33,12 +33,15 @@ from cachewarden.machine import (
 from cachewarden.messages import AuditRecord, ExecutionState, Lease, RecordKind
 from cachewarden.protocol import ExecutionReport
 
-__all__ = ["LEAD_REF", "STANDBY_REF", "Leads", "Standby", "Turn"]
+__all__ = ["GROWTH", "LEAD_REF", "STANDBY_REF", "Leads", "Standby", "Turn"]
 
 STANDBY_REF: Final = "standby:"
 LEAD_REF: Final = "lead:"
+GROWTH: Final = "growth"
 
 _PAGE: Final = 1_000
+_LATELY_MS: Final = 600_000
+"""So long an ending counts for who may not have seen its outcome yet."""
 _PAUSES: Final = (RecordKind.PAUSED.value, RecordKind.RESUMED.value)
 
 
@@ -49,6 +52,8 @@ class Turn:
     effects: tuple[Effect, ...] = ()
     adopt: Unfinished | None = None
     pauses: tuple[AuditRecord, ...] = ()
+    through: bool = False
+    """The journal was read to its end for whoever asked by `look(GROWTH)`."""
 
 
 class Standby:
@@ -74,12 +79,29 @@ class Standby:
         """Execution id to its records, of all changes that are not over."""
         self._granted: dict[str, Lease] = {}
         self._told: dict[str, tuple[ExecutionState | None, int]] = {}
+        self._ended: dict[str, Unfinished] = {}
+        """Execution id to what has ended lately, of whichever deployment."""
 
     def start(self, records: Iterable[AuditRecord], now_ms: int) -> Effect:
         """Begin after the records that the actuator was started with."""
         self._absorb(records)
-        self._prune(read_journal(self._all()).finished)
+        self._prune(read_journal(self._all()).finished, now_ms)
         return self._timer(now_ms)
+
+    def look(self, why: str = "read") -> Effect:
+        """Look into the journal now, not only when it is time."""
+        return self._read(why)
+
+    def lately(self) -> tuple[Unfinished, ...]:
+        """Return the changes of all deployments that have not ended, and those that have within ten minutes."""
+        return (*self._ended.values(), *read_journal(self._all()).unfinished)
+
+    def unended(self, service: str) -> str | None:
+        """Return a change on a service that is not ours and has no ending as far as we have read, if there is one."""
+        for key, records in self._records.items():
+            if records[0].service == service and not self._own(key) and read_journal(records).unfinished:
+                return key
+        return None
 
     def step(self, event: Any, now_ms: int) -> Turn:
         """Take an event whose ref begins with `standby:`."""
@@ -106,7 +128,9 @@ class Standby:
         told = self._tell([*found.finished, *found.unfinished])
         open_still = {c.execution_id: c for c in found.unfinished if not self._own(c.execution_id)}
         open_still |= {c.execution_id: c for c in found.standing if not self._running(c.execution_id)}
-        self._prune(found.finished)
+        self._prune(found.finished, now_ms)
+        if step == GROWTH:
+            return Turn(told, pauses=pauses, through=True)
         if step == "check":
             lease = self._granted.pop(key, None)
             adopt = open_still.get(key)
@@ -149,8 +173,11 @@ class Standby:
     def _all(self) -> list[AuditRecord]:
         return [record for records in self._records.values() for record in records]
 
-    def _prune(self, finished: Iterable[Unfinished]) -> None:
+    def _prune(self, finished: Iterable[Unfinished], now_ms: int) -> None:
+        self._ended = {key: c for key, c in self._ended.items() if now_ms - c.updated_ms < _LATELY_MS}
         for change in finished:
+            if now_ms - change.updated_ms < _LATELY_MS:
+                self._ended[change.execution_id] = change
             if not change.standing:
                 self._records.pop(change.execution_id, None)
                 self._told.pop(change.execution_id, None)

@@ -176,10 +176,13 @@ class PeerViolation(OperatingError):
 class LeaseLost(OperatingError):
     """The lease on a cache is not ours (any more)."""
 
-    def __init__(self, service: str, holder: str | None) -> None:
+    def __init__(self, service: str, holder: str | None, epoch: int = 0) -> None:
         self.service = service
         self.holder = holder
-        super().__init__(f"the lease on `{service}` is held by `{holder or 'nobody'}`")
+        self.epoch = epoch
+        """Under which one believed to have it, 0 if unknown."""
+        told = f"is held by `{holder}`" if holder else "was somebody else's meanwhile" if epoch else "is held by nobody"
+        super().__init__(f"the lease on `{service}` {told}")
 
 
 class StaleFencingToken(OperatingError):

@@ -86,12 +86,16 @@ class SetTimer(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record(Effect):
-    """Append to the journal; answered by `Recorded` once durable, or by `EffectFailed`."""
+    """Append to the journal; answered by `Recorded` once durable, or by `EffectFailed`.
+
+    `fences` are (what a lease is on, epoch): the journal refuses it with LeaseLost once somebody else had the lease.
+    """
 
     kind: str
     service: str | None
     subject_id: str
     payload: Mapping[str, Any]
+    fences: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +128,14 @@ class ReadCounters(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcquireLease(Effect):
-    """Take or renew the lease on a cache for `ttl_ms` and raise its fence; answered by LeaseGranted / LeaseDenied."""
+    """Take or renew the lease on a cache for `ttl_ms` and raise its fence; answered by LeaseGranted / LeaseDenied.
+
+    Without `fenced` it is a lease on something that is no cache, as the fleet's memory budget.
+    """
 
     service: str
     ttl_ms: int
+    fenced: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +254,8 @@ class LeaseGranted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseDenied:
+    """`holder` has the lease; None where the cache itself refuses, since a writer with other leases has fenced it."""
+
     ref: str
     service: str
     holder: str | None

@@ -66,7 +66,13 @@ def drafts_of(agent: str, records: Sequence[m.Record], now_ms: int) -> list[Reco
     """Return the drafts of the records of one step; they are appended together."""
     return [
         RecordDraft(
-            at_ms=now_ms, kind=r.kind, agent=agent, service=r.service, subject_id=r.subject_id, payload=r.payload
+            at_ms=now_ms,
+            kind=r.kind,
+            agent=agent,
+            service=r.service,
+            subject_id=r.subject_id,
+            payload=r.payload,
+            fences=r.fences,
         )
         for r in records
     ]
@@ -132,9 +138,17 @@ class _Work:
             current = await store.holder(e.service)
             holder = current.holder if current else None
             return m.LeaseDenied(ref=e.ref, service=e.service, holder=holder, reason=f"held by `{holder}`")
+        if not e.fenced:
+            return m.LeaseGranted(ref=e.ref, lease=lease)
         try:
             await self._target(e.service).raise_fence(lease)
         except StaleFencingToken as error:
+            current = await store.holder(e.service)
+            if current is not None and current.holder != lease.holder:
+                return m.LeaseDenied(ref=e.ref, service=e.service, holder=current.holder, reason=str(error))
+            # The cache was fenced by a writer that this store knows nothing of. A lease that is renewed keeps its
+            # epoch, and would never be let in again.
+            await store.release(lease)
             return m.LeaseDenied(ref=e.ref, service=e.service, holder=None, reason=str(error))
         return m.LeaseGranted(ref=e.ref, lease=lease)
 

@@ -46,7 +46,10 @@ class Mailbox(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordDraft:
-    """An audit record before it has its place in the chain."""
+    """An audit record before it has its place in the chain.
+
+    `fences` are (what a lease is on, epoch): the record counts only as long as nobody has got a later epoch of it.
+    """
 
     at_ms: int
     kind: str
@@ -54,6 +57,7 @@ class RecordDraft:
     service: str | None
     subject_id: str
     payload: Mapping[str, Any]
+    fences: tuple[tuple[str, int], ...] = ()
 
 
 class Journal(Protocol):
@@ -63,7 +67,8 @@ class Journal(Protocol):
         """Append all of `drafts`, in order and together; returns once the server has confirmed them.
 
         Raises JournalUnavailable; then none or all were written, and a writer that must know reads back by
-        `subject_id`.
+        `subject_id`. Raises LeaseLost where a later epoch was given out than a draft's fence names: nothing of this try
+        was written, so a writer that was fenced off in a cache cannot have the last word in the journal either.
         """
         ...
 
@@ -87,8 +92,8 @@ class LeaseStore(Protocol):
     """Leases on the blackboard's server. Expiry is judged by that server's clock alone."""
 
     async def acquire(self, service: str, holder: str, ttl_ms: int) -> Lease | None:
-        """Take or renew; a renewal keeps the epoch, a takeover or re-acquisition after expiry raises it. None: held
-        by another."""
+        """Take or renew. The epoch stays as long as nobody else has had it and it was not given back, also where it
+        had run out in between; a takeover raises it. None: held by another."""
         ...
 
     async def release(self, lease: Lease) -> None:

@@ -174,6 +174,10 @@ class Execute(Message):
     latency_us_p99_before: float | None
     approval: Approval | None = None
     """The consent under which it goes ahead, where one is needed."""
+    memory_bytes: Mapping[str, int] | None = None
+    """maxmemory of every service as it was known when this was sent, for a change under way the larger size."""
+    budget_bytes: int | None = None
+    """As in `PlanFleet`. Without these two a cache is not let grow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

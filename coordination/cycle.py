@@ -379,6 +379,8 @@ class Coordinator:
             hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
             latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
             approval=self._approvals.of(proposal),
+            memory_bytes=self._memory.reserved_memory_bytes(),
+            budget_bytes=self._memory.budget_bytes,
         )
         self._memory.note_handed_over(proposal)
         return order

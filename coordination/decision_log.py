@@ -7,6 +7,8 @@ the journal has confirmed the resolution that it rests on, or never.
 
 from __future__ import annotations
 
+from typing import Any
+
 from cachewarden.codec import to_jsonable
 from cachewarden.machine import Effect, Record
 from cachewarden.messages import Proposal, RecordKind, Resolution, ResolutionOutcome, Verdict
@@ -36,7 +38,7 @@ class DecisionLog:
         # All three are written together; the order leaves once the journal has confirmed the last.
         ref = f"resolved:{proposal.proposal_id}"
         self._recording[ref] = (proposal.service, order)
-        common = {"service": proposal.service, "subject_id": proposal.proposal_id}
+        common: dict[str, Any] = {"service": proposal.service, "subject_id": proposal.proposal_id}
         return (
             Record(kind=RecordKind.PROPOSED, payload=to_jsonable(proposal), **common),
             Record(kind=RecordKind.JUDGED, payload=to_jsonable(verdict), **common),

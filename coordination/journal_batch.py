@@ -16,6 +16,7 @@ from cachewarden.messages import AuditRecord
 from cachewarden.ports import RecordDraft
 
 __all__ = [
+    "APPEND",
     "Batch",
     "Head",
     "ServerCheck",
@@ -27,6 +28,31 @@ __all__ = [
 ]
 
 _RECORD_BYTES_MAX: Final = 1 << 20
+
+# KEYS: stream, head, last epoch of each lease that a record is fenced by. ARGV: head that the writer expects, new head,
+# seq of the first record, number of fences, epoch of each, record, record, ...
+# Answers {1 done | 0 the head is another | 2 a fence is stale, head | number of the fence from 1, last id}.
+APPEND: Final = """
+local fences = tonumber(ARGV[4])
+for i = 1, fences do
+  local epoch = redis.call('GET', KEYS[2 + i])
+  if epoch and tonumber(epoch) > tonumber(ARGV[4 + i]) then return {2, tostring(i), ''} end
+end
+local head = redis.call('GET', KEYS[2])
+if not head then
+  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+  if #last > 0 then return {0, '', last[1][1]} end
+  head = ''
+end
+if head ~= ARGV[1] then return {0, head, ''} end
+local seq = tonumber(ARGV[3])
+local first = 5 + fences
+for i = first, #ARGV do
+  redis.call('XADD', KEYS[1], string.format('%d-0', seq + i - first), 'data', ARGV[i])
+end
+redis.call('SET', KEYS[2], ARGV[2])
+return {1, ARGV[2], ''}
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +109,11 @@ class Batch:
     @property
     def after(self) -> Head:
         return Head(self.records[-1].seq, self.records[-1].hash)
+
+    @property
+    def fences(self) -> tuple[tuple[str, int], ...]:
+        """What the records are fenced by: each once."""
+        return tuple(dict.fromkeys(fence for drafts in self.groups for draft in drafts for fence in draft.fences))
 
     def parts(self) -> list[list[AuditRecord]]:
         """Return the records of each append."""

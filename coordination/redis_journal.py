@@ -4,7 +4,8 @@ Keys: `{prefix}:journal` (stream; record n is entry `n-0`, its field `data` the 
 `{prefix}:journal:head` (text `n hash`). Several writers share one order: each seals its records on the head that it
 knows and sends one script that appends them only if the head is still that one; the loser seals anew. The script is
 atomic and a head never comes back, so a batch is in the journal completely or not at all, and at most once. Appends of
-one process that come while a batch is on its way go out together with the next (`redis_group_commit.py`).
+one process that come while a batch is on its way go out together with the next (`redis_group_commit.py`). The same
+script compares the epochs by which records are fenced with those of the leases on this server (`redis_leases.py`).
 
 It decides nothing and never repairs an entry. INVARIANT: an append returns only records that the server has confirmed,
 and a batch whose outcome is unknown is looked up by its hash before anything else is written.
@@ -26,10 +27,11 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cachewarden import chain
-from cachewarden.errors import InvariantViolation, JournalUnavailable
+from cachewarden.errors import InvariantViolation, JournalUnavailable, LeaseLost
 from cachewarden.messages import AuditRecord
 from cachewarden.ports import RecordDraft
 from coordination.journal_batch import (
+    APPEND,
     Batch,
     Head,
     ServerCheck,
@@ -50,23 +52,6 @@ _log = logging.getLogger("cachewarden.journal")
 _PAGE: Final = 500
 _BATCH_MAX: Final = 1_000
 _OPEN_MAX: Final = 64
-
-# KEYS: stream, head. ARGV: head that the writer expects, new head, seq of the first record, record, record, ...
-_APPEND: Final = """
-local head = redis.call('GET', KEYS[2])
-if not head then
-  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-  if #last > 0 then return {0, '', last[1][1]} end
-  head = ''
-end
-if head ~= ARGV[1] then return {0, head, ''} end
-local seq = tonumber(ARGV[3])
-for i = 4, #ARGV do
-  redis.call('XADD', KEYS[1], string.format('%d-0', seq + i - 4), 'data', ARGV[i])
-end
-redis.call('SET', KEYS[2], ARGV[2])
-return {1, ARGV[2], ''}
-"""
 
 
 class RedisJournal:
@@ -92,7 +77,7 @@ class RedisJournal:
         waiting_max: int = 10_000,
     ) -> None:
         self._stream, self._head_key = f"{prefix}:journal", f"{prefix}:journal:head"
-        self._barrier_key = f"{prefix}:journal:barrier"
+        self._barrier_key, self._epoch_key = f"{prefix}:journal:barrier", f"{prefix}:epoch:"
         # A client that repeats by itself would hide that the outcome of the first try is unknown.
         pool = BlockingConnectionPool.from_url(
             url,
@@ -126,8 +111,8 @@ class RedisJournal:
     async def append(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
         """Append all or none; see the port. Drafts that an earlier call with unknown outcome did write are not doubled.
 
-        Raises JournalUnavailable (JournalBusy where too many wait already), and InvariantViolation for records that can
-        never be written.
+        Raises JournalUnavailable (JournalBusy where too many wait already), LeaseLost where a fence is stale, and
+        InvariantViolation for records that can never be written.
         """
         if not drafts:
             return []
@@ -204,6 +189,10 @@ class RedisJournal:
             self._pending.append(batch)
             try:
                 done = await self._send(batch, texts)
+            except LeaseLost as error:
+                # Only the appends under that lease fail; the others are sealed anew without them.
+                groups = self._without(groups, error)
+                continue
             except (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError):
                 # Unknown whether it is in. It is looked up once before anybody is told that it may have failed, and
                 # may be sent again: the head lets only one of the two in.
@@ -245,6 +234,16 @@ class RedisJournal:
         if not fit:
             return None
         return Batch(tuple(g.drafts for g in fit), head, tuple(records)), texts
+
+    @staticmethod
+    def _without(groups: list[Group], lost: LeaseLost) -> list[Group]:
+        left: list[Group] = []
+        for group in groups:
+            if any(name == lost.service and epoch == lost.epoch for d in group.drafts for name, epoch in d.fences):
+                group.fail(lost)
+            else:
+                left.append(group)
+        return left
 
     def _tell(self, groups: list[Group], batch: Batch) -> None:
         for group, records in zip(groups, batch.parts(), strict=True):
@@ -293,22 +292,33 @@ class RedisJournal:
         return bool(found) and found[0].hash == last.hash
 
     async def _send(self, batch: Batch, texts: Sequence[str]) -> bool:
-        """Run the script; False where the head has moved: `_known_head` is then the new one, None to be read."""
-        arguments = (2, self._stream, self._head_key, batch.before.text, batch.after.text, batch.records[0].seq, *texts)
+        """Run the script; False where the head has moved: `_known_head` is then the new one, None to be read. Raises
+        LeaseLost for a stale fence."""
+        fences = batch.fences
+        arguments = (
+            *(2 + len(fences), self._stream, self._head_key, *(f"{self._epoch_key}{name}" for name, _ in fences)),
+            *(batch.before.text, batch.after.text, batch.records[0].seq, len(fences), *(epoch for _, epoch in fences)),
+            *texts,
+        )
         if self._sha is None:
-            self._sha = str(await self._redis.script_load(_APPEND))
+            self._sha = str(await self._redis.script_load(APPEND))
         try:
             answer = await self._evaluate(arguments)
         except NoScriptError:
-            self._sha = str(await self._redis.script_load(_APPEND))
+            self._sha = str(await self._redis.script_load(APPEND))
             answer = await self._evaluate(arguments)
         except ResponseError:
             # The script fails at its first write or not at all, so this outcome is known: nothing was written.
             self._pending.remove(batch)
             raise
         done, head, last_id = answer
-        if int(done):
+        if int(done) == 1:
             return True
+        if int(done):
+            # It is known that this try did not write, and that no other of the same records ever will.
+            self._pending.remove(batch)
+            name, epoch = fences[int(head) - 1]
+            raise LeaseLost(name, None, epoch)
         self._known_head = None
         if last_id:
             await self._restore_head()
@@ -337,7 +347,7 @@ class RedisJournal:
             answer, synced = await pipe.execute(raise_on_error=False)
         if isinstance(answer, Exception):
             raise answer
-        if int(answer[0]):
+        if int(answer[0]) == 1:
             require_fsync(synced)
         return answer
 

@@ -4,11 +4,12 @@ Who holds what, until when, is decided by scripts with that server's clock; no c
 touches a managed cache: the epoch becomes a fencing token there by `RedisTarget.raise_fence`.
 
 Keys: `{prefix}:lease:{service}`, a hash (holder, epoch, expires_at_ms) that ends with the lease;
-`{prefix}:epoch:{service}`, the last epoch, for ever.
+`{prefix}:epoch:{service}`, the last epoch, for ever; `{prefix}:tenure:{service}`, who got it, until he gives it back.
 
-INVARIANT: at any time at most one lease per service is in force, and each acquisition has a higher epoch than every
-one before. A new epoch is at least the server's time in milliseconds, so it stays above the fences in the caches even
-if the server lost its data.
+INVARIANT: at any time at most one lease per service is in force, and each tenure has a higher epoch than every one
+before. A tenure ends when another takes the lease or its holder gives it back; a lease that ran out and is taken again
+by the same holder, with nobody in between, is the same tenure. A new epoch is at least the server's time in
+milliseconds, so it stays above the fences in the caches even if the server lost its data.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from coordination.redis_wire import Command, RedisWire
 
 __all__ = ["RedisLeaseStore"]
 
-# KEYS[1] lease, KEYS[2] epoch; ARGV[1] holder, ARGV[2] ttl_ms. Answers {1 ours | 0 another's, epoch, expires_at_ms}.
+# KEYS[1] lease, KEYS[2] epoch, KEYS[3] tenure; ARGV[1] holder, ARGV[2] ttl_ms.
+# Answers {1 ours | 0 another's, epoch, expires_at_ms}.
 _ACQUIRE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -31,8 +33,13 @@ if lease[1] and tonumber(lease[3]) > now then
   if lease[1] ~= ARGV[1] then return {0, lease[2], lease[3]} end
 else
   local last = tonumber(redis.call('GET', KEYS[2]) or '0')
-  epoch = string.format('%.0f', math.max(last + 1, now))
-  redis.call('SET', KEYS[2], epoch)
+  if last > 0 and redis.call('GET', KEYS[3]) == ARGV[1] then
+    epoch = string.format('%.0f', last)
+  else
+    epoch = string.format('%.0f', math.max(last + 1, now))
+    redis.call('SET', KEYS[2], epoch)
+    redis.call('SET', KEYS[3], ARGV[1])
+  end
 end
 local expires = string.format('%.0f', now + ARGV[2])
 redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'epoch', epoch, 'expires_at_ms', expires)
@@ -40,8 +47,11 @@ redis.call('PEXPIREAT', KEYS[1], expires)
 return {1, epoch, expires}
 """
 
-# KEYS[1] lease; ARGV[1] holder, ARGV[2] epoch. Answers how many leases were given back.
+# KEYS[1] lease, KEYS[2] epoch, KEYS[3] tenure; ARGV[1] holder, ARGV[2] epoch. Ends the tenure if it is still this one.
 _RELEASE: Final = """
+if redis.call('GET', KEYS[3]) == ARGV[1] and redis.call('GET', KEYS[2]) == ARGV[2] then
+  redis.call('DEL', KEYS[3])
+end
 local lease = redis.call('HMGET', KEYS[1], 'holder', 'epoch')
 if lease[1] == ARGV[1] and lease[2] == ARGV[2] then return redis.call('DEL', KEYS[1]) end
 return 0
@@ -83,9 +93,7 @@ class RedisLeaseStore:
         """
         if ttl_ms < 1:
             raise ValueError(f"a lease must last at least a millisecond, got `{ttl_ms}`")
-        answer = await self._run(
-            ("EVAL", _ACQUIRE, 2, self._lease_key(service), f"{self._prefix}:epoch:{service}", holder, ttl_ms)
-        )
+        answer = await self._run(("EVAL", _ACQUIRE, 3, *self._keys(service), holder, ttl_ms))
         ours, epoch, expires_at_ms = (int(part) for part in answer)
         if not ours:
             return None
@@ -93,7 +101,7 @@ class RedisLeaseStore:
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back if holder and epoch are still those in force, otherwise do nothing."""
-        await self._run(("EVAL", _RELEASE, 1, self._lease_key(lease.service), lease.holder, lease.epoch))
+        await self._run(("EVAL", _RELEASE, 3, *self._keys(lease.service), lease.holder, lease.epoch))
 
     async def holder(self, service: str) -> Lease | None:
         """Return the lease in force, if any."""
@@ -109,6 +117,9 @@ class RedisLeaseStore:
 
     def _lease_key(self, service: str) -> str:
         return f"{self._prefix}:lease:{service}"
+
+    def _keys(self, service: str) -> tuple[str, str, str]:
+        return self._lease_key(service), f"{self._prefix}:epoch:{service}", f"{self._prefix}:tenure:{service}"
 
     async def _run(self, command: Command) -> Any:
         try:

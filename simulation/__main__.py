@@ -1,4 +1,4 @@
-"""`python -m simulation`: run scenarios from seeds, on all cores, and explain the first failure.
+"""`python -m simulation`: run scenarios from seeds, on all cores or a Ray cluster, and explain the first failure.
 
 Exit code 0: every promise held; 1: one was broken; 2: what was asked for cannot be run. It decides nothing.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,9 +22,10 @@ from rich.table import Table
 
 from simulation.durations import words_of_ms
 from simulation.fault_words import WORDS
+from simulation.html_report import RUNS_DRAWN_MAX, page_of
 from simulation.mixes import MIXES, draw_faults
 from simulation.report import as_json, failure_text
-from simulation.run import Outcome, checkers_of, run_once
+from simulation.run import Outcome, checkers_of, run_once, run_one
 from simulation.scenario import Scenario, ScenarioError, load_scenario, scenario_files
 from simulation.shrink import shrink
 
@@ -39,6 +43,9 @@ def main(
     faults: Annotated[str | None, typer.Option(help="a mix of faults instead of the scenario's (see --list)")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="processes; one per core if not given")] = None,
     timeline: Annotated[bool, typer.Option("--timeline", help="print everything that happened (one seed)")] = False,
+    report: Annotated[Path | None, typer.Option(help="write a page with plots of the runs to this file")] = None,
+    ray: Annotated[str, typer.Option(help="spread runs over the Ray at this address, or `local`")] = "",
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="run all seeds, whatever fails")] = False,
     no_shrink: Annotated[bool, typer.Option("--no-shrink", help="show a failure as it was found")] = False,
     as_json_lines: Annotated[bool, typer.Option("--json", help="one line of JSON per run")] = False,
     list_all: Annotated[bool, typer.Option("--list", help="name scenarios, mixes and faults")] = False,
@@ -54,13 +61,21 @@ def main(
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from None
     work = [(s, n) for s in chosen for n in range(seed, seed + seeds)]
-    if len(work) == 1:
-        outcomes: Iterator[Outcome] = iter([run_once(*work[0], mix=faults, timeline=timeline)])
+    run = partial(run_one, mix=faults, record=report is not None, timeline=timeline and len(work) == 1)
+    if len(work) == 1 and not ray:
+        outcomes: Iterator[Outcome] = iter([run(work[0])])
+    elif ray:
+        from simulation.ray_spread import spread_on_ray
+
+        outcomes = spread_on_ray(work, run, ray)
     else:
-        outcomes = _spread(work, faults, jobs)
-    failed = _follow(outcomes, len(work), console, as_json_lines=as_json_lines)
+        outcomes = _spread(work, run, jobs)
+    seen: list[Outcome] = []
+    failed = _follow(outcomes, len(work), console, seen, as_json_lines=as_json_lines, keep_going=keep_going)
+    if report is not None:
+        _write_report(report, seen, console)
     if timeline and len(work) == 1:
-        _print_timeline(run_once(*work[0], mix=faults, timeline=True), console)
+        _print_timeline(seen[0], console)
     if failed is not None:
         _explain(next(s for s in chosen if s.name == failed.scenario), failed, console, no_shrink=no_shrink)
         raise typer.Exit(1)
@@ -80,25 +95,36 @@ def _chosen(name: str, minutes: float | None, faults: str | None, seed: int) -> 
     return scenario
 
 
-def _spread(work: list[tuple[Scenario, int]], faults: str | None, jobs: int | None) -> Iterator[Outcome]:
+def _spread(
+    work: list[tuple[Scenario, int]], run: Callable[[tuple[Scenario, int]], Outcome], jobs: int | None
+) -> Iterator[Outcome]:
     """Yield the outcomes of all runs as they come, computed by several processes."""
     with ProcessPoolExecutor(max_workers=jobs) as pool:
         left = iter(work)
         ahead = _AHEAD * (jobs or 8)
-        running: set[Future[Outcome]] = {pool.submit(run_once, s, n, mix=faults) for s, n in islice(left, ahead)}
+        running: set[Future[Outcome]] = {pool.submit(run, one) for one in islice(left, ahead)}
         try:
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
-                running |= {pool.submit(run_once, s, n, mix=faults) for s, n in islice(left, len(done))}
+                running |= {pool.submit(run, one) for one in islice(left, len(done))}
         finally:
             for future in running:
                 future.cancel()
 
 
-def _follow(outcomes: Iterator[Outcome], total: int, console: Console, *, as_json_lines: bool) -> Outcome | None:
-    """Show progress; return the first outcome that failed, after which nothing more is run."""
+def _follow(
+    outcomes: Iterator[Outcome],
+    total: int,
+    console: Console,
+    seen: list[Outcome],
+    *,
+    as_json_lines: bool,
+    keep_going: bool,
+) -> Outcome | None:
+    """Show progress and collect what was `seen`; return the first outcome that failed, after which nothing more is run
+    unless it is to `keep_going`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     counts: Counter[str] = Counter()
     failed = None
@@ -111,15 +137,39 @@ def _follow(outcomes: Iterator[Outcome], total: int, console: Console, *, as_jso
             virtual_ms += outcome.elapsed_ms
             counts.update(outcome.counts)
             progress.advance(task)
+            seen.append(outcome if outcome.recording is None or _drawn(seen) < RUNS_DRAWN_MAX else _bare(outcome))
             if not outcome.ok:
-                failed = outcome
-                break
+                failed = failed or outcome
+                if not keep_going:
+                    break
+                first = outcome.violations[0]
+                console.print(
+                    f"{outcome.scenario}, seed {outcome.seed}: {first.checker}: {first.words}",
+                    markup=False,
+                    highlight=False,
+                )
             elapsed_s = progress.tasks[0].elapsed or 1e-9
             rate = virtual_ms / 60_000 / elapsed_s
             progress.update(task, description=f"{virtual_ms / 3_600_000:.0f} simulated hours, {rate:.0f} per minute")
     if not as_json_lines:
         _print_counts(counts, virtual_ms, console)
     return failed
+
+
+def _drawn(seen: list[Outcome]) -> int:
+    return sum(outcome.recording is not None for outcome in seen)
+
+
+def _bare(outcome: Outcome) -> Outcome:
+    return replace(outcome, recording=None)
+
+
+def _write_report(path: Path, seen: list[Outcome], console: Console) -> None:
+    try:
+        path.write_text(page_of(seen), encoding="utf-8")
+    except OSError as error:
+        console.print(f"[red]the report cannot be written to `{path}`: {error.strerror}[/red]", highlight=False)
+        raise typer.Exit(2) from None
 
 
 def _print_counts(counts: Counter[str], virtual_ms: int, console: Console) -> None:

@@ -7,8 +7,9 @@ drives it sets `available` and `clock_ms`. It passes the suite of the Redis one 
 from __future__ import annotations
 
 import json
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
@@ -21,7 +22,7 @@ __all__ = ["FakeBlackboard"]
 
 _EVENTS_MAX: Final = 10_000
 _PAGE: Final = 500
-_PARSED_MAX: Final = 10_000
+_PARSED_MAX: Final = 5_000
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _LIFE_TTL_MS: Final = 90_000
 
@@ -43,10 +44,10 @@ class FakeBlackboard:
         self.conflicts: dict[str, str] = {}
         self._lives: dict[tuple[str, str], int] = {}
         """Agent and life to when it counts as gone."""
-        self._streams: list[_EventStream] = []
+        self._streams: list[weakref.ref[_EventStream]] = []
         self._bad_seen: set[tuple[str, str]] = set()
-        self._parsed: dict[tuple[str, str], dict[str, Any] | BadRecord] = {}
-        """Kind and text of a record to what was read of it: most are as they were in the page before."""
+        self._read_before: dict[tuple[Any, str], dict[str, Any] | BadRecord] = {}
+        self._times: dict[str, int | None] = {}
         self._ours: set[tuple[str, str]] = set()
         """Kind and id of what we wrote, as the sets of our agent hold them."""
         self._expires_ms: dict[tuple[str, str], int] = {}
@@ -119,8 +120,26 @@ class FakeBlackboard:
         ]
         return found[: max(0, limit)]
 
+    def _parsed(self, parse: Callable[[Any], dict[str, Any] | BadRecord], text: Any) -> dict[str, Any] | BadRecord:
+        """Return what a text means; most are looked at again and again. Whoever gets a page must not change it."""
+        known = self._read_before.get((parse, text)) if isinstance(text, str) else None
+        if known is None:
+            known = parse(text)
+            if isinstance(text, str):
+                if len(self._read_before) >= _PARSED_MAX:
+                    self._read_before.clear()
+                self._read_before[parse, text] = known
+        return known
+
     def _expired(self, item: Mapping[str, Any]) -> bool:
-        expires_ms = records.time_ms(item["expires_at"])
+        text = item["expires_at"]
+        if text is None:
+            return False
+        if text not in self._times:
+            if len(self._times) >= _PARSED_MAX:
+                self._times.clear()
+            self._times[text] = records.time_ms(text)
+        expires_ms = self._times[text]
         return expires_ms is not None and expires_ms <= self.clock_ms
 
     async def page(self, area: str, cursor: str = "") -> BoardPage:
@@ -135,12 +154,7 @@ class FakeBlackboard:
         found: list[Mapping[str, Any]] = []
         bad = 0
         for record_id, text in sorted(texts.items()):
-            record = self._parsed.get((kind, text))
-            if record is None:
-                record = parse(text)
-                if len(self._parsed) >= _PARSED_MAX:
-                    self._parsed.clear()
-                self._parsed[kind, text] = record
+            record = self._parsed(parse, text)
             if isinstance(record, BadRecord) or record["id"] != record_id:
                 bad += (area, text) not in self._bad_seen
                 self._bad_seen.add((area, text))
@@ -316,7 +330,8 @@ class FakeBlackboard:
         """Subscribe and return the stream of events; it pauses (`StopAsyncIteration`) where there is none yet."""
         self._require_available()
         stream = _EventStream()
-        self._streams.append(stream)
+        self._streams = [known for known in self._streams if known() is not None]
+        self._streams.append(weakref.ref(stream))
         return stream
 
     def publish_text(self, channel: str, text: str) -> None:
@@ -325,8 +340,10 @@ class FakeBlackboard:
         if isinstance(event, BadRecord):
             self.bad_records += 1
             return
-        for stream in self._streams:
-            stream.waiting.append(event)
+        for known in self._streams:
+            stream = known()
+            if stream is not None:
+                stream.waiting.append(event)
 
     def _publish(self, event_type: str, at_ms: int, data: Mapping[str, Any]) -> None:
         self.publish_text(f"events:{event_type}", records.event_message(event_type, at_ms, data))

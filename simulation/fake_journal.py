@@ -6,28 +6,35 @@ and gone after it has written. It passes the same suite as the Redis journal (`t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from cachewarden import chain
-from cachewarden.errors import JournalUnavailable
+from cachewarden.errors import JournalUnavailable, LeaseLost
 from cachewarden.messages import AuditRecord
 from cachewarden.ports import RecordDraft
+from simulation.fake_leases import FakeLeaseStore
 
 __all__ = ["FakeJournal"]
 
 
 class FakeJournal:
-    """The Journal port on a list. `records` may be looked at, and tampered with, by tests."""
+    """The Journal port on a list. `records` may be looked at, and tampered with, by tests; `leases` is the store on the
+    same server."""
 
-    def __init__(self) -> None:
+    def __init__(self, leases: FakeLeaseStore | None = None) -> None:
+        self._leases = leases
         self.records: list[AuditRecord] = []
         self.available = True
         self.lose_answer = False
         """The next append is written but not confirmed."""
 
     async def append(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
-        """Append all of `drafts`; raises JournalUnavailable while not `available`."""
+        """Append all of `drafts`; raises JournalUnavailable while not `available`, LeaseLost for a stale fence."""
         self._require_available()
+        for name, epoch in (fence for d in drafts for fence in d.fences):
+            if self._leases is not None and self._leases.epoch_of(name) > epoch:
+                raise LeaseLost(name, None, epoch)
         seq, head_hash = self._head()
         sealed = chain.seal_all(drafts, seq + 1, head_hash)
         self.records.extend(sealed)
@@ -39,7 +46,8 @@ class FakeJournal:
     async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
         """Return up to `limit` records with seq > `after_seq`, in the order in which they stand."""
         self._require_available()
-        return [r for r in self.records if r.seq > after_seq][:limit]
+        first = bisect_right(self.records, after_seq, key=lambda r: r.seq)
+        return self.records[first : first + limit]
 
     async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
         """Return the records of the given kinds (all if empty) among the newest `limit` or all, oldest first."""

@@ -13,16 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from simulation.durations import DurationMs, words_of_ms
 
-__all__ = ["AGENT_NAMES", "SERVERS", "WORDS", "FaultSpec", "FaultWord", "node_names"]
+__all__ = ["AGENT_NAMES", "PEER_KINDS", "SERVERS", "WORDS", "FaultSpec", "FaultWord", "node_names"]
 
 AGENT_NAMES = ("auditor", "coordinator", "collector", "planner", "validator", "consensus", "actuator")
 SERVERS = ("journal", "blackboard")
+PEER_KINDS = ("honest", "selfish", "slow", "dead", "flapping", "malicious")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultWord:
-    """`on`: what it happens to (`node`, `agent`, `service`, `pair` or nothing); `lasts`: whether it is over after
-    `for`; `value`: the type of its value, None where it has none."""
+    """`on`: what it happens to (`node`, `agent`, `service`, `peer`, `pair` or nothing); `lasts`: whether it is over
+    after `for`; `value`: the type of its value, None where it has none."""
 
     does: str
     on: str = ""
@@ -69,6 +70,7 @@ WORDS: Mapping[str, FaultWord] = {
     "run_cycle": FaultWord(does="a person asks for a cycle now, skipping cool-down", on="service"),
     "approve": FaultWord(does="a person approves every open plan until `for` is over", lasts=True),
     # Peers.
+    "peer": FaultWord(does="another agent of that kind is on the blackboard", on="peer", lasts=True),
     "boast": FaultWord(does="the service overstates its gains by `value`", on="service", lasts=True, value=float),
     "wrong_hash": FaultWord(does="somebody sends an order with another constitutional hash", on="service"),
     "forged_order": FaultWord(does="somebody sends an order whose verdict is about something else", on="service"),
@@ -128,6 +130,7 @@ class FaultSpec(BaseModel):
             "node": named,
             "agent": AGENT_NAMES,
             "service": services,
+            "peer": PEER_KINDS,
             "pair": (*named, *SERVERS, *services),
         }.get(kind, ())
         parts = self.on.split(">") if kind == "pair" else [self.on]

@@ -18,6 +18,7 @@ from simulation.fault_words import WORDS, FaultSpec
 from simulation.interference import INTERFERENCE
 from simulation.network import Host
 from simulation.node import Node
+from simulation.peers import begin_peer
 from simulation.world import START_MS, World
 
 __all__ = ["schedule"]
@@ -285,5 +286,6 @@ ACTS: Mapping[str, Act] = {
     "journal_stalls": _journal_stalls,
     "blackboard_down": _blackboard_down,
     "blackboard_lost": _blackboard_lost,
+    "peer": begin_peer,
     **INTERFERENCE,
 }

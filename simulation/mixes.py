@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from simulation.dice import Dice
-from simulation.fault_words import AGENT_NAMES, SERVERS, WORDS, FaultSpec, node_names
+from simulation.fault_words import AGENT_NAMES, PEER_KINDS, SERVERS, WORDS, FaultSpec, node_names
 from simulation.scenario import Scenario, ScenarioError
 
 __all__ = ["MIXES", "Often", "draw_faults"]
@@ -64,6 +64,7 @@ _DEFAULT: Mapping[str, Often] = {
     "kill_switch": Often(per_hour=0.2, lasts_s=(10, 300)),
     "run_cycle": Often(per_hour=1.0),
     "approve": Often(per_hour=0.5, lasts_s=(300, 1800)),
+    "peer": Often(per_hour=1.0, lasts_s=(60, 1200)),
     "boast": Often(per_hour=0.8, lasts_s=(200, 1800), values=("0.05", "0.2")),
     "wrong_hash": Often(per_hour=1.0),
     "forged_order": Often(per_hour=1.0),
@@ -91,13 +92,20 @@ MIXES: Mapping[str, Mapping[str, Often]] = {
         for word, often in _DEFAULT.items()
         if word in ("cut", "isolate", "slow_network", "lossy_network", "double_messages", "pause_node", "lose_answer")
     },
+    "peers": {
+        "peer": Often(per_hour=24.0, lasts_s=(60, 1200)),
+        "blackboard_down": Often(per_hour=2.0, lasts_s=(1, 120)),
+        "blackboard_lost": Often(per_hour=2.0),
+        "kill_agent": Often(per_hour=6.0, lasts_s=(0.5, 20)),
+        "run_cycle": Often(per_hour=4.0),
+    },
     "people": {
         word: Often(per_hour=5 * often.per_hour, lasts_s=often.lasts_s, values=often.values)
         for word, often in _DEFAULT.items()
         if word in ("set_knob", "pause_fleet", "kill_switch", "run_cycle", "approve", "boast", "kill_agent")
     },
 }
-"""By name: `none`; `default`, a bad hour; `storm`, four times as bad; and three that dwell on one kind of trouble."""
+"""By name: `none`; `default`, a bad hour; `storm`, four times as bad; and those that dwell on one kind of trouble."""
 
 
 def draw_faults(scenario: Scenario, seed: int, mix: str | None = None) -> tuple[FaultSpec, ...]:
@@ -136,5 +144,10 @@ def _target(kind: str, scenario: Scenario, dice: Dice) -> str:
     if kind == "pair":
         node, other = dice.pick(nodes), dice.pick((*SERVERS, *services, *nodes))
         return f"{node}>{other}" if dice.chance(0.5) else f"{other}>{node}"
-    options: Mapping[str, tuple[str, ...]] = {"node": nodes, "agent": AGENT_NAMES, "service": services}
+    options: Mapping[str, tuple[str, ...]] = {
+        "node": nodes,
+        "agent": AGENT_NAMES,
+        "service": services,
+        "peer": PEER_KINDS,
+    }
     return dice.pick(options[kind]) if kind else ""

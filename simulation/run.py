@@ -6,6 +6,7 @@ same scenario, seed and faults give the same outcome, in any process.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,10 +19,11 @@ from simulation.facts import FencedWrite
 from simulation.fault_words import FaultSpec
 from simulation.faults import schedule
 from simulation.mixes import draw_faults
+from simulation.recording import Recording
 from simulation.scenario import Scenario, ScenarioError
 from simulation.world import START_MS, World, default_constitution
 
-__all__ = ["Outcome", "checkers_of", "run_once"]
+__all__ = ["Outcome", "checkers_of", "run_once", "run_one"]
 
 _COUNTED = {
     RecordKind.CHANGE_INTENDED.value: "begun",
@@ -50,6 +52,8 @@ class Outcome:
     """Of each service in the end."""
     timeline: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     """(virtual time since the beginning in milliseconds, what happened); only where it was asked for."""
+    recording: Recording | None = field(default=None, repr=False)
+    """What a report draws; only where it was asked for."""
 
     @property
     def ok(self) -> bool:
@@ -79,6 +83,7 @@ def run_once(
     mix: str | None = None,
     faults: tuple[FaultSpec, ...] | None = None,
     timeline: bool = False,
+    record: bool = False,
 ) -> Outcome:
     """Run a scenario and return its outcome.
 
@@ -87,7 +92,12 @@ def run_once(
     planned = draw_faults(scenario, seed, mix) if faults is None else faults
     world = World(scenario, seed, constitution=_constitution(), checkers=checkers_of(scenario))
     schedule(world, planned)
+    recording = Recording() if record else None
+    if recording is not None:
+        world.ticks.append(recording.take)
     world.run()
+    if recording is not None:
+        recording.close(world.facts, int(scenario.minutes * 60_000))
     journals = {s.journal.name: s.journal for s in (world.servers_of(d) for d in world.deployments)}
     kinds = Counter(r.kind for journal in journals.values() for r in journal.records)
     counts = {
@@ -107,4 +117,12 @@ def run_once(
         counts=counts,
         hit_ratios={name: round(cache_.hit_ratio_now, 4) for name, cache_ in world.caches.items()},
         timeline=tuple((f.at_ms - START_MS, f.words()) for f in world.facts) if timeline else (),
+        recording=recording,
     )
+
+
+def run_one(one: tuple[Scenario, int], *, mix: str | None, record: bool, timeline: bool) -> Outcome:
+    """Return the outcome of one (scenario, seed), as a process that does nothing else runs it."""
+    # A run makes many small objects that live until its end; looking through them again and again finds nothing.
+    gc.set_threshold(100_000, 20, 50)
+    return run_once(*one, mix=mix, record=record, timeline=timeline)

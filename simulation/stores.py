@@ -27,8 +27,8 @@ LOSS_MS_MAX = 1_000
 class CrashingJournal(FakeJournal):
     """A journal whose newest records a crash may take."""
 
-    def __init__(self, name: str, clock: Clock, note: Callable[[Fact], None]) -> None:
-        super().__init__()
+    def __init__(self, name: str, clock: Clock, note: Callable[[Fact], None], leases: FakeLeaseStore) -> None:
+        super().__init__(leases)
         self.name = name
         self._clock = clock
         self._note = note
@@ -65,7 +65,7 @@ class CrashingLeases(FakeLeaseStore):
     def __init__(self, clock: Clock, note: Callable[[Fact], None]) -> None:
         super().__init__(clock)
         self._note = note
-        self._past: deque[tuple[int, dict[str, Lease], dict[str, int]]] = deque()
+        self._past: deque[tuple[int, dict[str, Lease], dict[str, int], dict[str, str]]] = deque()
 
     async def acquire(self, service: str, holder: str, ttl_ms: int) -> Lease | None:
         """Take or renew; a new holder or epoch is noted."""
@@ -84,14 +84,14 @@ class CrashingLeases(FakeLeaseStore):
     def crash(self, lost_ms: int) -> None:
         """Go back to how it was `lost_ms` ago (at most `LOSS_MS_MAX`)."""
         since_ms = self._clock.now_ms() - min(lost_ms, LOSS_MS_MAX)
-        for at_ms, leases, epochs in self._past:
+        for at_ms, leases, epochs, tenures in self._past:
             if at_ms >= since_ms:
-                self._leases, self._epochs = dict(leases), dict(epochs)
+                self._leases, self._epochs, self._tenures = dict(leases), dict(epochs), dict(tenures)
                 break
         self._past.clear()
 
     def _remember(self) -> None:
         now_ms = self._clock.now_ms()
-        self._past.append((now_ms, dict(self._leases), dict(self._epochs)))
+        self._past.append((now_ms, dict(self._leases), dict(self._epochs), dict(self._tenures)))
         while self._past and self._past[0][0] < now_ms - 2 * LOSS_MS_MAX:
             self._past.popleft()

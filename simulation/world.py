@@ -112,10 +112,11 @@ class World:
         first = next(iter(self._journals.values()), None)
         suffix = "" if first is None else f"-{name}"
         cache_hosts = hosts if first is None else {n: first.hosts[n] for n in self.caches}
+        leases = CrashingLeases(self.time, self.note)
         servers = Servers(
             caches=self.caches,
-            journal=CrashingJournal(f"journal{suffix}", self.time, self.note),
-            leases=CrashingLeases(self.time, self.note),
+            journal=CrashingJournal(f"journal{suffix}", self.time, self.note, leases),
+            leases=leases,
             blackboard=FakeBlackboard(),
             hosts={
                 **cache_hosts,

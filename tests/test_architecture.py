@@ -27,6 +27,7 @@ IMPURE = {
     "coordination/warm_cache.py",
     "coordination/warm_origins.py",
     "coordination/warmer.py",
+    "simulation/ray_spread.py",
 }
 IMPURE_PREFIXES = ("coordination/redis_", "serve/", "cluster/")
 BANNED_CALLS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simulation.checkers.ballots import Ballots
 from simulation.checkers.budget import Budget
 from simulation.checkers.chains import Chains
 from simulation.checkers.checker import Checker
@@ -28,6 +29,7 @@ def all_checkers() -> tuple[Checker, ...]:
         SingleWriter(),
         WriteAhead(),
         Lawful(),
+        Ballots(),
         Outcomes(),
         Measured(),
         Pauses(),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from dataclasses import replace
 
 import pytest
 
 from cachewarden import chain, codec
-from cachewarden.errors import InvariantViolation, JournalUnavailable
+from cachewarden.errors import InvariantViolation, JournalUnavailable, LeaseLost
 from cachewarden.ports import RecordDraft
 from coordination.redis_group_commit import JournalBusy
 from coordination.redis_journal import RedisJournal
+from coordination.redis_leases import RedisLeaseStore
 from simulation.fake_journal import FakeJournal
+from simulation.fake_leases import FakeLeaseStore
 from tests.contract.real_servers import ENGINES, RealServer
 
 REAL = [pytest.param(engine, marks=pytest.mark.integration) for engine in ENGINES]
@@ -63,15 +67,29 @@ async def connect():
         await journal.close()
 
 
+class SystemClock:
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
 @pytest.fixture(params=["fake", *REAL])
-def journal(request, tmp_path, connect):
+async def journal_and_leases(request, tmp_path, connect):
+    """A journal and the lease store on the same server."""
     if request.param == "fake":
-        yield FakeJournal()
+        leases = FakeLeaseStore(SystemClock())
+        yield FakeJournal(leases), leases
         return
     server = RealServer(request.param, tmp_path)
     server.start()
-    yield connect(server)
+    leases = RedisLeaseStore(server.url)
+    yield connect(server), leases
+    await leases.close()
     server.kill()
+
+
+@pytest.fixture
+def journal(journal_and_leases):
+    return journal_and_leases[0]
 
 
 # --- What every implementation promises -------------------------------------------------------------------------------
@@ -91,6 +109,40 @@ async def test_records_are_read_as_they_were_confirmed_and_form_a_chain(journal)
     assert await journal.read() == [*first, *second]
     assert await journal.head() == (5, second[-1].hash)
     assert chain.verify(await journal.read(), expected_head=await journal.head()).ok
+
+
+async def test_a_record_under_a_lease_is_refused_once_somebody_else_had_it(journal_and_leases):
+    journal, leases = journal_and_leases
+    old = await leases.acquire("shop", "first", 60_000)
+    fenced = replace(draft(1), fences=(("shop", old.epoch),))
+    await journal.append([fenced])
+    await leases.release(old)
+    # Given back, but nobody has come: it is still the last word.
+    await journal.append([replace(fenced, subject_id="s2")])
+    new = await leases.acquire("shop", "second", 60_000)
+    with pytest.raises(LeaseLost, match="was somebody else's meanwhile"):
+        await journal.append([draft(3), replace(fenced, subject_id="s3")])
+    await journal.append([replace(fenced, subject_id="s4", fences=(("shop", new.epoch), ("elsewhere", 1)))])
+    assert [r.subject_id for r in await journal.read()] == ["s1", "s2", "s4"]
+    assert chain.verify(await journal.read()).ok
+
+
+async def test_a_stale_fence_fails_its_own_append_and_no_other_of_the_same_batch(journal_and_leases):
+    journal, leases = journal_and_leases
+    for holder in ("first", "second"):
+        lease = await leases.acquire("shop", holder, 60_000)
+        if holder == "first":
+            stale = lease.epoch
+            await leases.release(lease)
+    told = await asyncio.gather(
+        *(
+            journal.append([replace(draft(n), fences=(("shop", stale if n % 3 == 0 else lease.epoch),))])
+            for n in range(9)
+        ),
+        return_exceptions=True,
+    )
+    assert [isinstance(answer, LeaseLost) for answer in told] == [n % 3 == 0 for n in range(9)]
+    assert sorted(r.subject_id for r in await journal.read()) == [f"s{n}" for n in range(9) if n % 3]
 
 
 async def test_reading_goes_on_behind_a_number_and_stops_at_a_limit(journal):

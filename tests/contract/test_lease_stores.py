@@ -41,9 +41,26 @@ async def test_a_takeover_after_expiry_has_a_higher_epoch(leases):
     assert taken.epoch > lease.epoch
 
 
-async def test_the_same_holder_gets_a_higher_epoch_once_its_lease_has_ended(leases):
+async def test_a_lease_that_ran_out_keeps_its_epoch_where_nobody_else_had_it_in_between(leases):
     lease = await leases.store.acquire("shop", "first", 20)
     leases.pass_time(40)
+    again = await leases.store.acquire("shop", "first", 60_000)
+    assert again.epoch == lease.epoch
+
+
+async def test_a_holder_that_comes_back_after_another_gets_a_higher_epoch(leases):
+    lease = await leases.store.acquire("shop", "first", 20)
+    leases.pass_time(40)
+    taken = await leases.store.acquire("shop", "second", 20)
+    leases.pass_time(40)
+    again = await leases.store.acquire("shop", "first", 60_000)
+    assert again.epoch > taken.epoch > lease.epoch
+
+
+async def test_a_lease_that_was_given_back_after_it_ran_out_has_a_higher_epoch_the_next_time(leases):
+    lease = await leases.store.acquire("shop", "first", 20)
+    leases.pass_time(40)
+    await leases.store.release(lease)
     again = await leases.store.acquire("shop", "first", 60_000)
     assert again.epoch > lease.epoch
 
@@ -68,6 +85,8 @@ async def test_releasing_a_lease_that_was_taken_over_changes_nothing(leases):
 
 async def test_an_old_epoch_of_the_same_holder_does_not_release_the_new_one(leases):
     stale = await leases.store.acquire("shop", "first", 20)
+    leases.pass_time(40)
+    await leases.store.acquire("shop", "second", 20)
     leases.pass_time(40)
     again = await leases.store.acquire("shop", "first", 60_000)
     await leases.store.release(stale)

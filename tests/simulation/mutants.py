@@ -1,4 +1,4 @@
-"""Twenty bugs that somebody could make, each as a patch, and the promise that it must be seen to break.
+"""Bugs that somebody could make, each as a patch, and the promise that it must be seen to break.
 
 A checker that never fails proves nothing. `test_mutants.py` plants them one by one; the simulation has to find each
 within the stated number of seeds.
@@ -12,14 +12,17 @@ from typing import Any
 
 import agents.actuator
 import agents.admission
+import agents.ballot_box
 import agents.execution
 import agents.execution_checking
 import agents.execution_observing
 import agents.execution_rollback
 import agents.execution_run
 import agents.execution_stepping
+import agents.growth_gate
 import agents.obstacles
 import agents.recovery
+import agents.standby
 import cachewarden.chain
 import coordination.cycle
 import coordination.projection
@@ -52,6 +55,7 @@ def _no_table(monkeypatch):
     # The table of the machine would stop these bugs before they do harm; the point is that the checkers see the harm.
     monkeypatch.setattr(agents.execution, "check_arrival", lambda *_, **__: None)
     monkeypatch.setattr(agents.execution, "check_event", lambda *_: None)
+    monkeypatch.setattr(agents.execution_run, "check_event", lambda *_: None)
 
 
 def fence_is_ignored(monkeypatch):
@@ -89,7 +93,9 @@ def unfinished_changes_are_forgotten(monkeypatch):
         found = read(records)
         return Found(finished=found.finished, standing=found.standing, paused=found.paused)
 
+    # Who stands by would take up what the actuator forgets.
     monkeypatch.setattr(agents.actuator, "read_journal", forgetful)
+    monkeypatch.setattr(agents.standby, "read_journal", forgetful)
 
 
 def what_crashed_in_the_middle_is_left_so(monkeypatch):
@@ -258,6 +264,19 @@ def consent_is_not_needed(monkeypatch):
         monkeypatch.setattr(module, "needs_approval", lambda *_: False)
 
 
+def votes_in_our_name_count(monkeypatch):
+    monkeypatch.setattr(agents.ballot_box, "is_own", lambda voter_id: False)
+
+
+def growth_asks_nobody(monkeypatch):
+    monkeypatch.setattr(agents.growth_gate, "refusal_of_growth", lambda *_: None)
+
+
+def a_writer_that_was_fenced_off_goes_on(monkeypatch):
+    monkeypatch.setattr(agents.execution_run.Run, "lost_by", lambda self, event: False)
+    monkeypatch.setattr(FakeLeaseStore, "epoch_of", lambda self, service: 0)
+
+
 TWO = "two-optimizers-on-the-same-caches"
 EVICTED = "fence-evicted-between-the-steps"
 MUTANTS = (
@@ -280,5 +299,8 @@ MUTANTS = (
     Mutant("pause_is_not_heeded", pause_is_not_heeded, ("pauses",), mix="people"),
     Mutant("read_back_is_not_compared", read_back_is_not_compared, ("outcomes",), "answers-lost-between-the-steps"),
     Mutant("no_sign_of_life_on_the_blackboard", no_sign_of_life_on_the_blackboard, ("convergence",), "blackboard-lost-while-a-change-runs", seeds=1),
+    Mutant("votes_in_our_name_count", votes_in_our_name_count, ("ballots",), "votes-of-honest-slow-and-forging-peers", seeds=2),
+    Mutant("growth_asks_nobody", growth_asks_nobody, ("budget",), "leader-paused-in-the-middle-of-a-step"),
+    Mutant("a_writer_that_was_fenced_off_goes_on", a_writer_that_was_fenced_off_goes_on, ("write-ahead", "endings"), "leader-paused-in-the-middle-of-a-step"),
     Mutant("consent_is_not_needed", consent_is_not_needed, ("expectations",), "nobody-approves", seeds=1),
 )  # fmt: skip

@@ -157,6 +157,8 @@ def order(wanted: Proposal, **other: Any) -> Execute:
         ),
         "hit_ratio_before": 0.80,
         "latency_us_p99_before": None,
+        "memory_bytes": {"sessions": 40 * MIB, "pages": 40 * MIB},
+        "budget_bytes": 200 * MIB,
     }
     return Execute(**{**values, **other})
 
@@ -172,6 +174,7 @@ class Cache:
         self.role = "master"
         self.loading = "0"
         self.used = 38 * MIB
+        self.host_bytes = 1 << 30
         self.evicts = True
         self.refused = 0
         self.lookups_per_s = 1000.0
@@ -203,7 +206,7 @@ class Cache:
             "evicted_keys": "0",
             "expired_keys": "0",
             "used_memory": str(self.used),
-            "total_system_memory": str(1 << 30),
+            "total_system_memory": str(self.host_bytes),
             "db0": "keys=20000,expires=0",
             "total_error_replies": str(self.refused),
             "total_commands_processed": str(int(self.hits + self.misses)),
@@ -269,6 +272,17 @@ class World:
 
     def count(self, kind: type) -> int:
         return sum(isinstance(e, kind) for e in self.performed)
+
+    def append(self, kind: str, service: str = "sessions", **payload: Any) -> None:
+        """What another deployment writes of the newest change."""
+        newest = next(r for r in reversed(self.journal) if r.kind == "change_intended")
+        own = {"execution_id": newest.payload["execution_id"], **payload}
+        seq, subject_id = len(self.journal) + 1, newest.subject_id
+        self.journal.append(
+            AuditRecord(
+                seq=seq, at_ms=self.now_ms, kind=kind, agent="o", service=service, subject_id=subject_id, payload=own
+            )
+        )
 
     def start(self) -> None:
         """A new life of the actuator: it knows nothing but the journal, and nothing that was on its way arrives."""
@@ -403,11 +417,16 @@ class World:
         holder, epoch, until = self._lease.get(e.service, ("", 0, 0))
         if holder != self.actuator.holder and until > self.now_ms:
             return m.LeaseDenied(ref=e.ref, service=e.service, holder=holder, reason=f"held by `{holder}`")
-        if holder != self.actuator.holder or until <= self.now_ms:
+        if holder != self.actuator.holder:
             epoch = self._epochs[e.service] = self._epochs.get(e.service, 0) + 1
         self._lease[e.service] = (self.actuator.holder, epoch, self.now_ms + e.ttl_ms)
-        self.caches[e.service].fence = max(self.caches[e.service].fence or 0, epoch)
-        self.caches[e.service].fence_writes += 1
+        if e.fenced:
+            cache = self.caches[e.service]
+            if (cache.fence or 0) > epoch:
+                self._lease[e.service] = ("", epoch, 0)
+                return m.LeaseDenied(ref=e.ref, service=e.service, holder=None, reason=f"the fence is `{cache.fence}`")
+            cache.fence = epoch
+            cache.fence_writes += 1
         return m.LeaseGranted(
             ref=e.ref,
             lease=Lease(

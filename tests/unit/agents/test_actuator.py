@@ -239,7 +239,9 @@ def test_a_replica_or_a_loading_server_is_left_alone(spoil, words):
 
 
 def test_growth_beyond_the_host_is_refused():
-    world = done(World(), proposal(change("maxmemory", 900 * MIB)))
+    world = World()
+    world.cache.host_bytes = 100 * MIB
+    done(world, proposal(change("maxmemory", 90 * MIB)))
     assert world.last.state is ExecutionState.ABANDONED
     assert "80% of the host's" in world.last.reason
 
@@ -370,6 +372,7 @@ def test_the_kill_switch_takes_back_what_is_in_flight():
 def test_what_is_in_flight_is_told_as_intents():
     world = World()
     world.tell(order(proposal(*SWITCH, change("maxmemory", 50 * MIB))))
+    world.run(until=lambda: bool(world.actuator._runs))
     found = {i.resource: (i.direction, i.amount) for i in world.actuator.intents(T0)}
     assert found == {"maxmemory-policy": (0, 0), "maxmemory": (1, 10 * MIB), "budget": (1, 10 * MIB)}
     world.run()

@@ -1,0 +1,191 @@
+"""Chaos on the real thing: several Ray nodes, real Valkey, load; agents, nodes, caches and the journal's server are
+killed at random; then the checkers of the simulation judge the journal that was really written.
+
+`CHAOS_SECONDS` (60) says how long, `CHAOS_SEED` (1) in which order; a long run also loses the head node, and with it
+every actor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from cachewarden.errors import OperatingError
+from cachewarden.messages import Mode
+from cluster.clock import SystemClock
+from cluster.wiring import ALL_AGENTS
+from simulation.judging import judge_journal
+from tests.integration.world import MIB, CacheSpec, World, traffic, until
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+HEAD_DIES_FROM_S = 240.0
+NAMESPACE = "chaos"
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.timeout(600 + 2 * SECONDS),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+class Nodes:
+    """Ray nodes of our own on this machine, and the actors on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._times = 0
+        self.cluster = None
+        self.workers: list[object] = []
+        self.agents = None
+
+    def start(self, plan) -> None:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        from cluster.ingress import ALWAYS
+        from cluster.ray_runtime import RayAgents
+        from cluster.runtime_env import runtime_env
+
+        os.environ.update({k: v for k, v in ALWAYS.items() if k not in os.environ})
+        self._times += 1
+        here = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 * MIB, "num_cpus": 1}
+        head = {**here, "include_dashboard": False, "temp_dir": str(self._folder / str(self._times))}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.workers = [self.cluster.add_node(**here) for _ in range(2)]
+        ray.init(
+            address=self.cluster.address,
+            namespace=NAMESPACE,
+            runtime_env=runtime_env(ship=False),
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        self.agents = RayAgents(plan, namespace=NAMESPACE)
+        self.agents.start()
+
+    def lose_worker(self, which: int) -> None:
+        """End one node without a word, and let another one come in its place."""
+        self.cluster.remove_node(self.workers.pop(which), allow_graceful=False)
+        self.workers.append(
+            self.cluster.add_node(node_ip_address="127.0.0.1", object_store_memory=80 * MIB, num_cpus=1)
+        )
+
+    def kill_agent(self, name: str) -> None:
+        import ray
+
+        try:
+            os.kill(ray.get(self.agents.handles[name].process_id.remote(), timeout=5), signal.SIGKILL)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError, ProcessLookupError):
+            """Between two lives there is nothing to kill."""
+
+    def stop(self) -> None:
+        import ray
+
+        if self.agents is not None:
+            self.agents.stop()
+            self.agents = None
+        ray.shutdown()
+        if self.cluster is not None:
+            self.cluster.shutdown()
+            self.cluster = None
+
+
+class ChaosWorld(World):
+    """The same world with actors on several nodes."""
+
+    mailbox = None
+
+    async def state(self):
+        try:
+            self._last = await self.mailbox.query("coordinator", "state", SystemClock().now_ms())
+        except OperatingError:
+            return None
+        return self._last
+
+    def crash(self, server) -> None:
+        """Kill a server where it stands and start it again."""
+        server.kill()
+        server.start()
+
+
+async def strike(world: ChaosWorld, nodes: Nodes, dice: random.Random) -> str:
+    """Let one thing go wrong, and say what."""
+    what = dice.choice(("agent", "agent", "agent", "node", "cache", "journal"))
+    if what == "agent":
+        what = dice.choice(ALL_AGENTS)
+        await asyncio.to_thread(nodes.kill_agent, what)
+    elif what == "node":
+        await asyncio.to_thread(nodes.lose_worker, dice.randrange(len(nodes.workers)))
+    elif what == "cache":
+        what = dice.choice(sorted(world.caches))
+        await asyncio.to_thread(world.crash, world.caches[what])
+    else:
+        await asyncio.to_thread(world.crash, world.blackboard)
+    return what
+
+
+async def test_whatever_dies_the_journal_keeps_every_promise_and_the_loop_goes_on(tmp_path):
+    folder = Path(tempfile.mkdtemp(prefix="r"))
+    wishes = {"mode": Mode.AUTO, "minimum_memory_bytes": 2 * MIB}
+    specs = [
+        CacheSpec(
+            name="shop", maxmemory_bytes=4 * MIB, eviction_policy="noeviction", load=traffic("shop"), wishes=wishes
+        ),
+        CacheSpec(name="pages", maxmemory_bytes=8 * MIB, load=traffic("pages", rate_per_s=150.0), wishes=wishes),
+    ]
+    dice, nodes, struck = random.Random(SEED), Nodes(folder), []
+    from cluster.ray_runtime import RayMailbox
+
+    try:
+        async with ChaosWorld(tmp_path, *specs, minimum_gain=0.01) as world:
+            world.mailbox = RayMailbox(NAMESPACE)
+            try:
+                await asyncio.to_thread(nodes.start, world.plan)
+                await until(world.state, 90, "the coordinator")
+                await until(lambda: world.records("change_intended"), 120, "the first change")
+                ends = time.monotonic() + SECONDS
+                head_dies = time.monotonic() + HEAD_DIES_FROM_S / 2 if SECONDS >= HEAD_DIES_FROM_S else None
+                while time.monotonic() < ends:
+                    struck.append(await strike(world, nodes, dice))
+                    await asyncio.sleep(dice.uniform(0.5, 6.0))
+                    if head_dies is not None and time.monotonic() > head_dies:
+                        head_dies = None
+                        struck.append("head")
+                        await asyncio.to_thread(nodes.stop)
+                        await asyncio.to_thread(nodes.start, world.plan)
+                sys.stderr.write(f"struck, seed {SEED}: {' '.join(struck)}\n")
+                # Then nothing fails any more: cycles run, and everything that was begun comes to its end.
+                first = await until(world.state, 90, "the coordinator after everything")
+
+                async def at_rest():
+                    state = await world.state()
+                    moved = state is not None and (state.cycle >= first.cycle + 3 or state.life_ms != first.life_ms)
+                    begun = {r.subject_id: r.seq for r in await world.records("change_intended")}
+                    kinds = ("change_kept", "change_rolled_back", "change_abandoned", "rollback_failed")
+                    ended = {r.subject_id: r.seq for r in await world.records(*kinds)}
+                    return moved and all(ended.get(key, 0) > seq for key, seq in begun.items())
+
+                await until(at_rest, 180, "rest")
+                await asyncio.to_thread(nodes.stop)
+                records = await world.records()
+                broken = judge_journal(records, world.fleet, world.settings)
+                assert not broken, [f"{v.checker}: {v.words}" for v in broken]
+                await world.assert_sound()
+                sys.stderr.write(
+                    f"{len(records)} records, {sum(r.kind == 'change_intended' for r in records)} changes\n"
+                )
+            finally:
+                await asyncio.to_thread(nodes.stop)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
