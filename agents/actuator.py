@@ -116,7 +116,7 @@ class Actuator:
                 # The ending is in the journal, but the life that wrote it may not have lived to tell it.
                 effects.append(Send(to="coordinator", message=ExecutionReport(execution=change.execution)))
         for change in (*found.unfinished, *found.standing):
-            run, first = execution.resume(change, self._settings, now_ms)
+            run, first = execution.resume(change, self._settings, now_ms, self._fleet.find(change.proposal.service))
             self._runs[run.key] = run
             effects += first
         for key in sorted(found.unreadable):
@@ -150,7 +150,8 @@ class Actuator:
             refusal = f"`{order.proposal.service}` is busy with `{busy.proposal.proposal_id}`"
         if refusal is None:
             refusal = refusal_of(order, self._fleet, self._settings, now_ms)
-        run, effects = execution.begin(order, self._settings, now_ms, refusal)
+        wishes = self._fleet.find(order.proposal.service)
+        run, effects = execution.begin(order, self._settings, now_ms, refusal, wishes)
         self._runs[run.key] = run
         return effects
 
@@ -191,7 +192,8 @@ class Actuator:
                 why = f"kill switch: {record.payload.get('reason', '')}"
                 effects += self._on_cancel("*", why, now_ms, begun_before_ms=resumed_ms)
         if turn.adopt is not None:
-            run, first = execution.resume(turn.adopt, self._settings, now_ms)
+            wishes = self._fleet.find(turn.adopt.proposal.service)
+            run, first = execution.resume(turn.adopt, self._settings, now_ms, wishes)
             self._runs[run.key] = run
             effects += first
         return tuple(effects)

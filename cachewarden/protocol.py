@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cachewarden.approval import Approval, Rest
 from cachewarden.balloting import Outcome
+from cachewarden.baseline import Baseline
 from cachewarden.cachemodel.scoring import Score
 from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
@@ -63,6 +64,10 @@ class History(Message):
     led_by: str | None = None
     """Another deployment that held the lease when we last tried, and until when it is not tried again."""
     led_until_ms: int = 0
+    by_hand: Mapping[str, int] = field(default_factory=dict)
+    """Knob that somebody else than us has set to when that was seen; it is left alone for a while."""
+    kept: tuple[str, ...] = ()
+    """Signatures of the changes that were kept on this service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +179,7 @@ class Execute(Message):
     latency_us_p99_before: float | None
     approval: Approval | None = None
     """The consent under which it goes ahead, where one is needed."""
+    baseline: Baseline = field(default_factory=Baseline)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cachewarden.approval import DecideApproval, SubmitProposal
+from cachewarden.baseline import baseline_of
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
@@ -363,6 +364,7 @@ class Coordinator:
             hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
             latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
             approval=self._approvals.of(proposal),
+            baseline=baseline_of(snapshot, self._memory.snapshot(self._fleet.service(proposal.service).twin or "")),
         )
         self._memory.note_handed_over(proposal)
         return order

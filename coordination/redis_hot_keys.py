@@ -12,6 +12,7 @@ import heapq
 from typing import Final
 
 from cachewarden.messages import Lease
+from cachewarden.ports import Spread
 from coordination.redis_probe import Pacer
 from coordination.redis_wire import BATCH_COMMANDS, RedisWire, require
 
@@ -19,6 +20,8 @@ __all__ = ["HotKeys"]
 
 _SCAN_COUNT: Final = 200
 _TOUCH_BATCH: Final = 50
+_NEW_KEY_COUNTS: Final = 5
+"""LFU_INIT_VAL of the servers' `server.h`."""
 
 
 class HotKeys:
@@ -60,6 +63,21 @@ class HotKeys:
                 break
         self._names = [name for _, name in best]
         return len(self._names)
+
+    async def spread(self, limit: int, pacer: Pacer) -> Spread:
+        """Compare the frequencies of up to `limit` of the remembered keys, evenly chosen, with that of a new key.
+
+        Raises TargetRefused where the policy is no LFU.
+        """
+        every = max(1, -(-len(self._names) // max(1, limit)))
+        chosen, heats = self._names[::every], list[int]()
+        for start in range(0, len(chosen), BATCH_COMMANDS):
+            part = chosen[start : start + BATCH_COMMANDS]
+            await pacer.spend(len(part))
+            replies = await self._wire.ask([("OBJECT", "FREQ", name) for name in part])
+            found = [require(self._wire.service, reply) for reply in replies]
+            heats += [int(heat) for heat in found if heat is not None]
+        return Spread(examined=len(heats), above=sum(heat > _NEW_KEY_COUNTS for heat in heats))
 
     async def touch(self, lease: Lease, times: int, keys_per_s: int) -> int:
         """TOUCH every remembered key `times` times at no more than `keys_per_s`; returns how many existed in the last

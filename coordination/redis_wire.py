@@ -68,14 +68,14 @@ found within a few tries.
 """
 
 _MINUS_TWO_IS_MISSING = frozenset({"PTTL", "PEXPIRETIME"})
-_NIL_IS_MISSING = frozenset({"GET", "OBJECT"})
+_NIL_IS_MISSING = frozenset({"DUMP", "GET", "OBJECT"})
 # A collection is never empty, and we only ask for the range of strings that are not.
 _EMPTY_IS_MISSING = frozenset({"GETRANGE", "HGETALL", "HLEN", "SCARD", "SMEMBERS", "ZCARD", "ZRANGE"})
 _COUNTS_KEYS = frozenset({"EXISTS", "TOUCH"})
 # Measured on Redis 7.0.15 and Valkey 9.1.2: none of these moves keyspace_hits or keyspace_misses.
 _NO_LOOKUP = frozenset(
     {"ACL", "CLIENT", "COMMAND", "CONFIG", "DBSIZE", "EVAL", "EXEC", "INFO", "LATENCY", "MEMORY", "MULTI", "PEXPIREAT"}
-    | {"DISCARD", "PING", "RANDOMKEY", "SCAN", "TIME", "UNWATCH", "WATCH"}
+    | {"DISCARD", "PING", "RANDOMKEY", "RESTORE", "SCAN", "TIME", "UNWATCH", "WATCH"}
 )
 # Not lookups themselves, but they carry or report some, so they take the ledger's lock.
 _BATCHES = frozenset({"EVAL", "EXEC", "INFO"})
@@ -412,16 +412,32 @@ class Session:
         for reply in (watched, token, opened):
             require(service, reply)
         await self._check_fence(token, lease)
-        label = command_name(commands[0]).replace("|", " ").upper()
-        *queued, outcome = await self._exchange([*commands, ("EXEC",)], in_doubt=True, label=label, in_transaction=True)
-        for reply in queued:
-            require(service, reply)
-        if require(service, outcome) is None:
+        outcome = await self._transact(commands)
+        if outcome is None:
             (token,) = await self.exchange([("GET", fence_key)])
             found = fence_number(token)
             if found != lease.epoch or attempts <= 1:
                 raise StaleFencingToken(service, lease.epoch, found)
             return await self.write_fenced(fence_key, lease, commands, attempts - 1)
+        return outcome
+
+    async def write_watched(self, command: Command) -> bool:
+        """Carry out `command` as a transaction over what this connection watches; False where that was written since.
+
+        Raises as `write_fenced` does, but for the fence.
+        """
+        (opened,) = await self.exchange([("MULTI",)])
+        require(self._wire.service, opened)
+        return await self._transact([command]) is not None
+
+    async def _transact(self, commands: Sequence[Command]) -> list[Any] | None:
+        """Queue and EXEC; None where something watched was written, so that nothing was carried out."""
+        service, label = self._wire.service, command_name(commands[0]).replace("|", " ").upper()
+        *queued, outcome = await self._exchange([*commands, ("EXEC",)], in_doubt=True, label=label, in_transaction=True)
+        for reply in queued:
+            require(service, reply)
+        if require(service, outcome) is None:
+            return None
         return [require(service, reply, label) for reply in outcome]
 
     async def _check_fence(self, token: Any, lease: Lease) -> None:
