@@ -36,11 +36,8 @@ _LOOKS_PER_WINDOW = 4
 
 def begin_observing(run: Run, now_ms: int) -> Effects:
     """Take the first look; the windows are counted from there."""
-    run.observing_since_ms = now_ms
-    run.window_first = run.last_look = run.control_first = run.control = None
-    run.windows = []
-    run.parts = []
-    run.tries = run.missed_looks = 0
+    run.forget_windows(now_ms)
+    run.tries = 0
     return (run.ask(ReadCounters(service=run.service), Phase.OBSERVING),)
 
 

@@ -174,9 +174,24 @@ class Run:
         self.writes_tried = 0
         self.refences = 0
 
+        self.hit_ratio_after: float | None = None
+        self.forget_windows(now_ms)
+
+        self._ask_nothing()
+
+    def _ask_nothing(self) -> None:
+        self.awaiting: str | None = None
+        self.waiting = False
+        """The main line waits for a timer, not for an answer."""
+        self._again: Effect | None = None
+        self._issued = 0
+        self._reported: tuple[Any, ...] | None = None
+
+    def forget_windows(self, now_ms: int) -> None:
+        """Begin to observe anew."""
         self.window_first: Observation | None = None
         self.last_look: Observation | None = None
-        self.observing_since_ms = 0
+        self.observing_since_ms = now_ms
         self.windows: list[Window] = []
         self.parts: list[tuple[int, int]] = []
         """(lookups, misses) from look to look of the window that is under way."""
@@ -186,14 +201,6 @@ class Run:
         self.control: Window | None = None
         """The twin over the same time as the window that is under way; None without a twin that can be compared."""
         self.missed_looks = 0
-        self.hit_ratio_after: float | None = None
-
-        self.awaiting: str | None = None
-        self.waiting = False
-        """The main line waits for a timer, not for an answer."""
-        self._again: Effect | None = None
-        self._issued = 0
-        self._reported: tuple[Any, ...] | None = None
 
     # --- Asking and waiting -------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ __all__ = [
     "History",
     "Judge",
     "Judged",
+    "LostSetting",
     "ObserveFleet",
     "PeerBallot",
     "PeerBallots",
@@ -47,6 +48,16 @@ __all__ = [
     "Settled",
     "StandingDecision",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostSetting(Message):
+    """A value that `proposal` had set and that a restart or failover took away; the knob has the value `now`."""
+
+    knob: str
+    value: str
+    now: str
+    proposal: Proposal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +77,8 @@ class History(Message):
     led_until_ms: int = 0
     by_hand: Mapping[str, int] = field(default_factory=dict)
     """Knob that somebody else than us has set to when that was seen; it is left alone for a while."""
+    lost: tuple[LostSetting, ...] = ()
+    """Settings of ours that a restart or failover took away and nobody has set since."""
     kept: tuple[str, ...] = ()
     """Signatures of the changes that were kept on this service."""
 

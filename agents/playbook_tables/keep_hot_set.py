@@ -123,28 +123,28 @@ def _make_room(
     """
     policy = next(c for c in others if c.knob == "maxmemory-policy")
     if policy.before.endswith(_EVICTS_BY_AGE) and policy.before.partition("-")[0] == policy.after.partition("-")[0]:
-        return steps_down(before, low, ground, stage="make room"), others
+        return steps_down(before, low, ground, stage="room"), others
     interim = f"{policy.after.partition('-')[0]}-{_EVICTS_BY_AGE}"
     to_interim = KnobChange(knob=policy.knob, before=policy.before, after=interim)
     rest = tuple(KnobChange(knob=c.knob, before=interim, after=c.after) if c.knob == policy.knob else c for c in others)
-    return steps_down(before, low, ground, (to_interim,), stage="make room"), rest
+    return steps_down(before, low, ground, (to_interim,), stage="room"), rest
 
 
 KEEP_HOT_SET = Playbook(
     name="keep_hot_set",
     title="Eviction policy to LFU, hot set kept",
     hazard="old keys count 0 and new ones 5, so a plain switch under pressure throws 30 to 52 % of the hot set away",
-    first=("make room", "collect", "switch"),
+    first=("room", "collect", "switch"),
     stages=(
         Stage(
-            name="make room",
+            name="room",
             kind=StepKind.WRITE_KNOBS,
             does="lower maxmemory by `room_bytes` in bounded steps while an LRU policy still evicts the coldest keys; "
             "a policy that would not is replaced by its LRU sibling for the time",
             requires="the proposal was permitted the room, and what cannot be evicted fits",
             observes="every 500 ms: used memory, evictions per second, P99, refused writes",
             succeeds="used memory is down to the lower limit and evictions are no longer a burst",
-            then=("make room", "collect"),
+            then=("room", "collect"),
             fails=Failure.TAKE_BACK,
             rollback="maxmemory and policy to their old values in one CONFIG SET",
             lost="the coldest keys of the cache, which would have gone next",

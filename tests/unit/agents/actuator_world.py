@@ -17,7 +17,7 @@ from agents.actuator import Actuator
 from cachewarden import machine as m
 from cachewarden.codec import canonical_json, digest, to_jsonable
 from cachewarden.estimate import Estimate
-from cachewarden.fleet import parse_fleet
+from cachewarden.fleet import KeyPattern, parse_fleet
 from cachewarden.messages import (
     ActionClass,
     AuditRecord,
@@ -45,9 +45,20 @@ FLEET = parse_fleet(
 total_memory_bytes: 200mb
 services:
   - {name: sessions, url: "redis://localhost:1", mode: auto}
-  - {name: pages, url: "redis://localhost:2", mode: auto, config_rewrite: true, reencode: true, patterns: [{prefix: "p:"}]}
+  - {name: pages, url: "redis://localhost:2", mode: auto}
 """
 )
+PERMISSIVE = FLEET.model_copy(
+    update={
+        "services": tuple(
+            s
+            if s.name == "sessions"
+            else s.model_copy(update={"config_rewrite": True, "reencode": True, "patterns": (KeyPattern(prefix="p:"),)})
+            for s in FLEET.services
+        )
+    }
+)
+"""The same fleet; the owner of `pages` permits its file to be rewritten and its keys to be stored again."""
 RULE = TtlRule(pattern="user:", written_ttl_ms=15_000, extended_ttl_ms=600_000, max_staleness_ms=600_000)
 KNOBS = {
     "maxmemory": str(40 * MIB),
@@ -281,7 +292,7 @@ class World:
         self._queue = [entry for entry in self._queue if isinstance(entry[2], tuple)]
         heapq.heapify(self._queue)
         self._timers.clear()
-        self.actuator = Actuator(holder=f"actuator-{self._lives}", settings=self.settings, fleet=FLEET)
+        self.actuator = Actuator(holder=f"actuator-{self._lives}", settings=self.settings, fleet=PERMISSIVE)
         self._step(m.Started(records=tuple(r for r in self.journal if r.kind in self.actuator.replay_kinds)))
 
     def tell(self, message: Any) -> None:

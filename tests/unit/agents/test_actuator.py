@@ -191,7 +191,9 @@ def test_writes_that_are_refused_raise_the_alarm_even_where_hits_are_unknown():
 def test_what_cannot_be_undone_is_said():
     world = World()
     world.cache.ratio = lambda c: 0.60
-    done(world, proposal(*SWITCH, change("maxmemory", 30 * MIB), reversible=False, rollback="evicted keys stay evicted"))
+    done(
+        world, proposal(*SWITCH, change("maxmemory", 30 * MIB), reversible=False, rollback="evicted keys stay evicted")
+    )
     assert world.last.state is ExecutionState.ROLLED_BACK
     assert "evicted keys stay evicted" in world.journal[-1].payload["cannot_be_undone"]
 

@@ -105,7 +105,7 @@ def test_room_is_made_under_the_old_policy_and_given_back_with_the_switch():
         cost={"room_bytes": 8 * MIB},
     )
     steps = plan(wanted)
-    assert [s.stage for s in steps] == ["make room", "make room", "collect", "switch", "touch", "spread"]
+    assert [s.stage for s in steps] == ["room", "room", "collect", "switch", "touch", "spread"]
     assert memory_of(steps) == [34 * MIB, 32 * MIB, 40 * MIB]
     assert {c.knob: c.after for c in steps[3].changes} == {
         "maxmemory-policy": "allkeys-lfu",
