@@ -35,7 +35,7 @@ def persist(run: Run, reason: str, now_ms: int) -> Effects:
     if why_not is not None:
         run.persisted = {"rewritten": False, "reason": why_not}
         return _kept(run)
-    payload = {"step": len(run.steps), "steps": len(run.steps), "what": {"kind": PERSIST}}
+    payload = {"step": len(run.steps), "steps": len(run.steps), "what": {"kind": PERSIST, "changes": [], "rule": None}}
     return (run.ask(run.record(RecordKind.STEP_INTENDED, payload), Phase.PERSIST_INTENDING),)
 
 

@@ -81,11 +81,10 @@ def _note_control(run: Run, twin: Observation | None) -> None:
     if run.window_first is None or run.control_first is None:
         run.control_first, run.control = twin, None
         return
-    unchanged = all(twin.knobs.get(knob) == value for knob, value in run.control_first.knobs.items())
+    was = run.promise.baseline.control_knobs or run.control_first.knobs
+    unchanged = all(twin.knobs.get(knob) == value for knob, value in was.items())
     window = window_between(run.control_first, twin)
     run.control = window if unchanged and window.problem is None else None
-    if not unchanged:
-        run.control_first = None
 
 
 def _take_look(run: Run, seen: Observation, now_ms: int) -> Effects:

@@ -6,7 +6,8 @@ nothing. INVARIANT: what was not measured is None, or an empty series, and never
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cachewarden.messages import Message
 from cachewarden.observation import Snapshot
@@ -26,6 +27,8 @@ class Baseline(Message):
     control: str | None = None
     control_hit_ratio: float | None = None
     control_parts: tuple[tuple[int, int], ...] = ()
+    control_knobs: Mapping[str, str] = field(default_factory=dict)
+    """What the twin's knobs were; with any other value it is no control."""
 
 
 def baseline_of(snapshot: Snapshot | None, control: Snapshot | None = None) -> Baseline:
@@ -41,4 +44,5 @@ def baseline_of(snapshot: Snapshot | None, control: Snapshot | None = None) -> B
         control=control.service if control is not None and seen else None,
         control_hit_ratio=control.hit_ratio if control is not None and seen else None,
         control_parts=control.window_parts if control is not None and seen else (),
+        control_knobs=dict(control.knobs) if control is not None and seen else {},
     )
