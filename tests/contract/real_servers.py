@@ -71,8 +71,15 @@ class RealServer:
             "--dir",
             str(self._folder),
         ]
+        self._run([*command, *settings])
+
+    def start_with_file(self, file: Path) -> None:
+        """Start with a configuration file, which has to name the port, and wait until PING is answered."""
+        self._run([self._program, str(file)])
+
+    def _run(self, command: list[str]) -> None:
         with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen([*command, *settings], stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while True:
             try:
