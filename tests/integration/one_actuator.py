@@ -13,12 +13,14 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import redis
 
 from agents.actuator import Actuator
+from cachewarden.estimate import Estimate
 from cachewarden.fleet import Fleet, KeyPattern, Service
 from cachewarden.knobs import action_class_of_change
 from cachewarden.messages import AuditRecord, Execution, KnobChange, Proposal
@@ -189,6 +191,10 @@ class Bench:
             "action_class": max(action_class_of_change(c.knob, c.before, c.after) for c in changes),
         }
         wanted = proposal(*changes, **{**plain, **fields})
+        if "prediction" not in fields:
+            # It promises no hits, so that want of traffic is no reason to take it back.
+            nothing = replace(wanted.prediction, gain=Estimate(0.0, 0.0, 0.0), lookups_per_s=0.0)
+            wanted = replace(wanted, prediction=nothing)
         more = {} if baseline is None else {"baseline": baseline}
         assert self._shell is not None
         self._shell.deliver("coordinator", order(wanted, hit_ratio_before=fields.get("before", 0.10), **more))
