@@ -136,7 +136,7 @@ class Actuator:
                 # The ending is in the journal, but the life that wrote it may not have lived to tell it.
                 effects.append(Send(to="coordinator", message=ExecutionReport(execution=change.execution)))
         for change in (*found.unfinished, *found.standing):
-            run, first = execution.resume(change, self._settings, now_ms)
+            run, first = execution.resume(change, self._settings, now_ms, self._fleet.find(change.proposal.service))
             self._runs[run.key] = run
             effects += first
         for key in sorted(found.unreadable):
@@ -183,7 +183,8 @@ class Actuator:
         return refusal_of(order, self._fleet, self._settings, now_ms)
 
     def _begin(self, admitted: Admitted, now_ms: int) -> tuple[Effect, ...]:
-        run, effects = execution.begin(admitted.order, self._settings, now_ms, admitted.refusal)
+        wishes = self._fleet.find(admitted.order.proposal.service)
+        run, effects = execution.begin(admitted.order, self._settings, now_ms, admitted.refusal, wishes)
         if admitted.lease is not None:
             run.intent_fences = ((admitted.lease.service, admitted.lease.epoch),)
             self._growing = run
@@ -254,7 +255,8 @@ class Actuator:
                 why = f"kill switch: {record.payload.get('reason', '')}"
                 effects += self._on_cancel("*", why, now_ms, begun_before_ms=resumed_ms)
         if turn.adopt is not None:
-            run, first = execution.resume(turn.adopt, self._settings, now_ms)
+            wishes = self._fleet.find(turn.adopt.proposal.service)
+            run, first = execution.resume(turn.adopt, self._settings, now_ms, wishes)
             self._runs[run.key] = run
             effects += first
         return tuple(effects)

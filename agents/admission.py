@@ -14,6 +14,7 @@ from cachewarden.approval import needs_approval, refusal_of_approval
 from cachewarden.codec import digest
 from cachewarden.errors import SettingsError
 from cachewarden.fleet import Fleet
+from cachewarden.freeze import frozen_until, parse_freezes
 from cachewarden.knobs import KNOBS, action_class_of_change, check_value
 from cachewarden.messages import (
     CONSTITUTIONAL_HASH,
@@ -48,6 +49,9 @@ def refusal_of(order: Execute, fleet: Fleet, settings: CacheOptimizerSettings, n
         return "the resolution is about another proposal"
     if resolution.outcome is not ResolutionOutcome.GO:
         return f"it was not resolved to go ahead but `{resolution.outcome.value}`: {resolution.reason}"
+    frozen = frozen_until((*parse_freezes(settings.freeze), *fleet.service(proposal.service).freeze), now_ms)
+    if frozen is not None:
+        return f"changes are frozen now (`{frozen[1]}`, UTC)"
     if now_ms >= proposal.expires_at_ms:
         return f"the proposal expired {now_ms - proposal.expires_at_ms} ms ago"
     if needs_approval(proposal.action_class, fleet.service(proposal.service).mode, settings):

@@ -41,6 +41,8 @@ class Consensus:
         self._settings = settings
         self._modes = {s.name: s.mode for s in fleet.services}
         self._weights = {s.name: s.weight for s in fleet.services}
+        self._freezes = {s.name: s.freeze for s in fleet.services if s.freeze}
+        self._canaries = {s.name: s.canary for s in fleet.services if s.canary}
         self._box = BallotBox(settings, self._weights)
         self._elected: dict[str, str] = {}
         self._rollbacks: dict[tuple[str, str], tuple[int, int]] = {}
@@ -82,6 +84,8 @@ class Consensus:
             rollback_counts=self._count_rollbacks(question.history),
             approvals={a.proposal_id: a for a in question.approvals},
             rests=question.rests,
+            freezes=self._freezes,
+            canaries=self._canaries,
             unvoted={name: found for name, found in votes.items() if found is not None},
         )
         this_round = Settlement(question.proposals, question.verdicts, situation, self._settings, now_ms)

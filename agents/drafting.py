@@ -8,6 +8,8 @@ has now, and never a knob or a value outside the knob table.
 from __future__ import annotations
 
 from agents.choice import Choice
+from agents.playbook_tables.book import playbook_for
+from agents.playbook_tables.keep_hot_set import TOUCH_KEYS_PER_S, TOUCH_TIMES, hot_keys_wanted
 from cachewarden.approval import PLANNER, needs_approval
 from cachewarden.cachemodel.scoring import FACTOR_EVIDENCE
 from cachewarden.codec import digest
@@ -17,7 +19,7 @@ from cachewarden.messages import ActionClass, Evidence, KnobChange, Prediction, 
 from cachewarden.observation import Snapshot
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["draft", "knob_changes"]
+__all__ = ["draft", "knob_changes", "room_bytes", "with_room"]
 
 _CONFIG_SET_CPU_MS = 0.2
 _KEY_PASS_CPU_US = 6.0
@@ -25,7 +27,13 @@ _KEY_PASS_CPU_US = 6.0
 7.0.15)."""
 _SETTLE_MS_MIN = 15_000
 _SETTLE_MS_MAX = 600_000
-_HOT_KEYS = 2_000
+_TOUCH_CPU_US = 1.0
+_TOUCHED_PER_COMMAND = 10.0
+"""50 keys in one TOUCH, with the four commands that hold it to the fence."""
+_LEARNING_S = 10.0
+"""Collecting and checking, beside the touching itself."""
+_ROOM_SHARE_MIN = 0.02
+_ROOM_SHARE_MAX = 0.20
 _BINDING = {
     "refused": "Writes are refused because the cache is full and may evict nothing: what is asked for is not stored. ",
     "evicted": "Keys are evicted before they are asked for again. ",
@@ -78,7 +86,9 @@ def draft(
     to_lfu = any(
         c.knob == "maxmemory-policy" and c.after.endswith("-lfu") and not c.before.endswith("-lfu") for c in changes
     )
-    playbook = "keep_hot_set" if to_lfu else "shrink" if shrinks else "direct" if changes else "ttl_rule"
+    if to_lfu:
+        changes = with_room(changes, snapshot)
+    playbook = playbook_for(changes)
     classes = [action_class_of_change(c.knob, c.before, c.after) for c in changes]
     classes += [ActionClass.REVERSIBLE] * len(choice.ttl_rules)
     kinds = (["memory"] if changes else []) + (["ttl"] if choice.ttl_rules else []) + (["hotspot"] if to_lfu else [])
@@ -104,9 +114,35 @@ def draft(
         rationale=_rationale(snapshot, choice, why),
         evidence=(*_evidence(snapshot), *_widening(choice)),
         prediction=_prediction(snapshot, choice),
-        cost=_cost(snapshot, choice, playbook, len(changes), settings),
+        cost=_cost(snapshot, choice, playbook, len(changes), service, settings),
         takes_back=takes_back,
     )
+
+
+def with_room(changes: tuple[KnobChange, ...], snapshot: Snapshot) -> tuple[KnobChange, ...]:
+    """Return the changes with maxmemory among them, at the value that it has where it is to stay: the playbook lowers
+    it for a while, and sets nothing that its proposal does not name."""
+    size = snapshot.knobs.get("maxmemory", "0")
+    if size == "0" or any(c.knob == "maxmemory" for c in changes):
+        return changes
+    same = KnobChange(knob="maxmemory", before=size, after=size)
+    return tuple(sorted((*changes, same), key=lambda c: c.knob))
+
+
+def room_bytes(snapshot: Snapshot, size_bytes: int, minimum_bytes: int) -> int:
+    """Return the room that a switch to LFU needs while the hot keys get their counters: twice what the application
+    writes in that time, 2 to 20 % of the cache, and never so much that less than its minimum is left.
+
+    A full cache evicts what it is given, so the evicted keys per second and their size say what is written.
+    """
+    if size_bytes <= 0:
+        return 0
+    keys = hot_keys_wanted(snapshot.resident_keys)
+    learning_s = _LEARNING_S + keys * TOUCH_TIMES / TOUCH_KEYS_PER_S
+    entry_bytes = max(snapshot.used_memory_bytes - snapshot.fixed_overhead_bytes, 0) / max(snapshot.resident_keys, 1)
+    written_per_s = max(snapshot.evicted_per_s, snapshot.refused_per_s) * entry_bytes
+    wanted = min(max(2.0 * written_per_s * learning_s, _ROOM_SHARE_MIN * size_bytes), _ROOM_SHARE_MAX * size_bytes)
+    return max(0, min(int(wanted), size_bytes - minimum_bytes))
 
 
 def _rollback(changes: tuple[KnobChange, ...], choice: Choice, shrinks: bool, to_lfu: bool) -> str:
@@ -210,23 +246,31 @@ def _settle_ms(snapshot: Snapshot, choice: Choice) -> int:
 
 
 def _cost(
-    snapshot: Snapshot, choice: Choice, playbook: str, changes: int, settings: CacheOptimizerSettings
+    snapshot: Snapshot,
+    choice: Choice,
+    playbook: str,
+    changes: int,
+    service: Service,
+    settings: CacheOptimizerSettings,
 ) -> dict[str, float]:
     shrink = max(snapshot.maxmemory_bytes - choice.configuration.maxmemory_bytes, 0)
     steps = (
         1 + int(shrink / max(snapshot.maxmemory_bytes * settings.memory_step_share, 1.0)) if playbook == "shrink" else 1
     )
-    keys = 0.0
+    keys, touches, room = 0.0, 0.0, 0
     if playbook == "keep_hot_set":
-        keys += min(_HOT_KEYS, snapshot.resident_keys)
+        keys = float(min(hot_keys_wanted(snapshot.resident_keys), max(snapshot.resident_keys, 1)))
+        touches = keys * TOUCH_TIMES
+        room = room_bytes(snapshot, choice.configuration.maxmemory_bytes, service.minimum_memory_bytes)
     if choice.ttl_rules:
         keys += snapshot.resident_keys
     return {
-        "commands": float(8 * steps * max(changes, 1) + keys),
+        "commands": float(8 * steps * max(changes, 1) + keys + touches / _TOUCHED_PER_COMMAND),
         "keys_touched": keys,
-        "server_cpu_ms": _CONFIG_SET_CPU_MS * steps + keys * _KEY_PASS_CPU_US / 1000,
+        "server_cpu_ms": _CONFIG_SET_CPU_MS * steps + (keys * _KEY_PASS_CPU_US + touches * _TOUCH_CPU_US) / 1000,
         "bytes_moved": 0.0,
         "steps": float(steps),
         "keys_per_s_while_kept": float(settings.ttl_keys_per_s) if choice.ttl_rules else 0.0,
         "headroom_bytes": 0.0,
+        "room_bytes": float(room),
     }

@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from agents.execution_checking import on_intending, on_reading_counters, on_reading_knobs
-from agents.execution_observing import begin_observing, on_observing, on_window_recording
+from agents.execution_keeping import on_persist_intending, on_persisting
+from agents.execution_observing import begin_observing, on_observing, on_observing_control, on_window_recording
 from agents.execution_rollback import (
     abandon,
     begin_rollback,
@@ -23,12 +24,14 @@ from agents.execution_rollback import (
     on_revoking,
     on_undo,
     on_undo_fencing,
+    on_undo_persisting,
     rules_resting,
 )
 from agents.execution_run import Halt, Run, backoff_ms, fence_found_higher, fence_missing
 from agents.execution_stepping import (
     give_up,
     on_fencing,
+    on_pacing,
     on_reading_back,
     on_settling,
     on_step_intending,
@@ -41,11 +44,13 @@ from agents.recovery import NextMove, Unfinished, decide
 from agents.ttl_governor import RuleRounds
 from cachewarden.codec import digest
 from cachewarden.errors import InvariantViolation
+from cachewarden.fleet import Service
 from cachewarden.machine import (
     Effect,
     EffectFailed,
     ExtendTtls,
     HotKeysCollected,
+    KeysReencoded,
     KnobsWritten,
     LeaseDenied,
     LeaseGranted,
@@ -72,20 +77,30 @@ _UNDOING = frozenset(
         Phase.UNDO_EXTENDING,
         Phase.UNDO_REFENCING,
         Phase.UNDO_VERIFYING,
+        Phase.UNDO_PERSISTING,
     }
 )
-_GOVERNED = frozenset({Phase.OBSERVING, Phase.WINDOW_RECORDING, Phase.GOVERNING})
-_WRITING = frozenset({Phase.WRITING, Phase.TOUCHING, Phase.EXTENDING})
+_PERSISTS = frozenset({Phase.PERSIST_INTENDING, Phase.PERSISTING})
+_LOOKS = frozenset({Phase.OBSERVING, Phase.OBSERVING_CONTROL})
+_GOVERNED = frozenset({*_LOOKS, *_PERSISTS, Phase.WINDOW_RECORDING, Phase.GOVERNING})
+_WRITING = frozenset({Phase.WRITING, Phase.TOUCHING, Phase.EXTENDING, Phase.REENCODING})
 _RECOVERING = frozenset({Phase.LEASING, Phase.RECOVERING})
 
 
 # --- Beginning -------------------------------------------------------------------------------------------------------
 
 
-def begin(order: Execute, settings: CacheOptimizerSettings, now_ms: int, refusal: str | None) -> tuple[Run, Effects]:
-    """Begin a fresh order, or write down why it is refused."""
-    promise = promise_of(order.proposal, order.hit_ratio_before, order.latency_us_p99_before, settings)
-    run = Run(order.proposal, settings, promise, now_ms)
+def begin(
+    order: Execute,
+    settings: CacheOptimizerSettings,
+    now_ms: int,
+    refusal: str | None,
+    wishes: Service | None = None,
+) -> tuple[Run, Effects]:
+    """Begin a fresh order, or write down why it is refused. `wishes` is the service in the fleet file."""
+    before = order.hit_ratio_before
+    promise = promise_of(order.proposal, before, order.latency_us_p99_before, settings, order.baseline, wishes)
+    run = Run(order.proposal, settings, promise, now_ms, wishes)
     run.judged_by = {
         "verdict_digest": digest(order.verdict),
         "proposal_digest": order.verdict.proposal_digest,
@@ -99,10 +114,16 @@ def begin(order: Execute, settings: CacheOptimizerSettings, now_ms: int, refusal
     return run, (run.ask(run.acquire(now_ms), Phase.LEASING), *run.report(now_ms))
 
 
-def resume(found: Unfinished, settings: CacheOptimizerSettings, now_ms: int) -> tuple[Run, Effects]:
+def resume(
+    found: Unfinished, settings: CacheOptimizerSettings, now_ms: int, wishes: Service | None = None
+) -> tuple[Run, Effects]:
     """Take up an unfinished change or a standing rule of an earlier life; first of all it needs a lease."""
-    promise = promise_of(found.proposal, found.hit_ratio_before, found.latency_us_p99_before, settings)
-    run = Run(found.proposal, settings, replace(promise, refused_per_s_before=found.refused_per_s_before), now_ms)
+    before = found.hit_ratio_before
+    promise = promise_of(found.proposal, before, found.latency_us_p99_before, settings, found.baseline, wishes)
+    promise = replace(promise, refused_per_s_before=found.refused_per_s_before)
+    run = Run(found.proposal, settings, promise, now_ms, wishes)
+    if found.persist_intended:
+        run.persisted = {"rewritten": False, "reason": "interrupted while the configuration file was rewritten"}
     run.execution_id = found.execution_id
     run.started_ms = found.started_ms
     run.resumed = found
@@ -179,7 +200,8 @@ def _recover(run: Run, values: dict[str, str], now_ms: int) -> Effects:
 
 def cancel(run: Run, reason: str, now_ms: int, *, superseded: bool = False) -> Effects:
     """Stop a change: at once where it only waits, else as soon as the answer is there that it waits for."""
-    if run.phase in (Phase.ENDING, Phase.DONE):
+    if run.phase in (Phase.ENDING, Phase.DONE, *_PERSISTS):
+        # It is decided that it is kept, only the record of that is not there yet.
         return ()
     if run.phase is Phase.GOVERNING:
         return () if superseded else (*begin_rollback(run, reason, rules_only=True), *run.report(now_ms))
@@ -207,13 +229,11 @@ def _absorb(run: Run, event: Any) -> None:
     if isinstance(event, KnobsWritten):
         run.dirty = True
         run.current.update({k: v for k, v in event.values.items() if k in run.before})
-    elif isinstance(event, TtlsExtended) or (isinstance(event, HotKeysCollected) and run.phase is Phase.TOUCHING):
-        run.dirty = True
-    elif (
-        isinstance(event, EffectFailed)
-        and event.outcome_unknown
-        and run.phase in (Phase.WRITING, Phase.TOUCHING, Phase.EXTENDING)
+    elif isinstance(event, (TtlsExtended, KeysReencoded)) or (
+        isinstance(event, HotKeysCollected) and run.phase is Phase.TOUCHING
     ):
+        run.dirty = True
+    elif isinstance(event, EffectFailed) and event.outcome_unknown and run.phase in _WRITING:
         run.dirty = True
         run.distrust_lease()
     elif isinstance(event, EffectFailed) and fence_found_higher(event.kind, event.details):
@@ -232,6 +252,9 @@ _HANDLERS: Mapping[Phase, Callable[[Run, Any, int], Effects]] = {
     Phase.WRITING: on_work,
     Phase.COLLECTING: on_work,
     Phase.TOUCHING: on_work,
+    Phase.CHECKING_SPREAD: on_work,
+    Phase.REENCODING: on_work,
+    Phase.PACING: on_pacing,
     Phase.EXTENDING: on_work,
     Phase.READING_BACK: on_reading_back,
     Phase.STEP_RECORDING: on_step_recording,
@@ -239,13 +262,17 @@ _HANDLERS: Mapping[Phase, Callable[[Run, Any, int], Effects]] = {
     Phase.REFENCING: on_fencing,
     Phase.VERIFYING: on_fencing,
     Phase.OBSERVING: on_observing,
+    Phase.OBSERVING_CONTROL: on_observing_control,
     Phase.WINDOW_RECORDING: on_window_recording,
+    Phase.PERSIST_INTENDING: on_persist_intending,
+    Phase.PERSISTING: on_persisting,
     Phase.REVOKING: on_revoking,
     Phase.UNDO_WRITING: on_undo,
     Phase.UNDO_SETTLING: on_undo,
     Phase.UNDO_EXTENDING: on_undo,
     Phase.UNDO_REFENCING: on_undo_fencing,
     Phase.UNDO_VERIFYING: on_undo_fencing,
+    Phase.UNDO_PERSISTING: on_undo_persisting,
     Phase.ENDING: on_ending,
 }
 
@@ -271,7 +298,7 @@ def step(run: Run, event: Any, now_ms: int) -> Effects:
     else:
         effects = _HANDLERS[before](run, event, now_ms)
     check_arrival(before, event, run.phase, halted=halted)
-    if run.phase is Phase.OBSERVING and before is not Phase.OBSERVING and not run.windows:
+    if run.phase is Phase.OBSERVING and before not in _LOOKS and not run.windows:
         effects = (*effects, *_start_rules(run, now_ms))
     if run.phase is Phase.GOVERNING and run.halt is not None:
         effects = (*effects, *begin_rollback(run, run.halt.reason, rules_only=True))

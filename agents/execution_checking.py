@@ -16,7 +16,7 @@ from agents.execution_run import Run
 from agents.execution_stepping import next_step
 from agents.execution_table import Phase
 from agents.info_facts import InfoFacts, facts_of_info
-from agents.playbooks import headroom_bytes, steps_of
+from agents.playbook_tables.book import refusal_of_plan, steps_of
 from cachewarden.codec import to_jsonable
 from cachewarden.machine import Effect, EffectFailed, ReadCounters
 from cachewarden.messages import ExecutionState, RecordKind
@@ -25,7 +25,6 @@ __all__ = ["on_intending", "on_reading_counters", "on_reading_knobs"]
 
 Effects = tuple[Effect, ...]
 
-_HOST_MEMORY_SHARE = 0.8
 _NOT_SEEN = "the server shows neither its role nor its memory in use, so nothing can be watched"
 
 
@@ -58,14 +57,15 @@ def on_reading_counters(run: Run, event: Any, now_ms: int) -> Effects:
     if isinstance(event, EffectFailed):
         return abandon(run, f"the counters cannot be read: {event.reason}; nothing had been applied")
     facts = facts_of_info(event.observation.info)
-    why = _unfit(run, facts) or (_NOT_SEEN if facts.used_memory_bytes is None or facts.role is None else None)
+    run.seen, run.seen_knobs = facts, dict(event.observation.knobs)
+    why = _unfit(facts) or (_NOT_SEEN if facts.used_memory_bytes is None or facts.role is None else None)
     try:
-        run.steps = steps_of(run.proposal, facts, run.settings.memory_step_share)
+        why = why or refusal_of_plan(run.proposal, run.ground)
+        run.steps = steps_of(run.proposal, run.ground)
     except ValueError as error:
         why = why or str(error)
     if why is not None:
         return abandon(run, f"{why}; nothing had been applied")
-    run.seen = facts
     run.promise = replace(run.promise, refused_per_s_before=_refused_before(run, facts))
     run.intended = True
     payload = {
@@ -80,26 +80,19 @@ def on_reading_counters(run: Run, event: Any, now_ms: int) -> Effects:
             "run_id": facts.run_id,
             "used_memory_bytes": facts.used_memory_bytes,
             "at_ms": now_ms,
+            "series": to_jsonable(run.promise.baseline),
         },
     }
     intention = run.record(RecordKind.CHANGE_INTENDED, payload)
     return (run.ask(replace(intention, fences=(*intention.fences, *run.intent_fences)), Phase.INTENDING),)
 
 
-def _unfit(run: Run, facts: InfoFacts) -> str | None:
+def _unfit(facts: InfoFacts) -> str | None:
     """Return why this server may not be changed now, None if it may."""
     if facts.loading:
         return "the server is loading its data"
     if facts.role is not None and facts.role != "master":
         return f"the server's role is `{facts.role}`, only a primary is changed"
-    wanted = int(run.after.get("maxmemory", "0")) + headroom_bytes(run.proposal)
-    if (
-        run.proposal.memory_delta_bytes > 0
-        and facts.host_memory_bytes
-        and wanted > _HOST_MEMORY_SHARE * facts.host_memory_bytes
-    ):
-        share = f"{_HOST_MEMORY_SHARE:.0%} of the host's `{facts.host_memory_bytes}` bytes"
-        return f"maxmemory `{wanted}` is more than {share}"
     return None
 
 

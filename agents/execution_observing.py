@@ -10,20 +10,24 @@ taken back for it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from agents.execution_rollback import abandon, begin_rollback, end
+from agents.effect import measured_effect
+from agents.execution_keeping import persist
+from agents.execution_rollback import abandon, begin_rollback
 from agents.execution_run import RECORD_TRIES_NOTED, Run
 from agents.execution_table import Phase
 from agents.guardrails import Ruling, alarm, judge, traffic_shifted
 from agents.info_facts import facts_of_info
 from agents.windows import Window, guardrail_window, own_lookups_unknown, window_between
 from cachewarden.codec import to_jsonable
+from cachewarden.errors import InvariantViolation
 from cachewarden.machine import Effect, EffectFailed, Observed, ReadCounters, TimerFired
-from cachewarden.messages import ExecutionState, RecordKind
+from cachewarden.messages import RecordKind
 from cachewarden.observation import Observation
 
-__all__ = ["begin_observing", "on_observing", "on_window_recording"]
+__all__ = ["begin_observing", "on_observing", "on_observing_control", "on_window_recording"]
 
 Effects = tuple[Effect, ...]
 
@@ -32,10 +36,8 @@ _LOOKS_PER_WINDOW = 4
 
 def begin_observing(run: Run, now_ms: int) -> Effects:
     """Take the first look; the windows are counted from there."""
-    run.observing_since_ms = now_ms
-    run.window_first = run.last_look = None
-    run.windows = []
-    run.tries = run.missed_looks = 0
+    run.forget_windows(now_ms)
+    run.tries = 0
     return (run.ask(ReadCounters(service=run.service), Phase.OBSERVING),)
 
 
@@ -55,19 +57,54 @@ def on_observing(run: Run, event: Any, now_ms: int) -> Effects:
     changed = _somebody_else(run, seen)
     if changed is not None:
         return changed
+    control = run.promise.baseline.control
+    if control is not None:
+        run.pending_look = seen
+        return (run.ask(ReadCounters(service=control), Phase.OBSERVING_CONTROL),)
+    return _take_look(run, seen, now_ms)
+
+
+def on_observing_control(run: Run, event: Any, now_ms: int) -> Effects:
+    """Take the look at the unchanged twin that belongs to our own."""
+    seen, run.pending_look = run.pending_look, None
+    if seen is None:
+        raise InvariantViolation("a twin was looked at without a look of our own")
+    _note_control(run, event.observation if isinstance(event, Observed) else None)
+    return _take_look(run, seen, now_ms)
+
+
+def _note_control(run: Run, twin: Observation | None) -> None:
+    """Keep the window of the twin beside ours. One that was changed, or cannot be compared, is no control."""
+    if twin is None:
+        run.control = None
+        return
+    if run.window_first is None or run.control_first is None:
+        run.control_first, run.control = twin, None
+        return
+    was = run.promise.baseline.control_knobs or run.control_first.knobs
+    unchanged = all(twin.knobs.get(knob) == value for knob, value in was.items())
+    window = window_between(run.control_first, twin)
+    run.control = window if unchanged and window.problem is None else None
+
+
+def _take_look(run: Run, seen: Observation, now_ms: int) -> Effects:
     unknown = own_lookups_unknown(seen)
     if unknown is not None:
         return _look_without_lookups(run, seen, unknown, now_ms)
     if run.window_first is None or run.last_look is None:
         run.window_first = run.last_look = seen
+        run.parts = []
         return _next_look(run, now_ms)
-    window = window_between(run.window_first, seen)
     piece = window_between(run.last_look, seen)
+    if piece.problem is None:
+        run.parts.append((piece.lookups, piece.misses))
+    window = replace(window_between(run.window_first, seen), parts=tuple(run.parts))
     run.last_look = seen
     if window.problem is not None:
-        run.window_first = seen
+        run.window_first, run.parts, run.control_first = seen, [], None
         return _window_done(run, window, now_ms)
-    trouble = alarm(piece, run.promise, run.settings) or alarm(window, run.promise, run.settings)
+    drift = run.drift
+    trouble = alarm(piece, run.promise, run.settings, drift) or alarm(window, run.promise, run.settings, drift)
     if trouble is not None:
         # A guardrail does not wait for a record of its own: what was seen goes into the one that announces the
         # rollback.
@@ -76,7 +113,7 @@ def on_observing(run: Run, event: Any, now_ms: int) -> Effects:
         return begin_rollback(run, trouble, observed=_seen_in(run, window, now_ms))
     if window.window_ms < run.settings.observation_window_ms:
         return _next_look(run, now_ms)
-    run.window_first = seen
+    run.window_first, run.parts = seen, []
     return _window_done(run, window, now_ms)
 
 
@@ -139,6 +176,8 @@ def _window_done(run: Run, window: Window, now_ms: int) -> Effects:
 def _seen_in(run: Run, window: Window, now_ms: int) -> dict[str, Any]:
     """Return predicted and measured side by side."""
     prediction = run.proposal.prediction
+    shifted = window.problem is None and traffic_shifted(window, run.promise)
+    effect = measured_effect(run.promise.hit_ratio_before, run.promise.baseline, window, run.control, shifted=shifted)
     return {
         "window": len(run.windows),
         "window_ms": window.window_ms,
@@ -149,10 +188,14 @@ def _seen_in(run: Run, window: Window, now_ms: int) -> dict[str, Any]:
         "predicted_gain": to_jsonable(prediction.gain),
         "latency_us_p99": None if window.latency is None else window.latency.value_us,
         "evicted": window.evicted,
+        "cpu_share": window.cpu_share,
+        "effect": to_jsonable(effect),
+        "control": run.promise.baseline.control,
+        "control_drift": run.drift,
         "refused": window.refused,
         "problem": window.problem,
         "clock_note": window.clock_note,
-        "traffic_shifted": window.problem is None and traffic_shifted(window, run.promise),
+        "traffic_shifted": shifted,
         "ttl_rounds": [
             {"pattern": r.rule.pattern, "rounds": r.rounds, "extended": r.extended, "keeps_up": r.keeps_up}
             for r in run.rules
@@ -170,18 +213,12 @@ def on_window_recording(run: Run, event: Any, now_ms: int) -> Effects:
             run.reason = f"waits for the journal, nothing is decided until it is back: {event.reason}"
         return (run.back_off(now_ms),)
     run.tries = 0
-    judgement = judge(run.windows, run.promise, run.settings, now_ms - run.observing_since_ms)
+    judgement = judge(run.windows, run.promise, run.settings, now_ms - run.observing_since_ms, run.drift)
     run.reason = judgement.reason
     if judgement.ruling is Ruling.ROLL_BACK:
         return begin_rollback(run, judgement.reason)
     if judgement.ruling is Ruling.CONTINUE:
+        # The twin's next window begins with ours; what it did so far has been judged by.
+        run.control_first = None
         return _next_look(run, now_ms)
-    before = run.promise.hit_ratio_before
-    gain = None if before is None or run.hit_ratio_after is None else run.hit_ratio_after - before
-    payload = {
-        "predicted_gain": to_jsonable(run.proposal.prediction.gain),
-        "realised_gain": gain,
-        "knobs": dict(run.current),
-        "ttl_rules": to_jsonable(run.proposal.ttl_rules),
-    }
-    return end(run, ExecutionState.KEPT, RecordKind.CHANGE_KEPT, judgement.reason, payload)
+    return persist(run, judgement.reason, now_ms)

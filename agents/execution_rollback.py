@@ -1,6 +1,6 @@
 """The two ways out of a change: taking it back, and ending it.
 
-Taking back is a state with a plan of its own (`playbooks.steps_back`), not an error handler: it is written into the
+Taking back is a state with a plan of its own (`book.steps_back`), not an error handler: it is written into the
 journal before anything is written to the cache, every value is read back, and what cannot be put back ends as FAILED
 with knob, wanted and observed value, which pages a person. Nothing is ever taken back without a lease: whoever has it
 owns the cache, and their values are not ours to undo.
@@ -21,10 +21,12 @@ from typing import Any
 from agents.execution_run import RECORD_TRIES_NOTED, Ending, Run
 from agents.execution_table import Phase
 from agents.info_facts import InfoFacts, facts_of_info
-from agents.playbooks import Step, steps_back
+from agents.playbook_tables.book import steps_back
+from agents.playbook_tables.steps import Step
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import InvariantViolation
 from cachewarden.machine import (
+    ConfigRewritten,
     Effect,
     EffectFailed,
     ExtendTtls,
@@ -36,6 +38,7 @@ from cachewarden.machine import (
     ReadCounters,
     ReadKnobs,
     ReleaseLease,
+    RewriteConfig,
     TimerFired,
     TtlsExtended,
     WriteKnobs,
@@ -53,6 +56,7 @@ __all__ = [
     "on_revoking",
     "on_undo",
     "on_undo_fencing",
+    "on_undo_persisting",
     "rules_resting",
 ]
 
@@ -62,8 +66,6 @@ UNDO_TRIES_MAX = 12
 _SETTLE_POLL_MS = 500
 _UNDO_SETTLE_LOOKS = 20
 _SETTLED_SHARE = 1.01
-
-_NO_FACTS = facts_of_info({})
 
 Effects = tuple[Effect, ...]
 
@@ -83,6 +85,7 @@ def end(
         "hit_ratio_before": run.promise.hit_ratio_before,
         "hit_ratio_after": run.hit_ratio_after,
         "comparable": run.comparable,
+        "control_drift": run.drift,
         "step": run.step,
         "steps": len(run.steps),
     }
@@ -144,8 +147,7 @@ def begin_rollback(
         run.proposal,
         run.current,
         (r.rule for r in run.rules if not r.retired),
-        run.seen or _NO_FACTS,
-        run.settings.memory_step_share,
+        run.ground,
         rules_only=rules_only,
     )
     payload = {
@@ -196,12 +198,25 @@ def _next_undo(run: Run, now_ms: int) -> Effects:
             reason,
             {"failures": run.undo_failures, **_left(run)},
         )
+    if run.persisted and run.lease is not None and not run.undo_rules_only:
+        # The file may hold the values that were just taken back; the next restart would bring them again.
+        return (run.ask(RewriteConfig(service=run.service, lease=run.lease), Phase.UNDO_PERSISTING),)
     return end(run, ExecutionState.ROLLED_BACK, RecordKind.CHANGE_ROLLED_BACK, run.undo_reason, _left(run))
+
+
+def on_undo_persisting(run: Run, event: Any, _now_ms: int) -> Effects:
+    """End the rollback; a file that could not be rewritten is told, since a restart would bring the new values back."""
+    done = isinstance(event, ConfigRewritten) and event.rewritten
+    run.persisted = {"rewritten": done, "reason": "" if done else event.reason}
+    reason = run.undo_reason
+    if not done:
+        reason += f"; the configuration file may still hold the new values: {event.reason}"
+    return end(run, ExecutionState.ROLLED_BACK, RecordKind.CHANGE_ROLLED_BACK, reason, _left(run))
 
 
 def _left(run: Run) -> dict[str, Any]:
     cannot = "" if run.proposal.reversible else f"not undone: {run.proposal.rollback}"
-    return {"knobs": dict(run.current), "cannot_be_undone": cannot}
+    return {"knobs": dict(run.current), "cannot_be_undone": cannot, "persisted": dict(run.persisted)}
 
 
 def _undo_effect(run: Run, step: Step, cursor: int) -> Effect:

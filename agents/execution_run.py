@@ -13,15 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agents.effect import control_drift
 from agents.execution_table import STATE_OF, Phase, check_event
 from agents.guardrails import Promise, traffic_shifted
-from agents.info_facts import InfoFacts
-from agents.playbooks import Step
+from agents.info_facts import InfoFacts, facts_of_info
+from agents.playbook_tables.steps import Ground, Step
 from agents.recovery import Unfinished
 from agents.ttl_governor import RuleRounds
 from agents.windows import Window
 from cachewarden.cachemodel.scoring import comparable_window
 from cachewarden.errors import LeaseLost
+from cachewarden.fleet import Service
 from cachewarden.machine import (
     AcquireLease,
     Effect,
@@ -30,6 +32,7 @@ from cachewarden.machine import (
     LeaseDenied,
     LeaseGranted,
     Record,
+    ReencodeKeys,
     Send,
     SetTimer,
     TouchHotKeys,
@@ -40,9 +43,19 @@ from cachewarden.observation import Observation
 from cachewarden.protocol import ExecutionReport
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["RECORD_TRIES_NOTED", "WRITES", "Ending", "Halt", "Run", "backoff_ms", "fence_found_higher", "fence_missing"]
+__all__ = [
+    "RECORD_TRIES_NOTED",
+    "WRITES",
+    "Ending",
+    "Halt",
+    "Passes",
+    "Run",
+    "backoff_ms",
+    "fence_found_higher",
+    "fence_missing",
+]
 
-WRITES = (WriteKnobs, TouchHotKeys, ExtendTtls)
+WRITES = (WriteKnobs, TouchHotKeys, ExtendTtls, ReencodeKeys)
 RECORD_TRIES_NOTED = 1
 """After so many failed tries to record, others are told what the change is waiting for."""
 
@@ -67,6 +80,16 @@ class Ending:
     reason: str
 
 
+@dataclass(slots=True)
+class Passes:
+    """How far the passes of one step over the keyspace have come."""
+
+    cursor: int = 0
+    examined: int = 0
+    reencoded: int = 0
+    bytes_moved: int = 0
+
+
 def backoff_ms(tries: int) -> int:
     """Return the pause before try number `tries` + 1: 250 ms, doubled each time, at most 30 s."""
     return int(min(_BACKOFF_MAX_MS, _BACKOFF_MIN_MS * 2 ** min(tries, 12)))
@@ -89,9 +112,18 @@ def fence_found_higher(kind: str, details: Mapping[str, Any]) -> bool:
 class Run:
     """One execution, from the order to its end (or, with TTL rules, until they are taken back)."""
 
-    def __init__(self, proposal: Proposal, settings: CacheOptimizerSettings, promise: Promise, now_ms: int) -> None:
+    def __init__(
+        self,
+        proposal: Proposal,
+        settings: CacheOptimizerSettings,
+        promise: Promise,
+        now_ms: int,
+        wishes: Service | None = None,
+    ) -> None:
+        """`wishes` is the service in the fleet file; None where the file does not name it any more."""
         self.proposal = proposal
         self.settings = settings
+        self.wishes = wishes
         self.promise = promise
         self.key = f"{proposal.proposal_id}@{now_ms}"
         self.held_by: str | None = None
@@ -122,6 +154,12 @@ class Run:
         self.current: dict[str, str] = {}
         """Values of the touched knobs as last confirmed by the server."""
         self.seen: InfoFacts | None = None
+        self.seen_knobs: Mapping[str, str] = {}
+        self.hot_keys = 0
+        """How many were collected."""
+        self.reencoded = Passes()
+        self.persisted: dict[str, Any] = {}
+        """What became of CONFIG REWRITE; empty until it was decided on."""
         self.rules: list[RuleRounds] = []
         """TTL rules that were begun, i.e. that may have changed keys."""
 
@@ -139,19 +177,33 @@ class Run:
         self.writes_tried = 0
         self.refences = 0
 
-        self.window_first: Observation | None = None
-        self.last_look: Observation | None = None
-        self.observing_since_ms = 0
-        self.windows: list[Window] = []
-        self.missed_looks = 0
         self.hit_ratio_after: float | None = None
+        self.forget_windows(now_ms)
 
+        self._ask_nothing()
+
+    def _ask_nothing(self) -> None:
         self.awaiting: str | None = None
         self.waiting = False
         """The main line waits for a timer, not for an answer."""
         self._again: Effect | None = None
         self._issued = 0
         self._reported: tuple[Any, ...] | None = None
+
+    def forget_windows(self, now_ms: int) -> None:
+        """Begin to observe anew."""
+        self.window_first: Observation | None = None
+        self.last_look: Observation | None = None
+        self.observing_since_ms = now_ms
+        self.windows: list[Window] = []
+        self.parts: list[tuple[int, int]] = []
+        """(lookups, misses) from look to look of the window that is under way."""
+        self.pending_look: Observation | None = None
+        """Our own look, while the twin is being looked at."""
+        self.control_first: Observation | None = None
+        self.control: Window | None = None
+        """The twin over the same time as the window that is under way; None without a twin that can be compared."""
+        self.missed_looks = 0
 
     # --- Asking and waiting -------------------------------------------------------------------------------------------
 
@@ -179,7 +231,26 @@ class Run:
         if not self.windows:
             return None
         last = self.windows[-1]
-        return comparable_window(last.lookups, last.problem, traffic_shifted=traffic_shifted(last, self.promise))
+        shifted = self.drift is None and traffic_shifted(last, self.promise)
+        return comparable_window(last.lookups, last.problem, traffic_shifted=shifted)
+
+    @property
+    def drift(self) -> float | None:
+        """By how much the twin's hit ratio has moved since before the change; None without a twin to go by."""
+        return control_drift(self.promise.baseline, self.control)
+
+    @property
+    def ground(self) -> Ground:
+        """What a plan rests on: the look before the change, and what owner and operator permit."""
+        wishes = self.wishes
+        return Ground(
+            facts=self.seen or facts_of_info({}),
+            knobs=self.seen_knobs,
+            step_share=self.settings.memory_step_share,
+            memory_limit_bytes=None if wishes is None else wishes.memory_limit,
+            keys_per_s=self.settings.ttl_keys_per_s,
+            may_reencode=wishes is not None and wishes.reencode and bool(wishes.patterns),
+        )
 
     def enter(self, phase: Phase) -> None:
         """Go to a phase; the state that others see follows from it."""
@@ -298,6 +369,7 @@ class Run:
             hit_ratio_before=self.promise.hit_ratio_before,
             hit_ratio_after=self.hit_ratio_after,
             comparable=self.comparable,
+            control_drift=self.drift,
             held_by=self.held_by,
         )
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from agents.execution_observing import begin_observing
 from agents.execution_rollback import abandon, begin_rollback, foreign_values, has_settled
-from agents.execution_run import RECORD_TRIES_NOTED, WRITES, Run, fence_found_higher, fence_missing
+from agents.execution_run import RECORD_TRIES_NOTED, WRITES, Passes, Run, fence_found_higher, fence_missing
 from agents.execution_table import Phase
-from agents.guardrails import alarm
+from agents.guardrails import alarm, limits_of
 from agents.info_facts import facts_of_info
-from agents.playbooks import Step, StepKind
+from agents.playbook_tables.steps import Step, StepKind
 from agents.ttl_governor import RuleRounds
-from agents.windows import guardrail_window
+from agents.windows import Window, guardrail_window
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import InvariantViolation
 from cachewarden.machine import (
@@ -31,13 +31,17 @@ from cachewarden.machine import (
     EffectFailed,
     ExtendTtls,
     HotKeysCollected,
+    KeysReencoded,
     KnobsRead,
     KnobsWritten,
     LeaseDenied,
     LeaseGranted,
+    MeasureSpread,
     Observed,
     ReadCounters,
     ReadKnobs,
+    ReencodeKeys,
+    SpreadMeasured,
     TimerFired,
     TouchHotKeys,
     TtlsExtended,
@@ -49,6 +53,7 @@ __all__ = [
     "give_up",
     "next_step",
     "on_fencing",
+    "on_pacing",
     "on_reading_back",
     "on_settling",
     "on_step_intending",
@@ -63,11 +68,16 @@ _REFENCES_MAX = 5
 _READS_MAX = 10
 _SETTLE_POLL_MS = 500
 _SETTLE_LOOKS_MAX = 40
+_PACE_MS = 250
+_REENCODE_KEYS = 1_000
+_SPREAD_KEYS = 1_000
 
 _PHASE_OF = {
     StepKind.WRITE_KNOBS: Phase.WRITING,
     StepKind.COLLECT_HOT_KEYS: Phase.COLLECTING,
     StepKind.TOUCH_HOT_KEYS: Phase.TOUCHING,
+    StepKind.CHECK_SPREAD: Phase.CHECKING_SPREAD,
+    StepKind.REENCODE_KEYS: Phase.REENCODING,
     StepKind.TTL_RULE: Phase.EXTENDING,
 }
 
@@ -80,6 +90,7 @@ def give_up(run: Run, reason: str) -> Effects:
 def next_step(run: Run, now_ms: int) -> Effects:
     """Write down the intention of the next step, or begin to observe after the last."""
     run.tries = run.writes_tried = run.refences = 0
+    run.reencoded = Passes()
     if run.step >= len(run.steps):
         return begin_observing(run, now_ms)
     # A plan may take minutes: what somebody else has set since the last step is not ours to write over.
@@ -115,6 +126,17 @@ def _effect_of(run: Run, step: Step) -> Effect:
         return CollectHotKeys(service=run.service, limit=step.limit)
     if step.kind is StepKind.TOUCH_HOT_KEYS:
         return TouchHotKeys(service=run.service, lease=run.lease, times=step.times, keys_per_s=step.keys_per_s)
+    if step.kind is StepKind.CHECK_SPREAD:
+        return MeasureSpread(service=run.service, limit=_SPREAD_KEYS)
+    if step.kind is StepKind.REENCODE_KEYS:
+        left = step.limit - run.reencoded.examined
+        return ReencodeKeys(
+            service=run.service,
+            lease=run.lease,
+            cursor=run.reencoded.cursor,
+            max_keys=max(1, min(_REENCODE_KEYS, left)),
+            keys_per_s=step.keys_per_s,
+        )
     if step.rule is not None:
         keys = RuleRounds(rule=step.rule, keys_per_s=run.settings.ttl_keys_per_s).pass_keys
         return ExtendTtls(service=run.service, lease=run.lease, rule=step.rule, max_keys=keys)
@@ -148,14 +170,20 @@ def on_work(run: Run, event: Any, now_ms: int) -> Effects:
         return _do(run, _effect_of(run, step), now_ms)
     if isinstance(event, EffectFailed):
         return _work_failed(run, event, now_ms)
-    run.dirty = run.dirty or step.kind is not StepKind.COLLECT_HOT_KEYS
+    run.dirty = run.dirty or step.writes
     if isinstance(event, KnobsWritten):
         return _compare(run, dict(event.values))
     if isinstance(event, TtlsExtended):
         rounds = next(r for r in run.rules if r.rule == step.rule)
         rounds.note_pass(event.cursor, event.examined, event.extended, now_ms)
         return _applied(run, {"examined": event.examined, "extended": event.extended})
+    if isinstance(event, KeysReencoded):
+        return _reencoded(run, event, now_ms)
+    if isinstance(event, SpreadMeasured):
+        return _spread(run, step, event)
     if isinstance(event, HotKeysCollected):
+        if step.kind is StepKind.COLLECT_HOT_KEYS:
+            run.hot_keys = event.keys
         return _applied(run, {"keys": event.keys})
     raise InvariantViolation(f"`{type(event).__name__}` is no answer to a step")
 
@@ -175,10 +203,54 @@ def _applied(run: Run, payload: dict[str, Any]) -> Effects:
     return (run.ask(run.record(RecordKind.STEP_APPLIED, {**_step_payload(run), **payload}), Phase.STEP_RECORDING),)
 
 
+def _spread(run: Run, step: Step, event: SpreadMeasured) -> Effects:
+    """Let pressure return only if the hot keys outrank new ones."""
+    payload = {"examined": event.examined, "above": event.above, "collected": run.hot_keys}
+    if run.hot_keys and event.above < step.share * max(event.examined, 1):
+        told = f"{event.above} of {event.examined} hot keys count more than a new key"
+        return begin_rollback(run, f"the hot set would be lost: {told}, wanted are {step.share:.0%}")
+    return _applied(run, payload)
+
+
+def _reencoded(run: Run, event: KeysReencoded, now_ms: int) -> Effects:
+    """Note a pass; look at the cache before the next one."""
+    done, step = run.reencoded, run.steps[run.step]
+    run.tries = run.writes_tried = run.refences = 0
+    done.cursor = event.cursor
+    done.examined += event.examined
+    done.reencoded += event.reencoded
+    done.bytes_moved += event.bytes_moved
+    if event.cursor == 0 or done.examined >= step.limit:
+        told = {"examined": done.examined, "reencoded": done.reencoded, "bytes_moved": done.bytes_moved}
+        return _applied(run, {**told, "complete": event.cursor == 0})
+    run.enter(Phase.PACING)
+    return (run.pause(now_ms, _PACE_MS),)
+
+
+def on_pacing(run: Run, event: Any, now_ms: int) -> Effects:
+    """Between two passes over keys: go on as long as no guardrail is crossed."""
+    if isinstance(event, TimerFired):
+        return (run.ask(ReadCounters(service=run.service), Phase.PACING),)
+    if isinstance(event, EffectFailed):
+        if run.tries < _READS_MAX:
+            return (run.back_off(now_ms),)
+        return begin_rollback(run, f"keys are not stored again unwatched: {event.reason}")
+    run.tries = 0
+    trouble = None
+    if run.last_look is not None:
+        trouble = alarm(guardrail_window(run.last_look, event.observation), run.promise, run.settings)
+    run.last_look = event.observation
+    if trouble is not None:
+        return begin_rollback(run, f"while keys were stored again {trouble}")
+    return _do(run, _effect_of(run, run.steps[run.step]), now_ms)
+
+
 def _work_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
     step = run.steps[run.step]
     if step.kind is StepKind.COLLECT_HOT_KEYS:
         return give_up(run, f"the hot keys could not be collected: {event.reason}")
+    if step.kind is StepKind.CHECK_SPREAD:
+        return give_up(run, f"whether the hot keys are kept could not be seen: {event.reason}")
     if fence_missing(event.kind, event.details) or fence_found_higher(event.kind, event.details):
         # Evicted, or somebody newer is there: whoever asks for the lease finds out.
         run.values_unsure = run.values_unsure or not fence_missing(event.kind, event.details)
@@ -186,6 +258,14 @@ def _work_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
         if run.refences > _REFENCES_MAX:
             return give_up(run, "the fence in the cache was evicted again and again, raise its memory first")
         return (run.ask(run.acquire(now_ms), Phase.REFENCING),)
+    if step.kind is StepKind.REENCODE_KEYS and (event.outcome_unknown or event.kind == "TargetUnavailable"):
+        # Storing a key again gives the same key, so a pass may be repeated; under a fence that is written anew.
+        run.dirty = True
+        run.distrust_lease()
+        run.writes_tried += 1
+        if run.writes_tried < _WRITES_MAX:
+            return (run.back_off(now_ms),)
+        return begin_rollback(run, f"keys cannot be stored again: {event.reason}")
     if event.outcome_unknown:
         run.dirty = True
         run.distrust_lease()
@@ -221,7 +301,7 @@ def on_reading_back(run: Run, event: Any, now_ms: int) -> Effects:
     if all(found[c.knob] == c.after for c in changes):
         return _compare(run, {k: v for k, v in found.items() if v is not None})
     if all(found[c.knob] == c.before for c in changes):
-        run.dirty = any(s.kind is not StepKind.COLLECT_HOT_KEYS for s in run.steps[: run.step])
+        run.dirty = any(s.writes for s in run.steps[: run.step])
         run.writes_tried += 1
         if run.writes_tried < 2:
             return _do(run, _effect_of(run, run.steps[run.step]), now_ms)
@@ -289,16 +369,31 @@ def on_settling(run: Run, event: Any, now_ms: int) -> Effects:
     run.tries += 1
     if isinstance(event, Observed):
         facts = facts_of_info(event.observation.info)
-        trouble = None
-        if run.last_look is not None:
-            trouble = alarm(guardrail_window(run.last_look, event.observation), run.promise, run.settings)
+        window = None if run.last_look is None else guardrail_window(run.last_look, event.observation)
         run.last_look = event.observation
-        if trouble is not None:
-            return begin_rollback(run, f"while memory was being lowered {trouble}")
-        if has_settled(facts, run.steps[run.step - 1].settle_to_bytes):
+        if window is not None:
+            # That keys are evicted is what was asked for; how fast decides when the next step may follow.
+            trouble = alarm(replace(window, evicted=None), run.promise, run.settings)
+            if trouble is not None:
+                return begin_rollback(run, f"while memory was being lowered {trouble}")
+        if has_settled(facts, run.steps[run.step - 1].settle_to_bytes) and _calm(run, window):
             return next_step(run, now_ms)
     if run.tries >= _SETTLE_LOOKS_MAX:
         return begin_rollback(
-            run, f"memory is not coming down: {_SETTLE_LOOKS_MAX} looks in a row it was above the new maxmemory"
+            run,
+            f"memory is not coming down: {_SETTLE_LOOKS_MAX} looks in a row it was above the new maxmemory, or keys "
+            "were evicted in a burst",
         )
     return (run.pause(now_ms, _SETTLE_POLL_MS),)
+
+
+def _calm(run: Run, window: Window | None) -> bool:
+    """Say whether evictions are back within their guardrail; where they were not measured before, nobody can tell."""
+    baseline = run.promise.baseline
+    if baseline.evicted_per_s is None or baseline.misses_per_s is None:
+        return True
+    if window is None or window.problem is not None or window.evicted is None:
+        return window is not None
+    limits = run.promise.limits or limits_of(run.wishes, run.settings)
+    allowed = limits.evictions_factor * max(baseline.evicted_per_s, baseline.misses_per_s, 1.0)
+    return window.per_s(window.evicted) <= allowed

@@ -18,14 +18,17 @@ from typing import Any
 
 from cachewarden.errors import InvariantViolation
 from cachewarden.machine import (
+    ConfigRewritten,
     EffectFailed,
     HotKeysCollected,
+    KeysReencoded,
     KnobsRead,
     KnobsWritten,
     LeaseDenied,
     LeaseGranted,
     Observed,
     Recorded,
+    SpreadMeasured,
     TimerFired,
     TtlsExtended,
 )
@@ -46,6 +49,9 @@ class Phase(StrEnum):
     READING_BACK = "reading_back"
     COLLECTING = "collecting"
     TOUCHING = "touching"
+    CHECKING_SPREAD = "checking_spread"
+    REENCODING = "reencoding"
+    PACING = "pacing"
     EXTENDING = "extending"
     STEP_RECORDING = "step_recording"
     SETTLING = "settling"
@@ -53,13 +59,17 @@ class Phase(StrEnum):
     VERIFYING = "verifying"
     RECOVERING = "recovering"
     OBSERVING = "observing"
+    OBSERVING_CONTROL = "observing_control"
     WINDOW_RECORDING = "window_recording"
+    PERSIST_INTENDING = "persist_intending"
+    PERSISTING = "persisting"
     REVOKING = "revoking"
     UNDO_WRITING = "undo_writing"
     UNDO_SETTLING = "undo_settling"
     UNDO_EXTENDING = "undo_extending"
     UNDO_REFENCING = "undo_refencing"
     UNDO_VERIFYING = "undo_verifying"
+    UNDO_PERSISTING = "undo_persisting"
     ENDING = "ending"
     GOVERNING = "governing"
     DONE = "done"
@@ -83,19 +93,26 @@ STATE_OF: Mapping[Phase, ExecutionState | None] = MappingProxyType(
         _P.READING_BACK: _S.STEPPING,
         _P.COLLECTING: _S.STEPPING,
         _P.TOUCHING: _S.STEPPING,
+        _P.CHECKING_SPREAD: _S.STEPPING,
+        _P.REENCODING: _S.STEPPING,
+        _P.PACING: _S.STEPPING,
         _P.EXTENDING: _S.STEPPING,
         _P.STEP_RECORDING: _S.STEPPING,
         _P.SETTLING: _S.STEPPING,
         _P.REFENCING: _S.STEPPING,
         _P.VERIFYING: _S.STEPPING,
         _P.OBSERVING: _S.OBSERVING,
+        _P.OBSERVING_CONTROL: _S.OBSERVING,
         _P.WINDOW_RECORDING: _S.OBSERVING,
+        _P.PERSIST_INTENDING: _S.OBSERVING,
+        _P.PERSISTING: _S.OBSERVING,
         _P.REVOKING: _S.ROLLING_BACK,
         _P.UNDO_WRITING: _S.ROLLING_BACK,
         _P.UNDO_SETTLING: _S.ROLLING_BACK,
         _P.UNDO_EXTENDING: _S.ROLLING_BACK,
         _P.UNDO_REFENCING: _S.ROLLING_BACK,
         _P.UNDO_VERIFYING: _S.ROLLING_BACK,
+        _P.UNDO_PERSISTING: _S.ROLLING_BACK,
         # The outcome counts once it is in the journal; until then the state is what it was.
         _P.ENDING: None,
         _P.GOVERNING: None,
@@ -122,10 +139,11 @@ _UNDO_NEXT = (
     _P.UNDO_REFENCING,
     _P.UNDO_VERIFYING,
     _P.UNDO_SETTLING,
+    _P.UNDO_PERSISTING,
     _P.REVOKING,
     _P.ENDING,
 )
-_WORK = (_P.WRITING, _P.TOUCHING, _P.EXTENDING, _P.COLLECTING)
+_WORK = (_P.WRITING, _P.TOUCHING, _P.EXTENDING, _P.COLLECTING, _P.CHECKING_SPREAD, _P.REENCODING)
 _FENCED = (*_WORK, _P.REFENCING, _P.VERIFYING, _P.READING_BACK)
 
 
@@ -167,6 +185,17 @@ TABLE: Mapping[Phase, Row] = MappingProxyType(
         ),
         _P.COLLECTING: _row((HotKeysCollected, (_P.STEP_RECORDING, *_STOP)), (EffectFailed, _STOP)),
         _P.TOUCHING: _row((HotKeysCollected, (_P.STEP_RECORDING, *_STOP)), (EffectFailed, (_P.REFENCING, *_STOP))),
+        _P.CHECKING_SPREAD: _row((SpreadMeasured, (_P.STEP_RECORDING, *_STOP)), (EffectFailed, _STOP)),
+        _P.REENCODING: _row(
+            (KeysReencoded, (_P.PACING, _P.STEP_RECORDING, *_STOP)),
+            (EffectFailed, (_P.REENCODING, _P.REFENCING, *_STOP)),
+            (TimerFired, (*_FENCED, *_STOP)),
+        ),
+        _P.PACING: _row(
+            (Observed, (*_FENCED, *_STOP)),
+            (EffectFailed, (_P.PACING, *_STOP)),
+            (TimerFired, (_P.PACING, *_STOP)),
+        ),
         _P.EXTENDING: _row(
             (TtlsExtended, (_P.STEP_RECORDING, *_STOP)),
             (EffectFailed, (_P.EXTENDING, _P.REFENCING, *_STOP)),
@@ -194,15 +223,26 @@ TABLE: Mapping[Phase, Row] = MappingProxyType(
             (TimerFired, (_P.RECOVERING, _P.ENDING)),
         ),
         _P.OBSERVING: _row(
-            (Observed, (_P.OBSERVING, _P.WINDOW_RECORDING, *_STOP)),
+            (Observed, (_P.OBSERVING, _P.OBSERVING_CONTROL, _P.WINDOW_RECORDING, *_STOP)),
             (EffectFailed, (_P.OBSERVING, _P.WINDOW_RECORDING, *_STOP)),
             (TimerFired, (_P.OBSERVING, *_STOP)),
         ),
+        # A twin that does not answer ends the comparison with it, never the observation.
+        _P.OBSERVING_CONTROL: _row(
+            (Observed, (_P.OBSERVING, _P.WINDOW_RECORDING, *_STOP)),
+            (EffectFailed, (_P.OBSERVING, _P.WINDOW_RECORDING, *_STOP)),
+        ),
         _P.WINDOW_RECORDING: _row(
-            (Recorded, (_P.OBSERVING, *_STOP)),
+            (Recorded, (_P.OBSERVING, _P.PERSIST_INTENDING, *_STOP)),
             (EffectFailed, (_P.WINDOW_RECORDING, *_STOP)),
             (TimerFired, (_P.WINDOW_RECORDING, *_STOP)),
         ),
+        _P.PERSIST_INTENDING: _row(
+            (Recorded, (_P.PERSISTING, _P.ENDING)),
+            (EffectFailed, (_P.PERSIST_INTENDING,)),
+            (TimerFired, (_P.PERSIST_INTENDING,)),
+        ),
+        _P.PERSISTING: _row((ConfigRewritten, (_P.ENDING,)), (EffectFailed, (_P.ENDING,))),
         _P.REVOKING: _row(
             (Recorded, _UNDO_NEXT), (EffectFailed, (_P.REVOKING, _P.ENDING)), (TimerFired, (_P.REVOKING, _P.ENDING))
         ),
@@ -215,6 +255,7 @@ TABLE: Mapping[Phase, Row] = MappingProxyType(
             (EffectFailed, _UNDO_NEXT),
             (TimerFired, (_P.UNDO_VERIFYING, _P.ENDING)),
         ),
+        _P.UNDO_PERSISTING: _row((ConfigRewritten, (_P.ENDING,)), (EffectFailed, (_P.ENDING,))),
         _P.ENDING: _row(
             (Recorded, (_P.DONE, _P.GOVERNING)),
             (EffectFailed, (_P.ENDING, _P.DONE)),

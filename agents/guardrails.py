@@ -8,6 +8,10 @@ Without lookups nothing can be measured. A change that promised hits and can be 
 an unproven gain is none; one that promised none (a donor of memory that nobody reads, an observation knob) or that
 cannot be taken back is kept, and its reason says `unverified`.
 
+Where an unchanged twin was looked at beside the change, what happened to the twin is taken off first (`drift`). Where
+there is none and the traffic has changed, the window is evidence neither for nor against the promise: an effect is not
+claimed and a fall is not scored against the prediction. A fall below the guardrail is taken back all the same.
+
 A change that gave less than promised is taken back unless it gave at least half of the predicted gain: the prediction
 was wrong then, and is scored so, but taking the change back would lose what it did give.
 
@@ -19,14 +23,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from agents.effect import rate_shifted
 from agents.windows import Window
+from cachewarden.baseline import Baseline
+from cachewarden.fleet import Service
 from cachewarden.messages import Proposal
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["LOOKUPS_MIN", "Judgement", "Promise", "Ruling", "alarm", "judge", "promise_of", "traffic_shifted"]
+__all__ = [
+    "LOOKUPS_MIN",
+    "Judgement",
+    "Limits",
+    "Promise",
+    "Ruling",
+    "alarm",
+    "judge",
+    "limits_of",
+    "promise_of",
+    "traffic_shifted",
+]
 
 LOOKUPS_MIN = 100
 """Lookups below which a window proves nothing: at 100 the standard error of a hit ratio is up to 5 points."""
@@ -34,8 +52,9 @@ LOOKUPS_MIN = 100
 _IMPROVING_BY = 0.005
 _WORTH_KEEPING = 0.5
 """Share of the predicted gain from which on a change that missed its interval is kept."""
-_SHIFT_FACTOR = 2.0
 _REFUSED_FACTOR = 2.0
+_CPU_FACTOR = 1.5
+"""CPU above the limit is only blamed on a change if it is half as much again as before."""
 
 
 class Ruling(StrEnum):
@@ -53,6 +72,34 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The guardrails of one service: the owner's, and the operator's where the owner names none."""
+
+    hit_ratio_drop: float
+    latency_factor: float
+    evictions_factor: float
+    cpu_share: float
+    origin_load_per_s: float | None = None
+
+
+def limits_of(service: Service | None, settings: CacheOptimizerSettings) -> Limits:
+    """Return the limits of a service; those of the settings where the fleet file does not know it."""
+    own = None if service is None else service.guardrails
+
+    def of(name: str) -> float:
+        value = None if own is None else getattr(own, name)
+        return float(getattr(settings, f"guardrail_{name}") if value is None else value)
+
+    return Limits(
+        hit_ratio_drop=of("hit_ratio_drop"),
+        latency_factor=of("latency_factor"),
+        evictions_factor=of("evictions_factor"),
+        cpu_share=of("cpu_share"),
+        origin_load_per_s=None if own is None else own.origin_load_per_s,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
     """What a change is held to. Hit ratios are 0..1; `refused_per_s_before` is None where it was not measured."""
 
@@ -65,6 +112,9 @@ class Promise:
     latency_us_target: float
     reversible: bool
     refused_per_s_before: float | None = None
+    baseline: Baseline = field(default_factory=Baseline)
+    limits: Limits | None = None
+    """None: those of the settings."""
 
 
 def promise_of(
@@ -72,13 +122,21 @@ def promise_of(
     hit_ratio_before: float | None,
     latency_us_p99_before: float | None,
     settings: CacheOptimizerSettings,
+    baseline: Baseline | None = None,
+    service: Service | None = None,
 ) -> Promise:
-    """Return what a proposal is held to; a baseline that was not measured stays None."""
+    """Return what a proposal is held to; a baseline that was not measured stays None.
+
+    One that only sets again what a restart took away promises nothing: the cache that it comes to is cold.
+    """
     prediction = proposal.prediction
+    again = proposal.reapplies is not None
     return Promise(
         hit_ratio_before=hit_ratio_before,
-        hit_ratio_low=prediction.hit_ratio_after.low,
-        gain=prediction.gain.value,
+        hit_ratio_low=0.0 if again else prediction.hit_ratio_after.low,
+        gain=0.0 if again else prediction.gain.value,
+        baseline=baseline or Baseline(),
+        limits=limits_of(service, settings),
         lookups_per_s=prediction.lookups_per_s,
         settle_ms=prediction.settle_ms,
         latency_us_p99_before=latency_us_p99_before,
@@ -87,66 +145,150 @@ def promise_of(
     )
 
 
-def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings) -> str | None:
+def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings, drift: float | None = None) -> str | None:
     """Return why the change must be taken back at once, None if nothing is wrong.
 
-    The fall of the hit ratio has to exceed the guardrail by two standard errors, since this is asked of short pieces
-    of a window too.
+    `drift` is by how much the hit ratio of the unchanged twin has moved since before; None without a twin. The fall of
+    the hit ratio has to exceed the guardrail by two standard errors, since this is asked of short pieces of a window
+    too.
     """
-    if window.hit_ratio is not None and window.lookups >= LOOKUPS_MIN:
-        level = promise.hit_ratio_low
-        if promise.hit_ratio_before is not None:
-            level = min(level, promise.hit_ratio_before)
-        noise = 2.0 * math.sqrt(max(window.hit_ratio * (1.0 - window.hit_ratio), 0.0) / window.lookups)
-        if window.hit_ratio + noise < level - settings.guardrail_hit_ratio_drop:
-            drop = settings.guardrail_hit_ratio_drop
-            return f"the hit ratio fell to {window.hit_ratio:.3f}, more than {drop:.3f} below {level:.3f}"
+    limits = promise.limits or limits_of(None, settings)
+    return (
+        _fall(window, promise, limits, drift)
+        or _slowness(window, promise, limits)
+        or _refusals(window, promise)
+        or _evictions(window, promise, limits)
+        or _effort(window, promise, limits)
+        or _origin_load(window, promise, limits, drift)
+    )
+
+
+def _noise(window: Window) -> float:
+    ratio = window.hit_ratio or 0.0
+    return 2.0 * math.sqrt(max(ratio * (1.0 - ratio), 0.0) / max(window.lookups, 1))
+
+
+def _fall(window: Window, promise: Promise, limits: Limits, drift: float | None) -> str | None:
+    if window.hit_ratio is None or window.lookups < LOOKUPS_MIN:
+        return None
+    level = promise.hit_ratio_low
+    if promise.hit_ratio_before is not None:
+        level = min(level, promise.hit_ratio_before)
+    ratio, drop = window.hit_ratio - (drift or 0.0), limits.hit_ratio_drop
+    if ratio + _noise(window) >= level - drop:
+        return None
+    beside = "" if drift is None else f" (the unchanged twin: {drift * 100:+.1f} points)"
+    if drift is None and traffic_shifted(window, promise):
+        # An application that waits for its origin asks less: taking back is right, whoever is to blame.
+        rate = window.per_s(window.lookups)
+        beside = f" while the traffic changed from {promise.lookups_per_s:.0f} to {rate:.0f} lookups per second"
+        beside += ", so it is not held against the change"
+    return f"the hit ratio fell to {window.hit_ratio:.3f}{beside}, more than {drop:.3f} below {level:.3f}"
+
+
+def _slowness(window: Window, promise: Promise, limits: Limits) -> str | None:
     latency, before_us = window.latency, promise.latency_us_p99_before
-    if latency is not None and before_us is not None and latency.commands >= LOOKUPS_MIN:
-        allowed_us = max(before_us * settings.guardrail_latency_factor, promise.latency_us_target)
-        # The lower edge of the histogram bucket: a quantile may not raise an alarm for where it lies inside its bucket.
-        if latency.low_us > allowed_us:
-            return f"P99 rose from {before_us:.0f} to {latency.value_us:.0f} microseconds, allowed are {allowed_us:.0f}"
-    if window.refused and promise.refused_per_s_before is not None:
-        rate, before = window.per_s(window.refused), promise.refused_per_s_before
-        if rate > _REFUSED_FACTOR * before:
-            return f"writes are refused for lack of memory, {rate:.2f} per second instead of {before:.2f}"
-    return None
+    if latency is None or before_us is None or latency.commands < LOOKUPS_MIN:
+        return None
+    allowed_us = max(before_us * limits.latency_factor, promise.latency_us_target)
+    # The lower edge of the histogram bucket: a quantile may not raise an alarm for where it lies inside its bucket.
+    if latency.low_us <= allowed_us:
+        return None
+    return f"P99 rose from {before_us:.0f} to {latency.value_us:.0f} microseconds, allowed are {allowed_us:.0f}"
 
 
-def judge(windows: Sequence[Window], promise: Promise, settings: CacheOptimizerSettings, observed_ms: int) -> Judgement:
+def _refusals(window: Window, promise: Promise) -> str | None:
+    if not window.refused or promise.refused_per_s_before is None:
+        return None
+    rate, before = window.per_s(window.refused), promise.refused_per_s_before
+    if rate <= _REFUSED_FACTOR * before:
+        return None
+    return f"writes are refused for lack of memory, {rate:.2f} per second instead of {before:.2f}"
+
+
+def _evictions(window: Window, promise: Promise, limits: Limits) -> str | None:
+    """A cache that is full evicts about as many keys as miss, and more with more traffic."""
+    before, misses = promise.baseline.evicted_per_s, promise.baseline.misses_per_s
+    if before is None or misses is None or not window.evicted or window.lookups < LOOKUPS_MIN:
+        return None
+    traffic = max(1.0, window.per_s(window.lookups) / promise.lookups_per_s) if promise.lookups_per_s > 0 else 1.0
+    rate, allowed = window.per_s(window.evicted), limits.evictions_factor * traffic * max(before, misses, 1.0)
+    return f"{rate:.0f} keys are evicted per second, allowed are {allowed:.0f}" if rate > allowed else None
+
+
+def _effort(window: Window, promise: Promise, limits: Limits) -> str | None:
+    before, now = promise.baseline.cpu_share, window.cpu_share
+    if before is None or now is None or now <= max(limits.cpu_share, _CPU_FACTOR * before):
+        return None
+    return f"the server takes {now:.2f} cores instead of {before:.2f}, allowed are {limits.cpu_share:.2f}"
+
+
+def _origin_load(window: Window, promise: Promise, limits: Limits, drift: float | None) -> str | None:
+    allowed, before = limits.origin_load_per_s, promise.hit_ratio_before
+    if allowed is None or before is None or window.hit_ratio is None or window.lookups < LOOKUPS_MIN:
+        return None
+    rate = window.per_s(window.misses)
+    worse = window.hit_ratio - (drift or 0.0) + _noise(window) < before
+    if rate <= allowed or not worse:
+        return None
+    return f"{rate:.0f} misses per second reach the origin, it can answer {allowed:.0f}"
+
+
+def judge(
+    windows: Sequence[Window],
+    promise: Promise,
+    settings: CacheOptimizerSettings,
+    observed_ms: int,
+    drift: float | None = None,
+) -> Judgement:
     """Rule on a change after the last of `windows` has ended, `observed_ms` after the observation began."""
     last = windows[-1]
     more = len(windows) < settings.observation_windows_max
-    why = alarm(last, promise, settings)
+    why = alarm(last, promise, settings, drift)
     if why is not None:
         return Judgement(Ruling.ROLL_BACK, why)
     if last.hit_ratio is None or last.lookups < LOOKUPS_MIN:
-        return _without_evidence(last, promise, more=more)
-    if last.hit_ratio >= promise.hit_ratio_low - settings.rollback_margin:
-        return Judgement(Ruling.KEEP, f"measured {last.hit_ratio:.3f}, promised at least {promise.hit_ratio_low:.3f}")
+        return _without_evidence(last.problem or f"only {last.lookups} lookups in the window", promise, more=more)
+    if drift is None and promise.gain > 0.0 and traffic_shifted(last, promise):
+        rate = last.per_s(last.lookups)
+        told = f"the traffic changed from {promise.lookups_per_s:.0f} to {rate:.0f} lookups per second"
+        return _without_evidence(f"{told}, so nothing is held for or against the change", promise, more=more)
+    return _by_measurement(windows, promise, settings, observed_ms, drift, more=more)
+
+
+def _by_measurement(
+    windows: Sequence[Window],
+    promise: Promise,
+    settings: CacheOptimizerSettings,
+    observed_ms: int,
+    drift: float | None,
+    *,
+    more: bool,
+) -> Judgement:
+    last = windows[-1]
+    ratio = (last.hit_ratio or 0.0) - (drift or 0.0)
+    beside = "" if drift is None else f", the unchanged twin's {drift * 100:+.1f} points taken off"
+    if ratio >= promise.hit_ratio_low - settings.rollback_margin:
+        return Judgement(Ruling.KEEP, f"measured {ratio:.3f}{beside}, promised at least {promise.hit_ratio_low:.3f}")
     if more and observed_ms < promise.settle_ms:
-        return Judgement(
-            Ruling.CONTINUE, f"{last.hit_ratio:.3f} so far, the effect needs {promise.settle_ms} ms to show"
-        )
+        return Judgement(Ruling.CONTINUE, f"{ratio:.3f} so far, the effect needs {promise.settle_ms} ms to show")
     if more and _improves(windows, promise):
-        return Judgement(Ruling.CONTINUE, f"{last.hit_ratio:.3f} so far and improving")
-    gained = 0.0 if promise.hit_ratio_before is None else last.hit_ratio - promise.hit_ratio_before
+        return Judgement(Ruling.CONTINUE, f"{ratio:.3f} so far and improving")
+    gained = 0.0 if promise.hit_ratio_before is None else ratio - promise.hit_ratio_before
     if promise.gain > 0.0 and gained >= max(_WORTH_KEEPING * promise.gain, settings.minimum_gain):
         return Judgement(
             Ruling.KEEP,
-            f"below its promise: measured {last.hit_ratio:.3f}, promised at least {promise.hit_ratio_low:.3f}; "
+            f"below its promise: measured {ratio:.3f}{beside}, promised at least {promise.hit_ratio_low:.3f}; "
             f"kept for the {gained * 100:.1f} points that it gives",
         )
     return Judgement(
         Ruling.ROLL_BACK,
-        f"less than promised: measured {last.hit_ratio:.3f}, promised at least {promise.hit_ratio_low:.3f} "
+        f"less than promised: measured {ratio:.3f}{beside}, promised at least {promise.hit_ratio_low:.3f} "
         f"less a margin of {settings.rollback_margin:.3f}",
     )
 
 
-def _without_evidence(last: Window, promise: Promise, *, more: bool) -> Judgement:
-    seen = last.problem or f"only {last.lookups} lookups in the window"
+def _without_evidence(seen: str, promise: Promise, *, more: bool) -> Judgement:
     if more:
         return Judgement(Ruling.CONTINUE, f"nothing can be said yet: {seen}")
     if promise.gain <= 0.0:
@@ -165,7 +307,4 @@ def _improves(windows: Sequence[Window], promise: Promise) -> bool:
 
 def traffic_shifted(window: Window, promise: Promise) -> bool:
     """Say whether lookups per second are more than twice or less than half of what the prediction was made for."""
-    rate = window.per_s(window.lookups)
-    if promise.lookups_per_s <= 0.0 or rate <= 0.0:
-        return rate != promise.lookups_per_s
-    return max(rate / promise.lookups_per_s, promise.lookups_per_s / rate) > _SHIFT_FACTOR
+    return rate_shifted(window.per_s(window.lookups), promise.lookups_per_s)

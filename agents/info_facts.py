@@ -20,6 +20,8 @@ _MEMORY_FIELDS = (
     "allocator_rss_ratio", "allocator_rss_bytes", "mem_fragmentation_ratio", "lazyfree_pending_objects",
 )  # fmt: skip
 
+_FORK_COPIES = ("rdb_last_cow_size", "aof_last_cow_size", "current_cow_size")
+
 # Commands that may be refused for lack of memory; only looked at on servers without error statistics (before 6.2).
 _WRITE_COMMANDS = frozenset({
     "append", "getset", "hincrby", "hmset", "hset", "hsetnx", "incr", "incrby", "linsert", "lpush", "mset", "psetex",
@@ -59,6 +61,16 @@ class InfoFacts:
     keys_with_ttl: int | None
     expired_stale_share: float | None = None
     """`expired_stale_perc` / 100, 0..1."""
+    cpu_us: int | None = None
+    """CPU time of the process since its start, user and system."""
+    forks: bool | None = None
+    """Whether the server forks, or has forked: for a snapshot, an append-only file, or a full synchronisation."""
+    fork_copy_bytes: int | None = None
+    """Largest copy-on-write of the last forks; None where there was none or it is not told."""
+    uncounted_bytes: int | None = None
+    """Buffers that maxmemory does not count (`mem_not_counted_for_evict`)."""
+    config_file: str | None = None
+    """Path of the configuration file; empty where the server was started without one, None where it is not told."""
 
     @property
     def memory_usage(self) -> float | None:
@@ -183,6 +195,23 @@ def _percent(text: str | None) -> float | None:
     return share if 0.0 <= share <= 1.0 else None
 
 
+def _cpu_us(info: Mapping[str, str]) -> int | None:
+    """Return the CPU time of the process, None where the server does not print both parts of it."""
+    try:
+        seconds = float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+    except (KeyError, ValueError):
+        return None
+    return int(seconds * 1e6) if math.isfinite(seconds) else None
+
+
+def _forks(info: Mapping[str, str]) -> bool | None:
+    """Say whether a fork is to be reckoned with; None for a server that tells nothing of persistence."""
+    told = [whole(info.get(n)) for n in ("aof_enabled", "rdb_saves", "latest_fork_usec", "connected_slaves")]
+    busy = [whole(info.get(n)) for n in ("rdb_bgsave_in_progress", "aof_rewrite_in_progress")]
+    known = [value for value in (*told, *busy) if value is not None]
+    return any(value > 0 for value in known) if known else None
+
+
 def facts_of_info(info: Mapping[str, str]) -> InfoFacts:
     """Read a flattened INFO; never raises, whatever is missing or unreadable."""
     uptime_s = whole(info.get("uptime_in_seconds"))
@@ -213,4 +242,9 @@ def facts_of_info(info: Mapping[str, str]) -> InfoFacts:
         resident_keys=keys,
         keys_with_ttl=expires,
         expired_stale_share=_percent(info.get("expired_stale_perc")),
+        cpu_us=_cpu_us(info),
+        forks=_forks(info),
+        fork_copy_bytes=max((whole(info.get(n)) or 0 for n in _FORK_COPIES), default=0) or None,
+        uncounted_bytes=whole(info.get("mem_not_counted_for_evict")),
+        config_file=info.get("config_file"),
     )

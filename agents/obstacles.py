@@ -5,8 +5,8 @@ It looks at one proposal and at what has happened, never at competing proposals 
 value with a sentence that names the numbers; the sentence holds no time that runs, so that the same situation gives
 the same words in every round.
 
-INVARIANT: the change budget, damping and intents in force are never skipped; `force` skips the cool-down and nothing
-else.
+INVARIANT: the change budget, damping, freeze windows and intents in force are never skipped; `force` skips the
+cool-down and nothing else.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from cachewarden.approval import Approval, Rest, rest_over
+from cachewarden.approval import PLANNER, Approval, Rest, rest_over
 from cachewarden.claims import ANYTHING, UNREAD_BOARD, overlap, touched
 from cachewarden.codec import digest
+from cachewarden.freeze import Freeze, frozen_until, parse_freezes
 from cachewarden.messages import (
     AGENT_ID,
     CONSTITUTIONAL_HASH,
+    ActionClass,
     Decision,
     Intent,
     Mode,
@@ -39,6 +41,7 @@ __all__ = [
     "clock_words",
     "damping_ms",
     "find_obstacle",
+    "staged_signature",
 ]
 
 DAMPING_MS = 600_000
@@ -80,6 +83,10 @@ class Situation:
     approvals: Mapping[str, Approval] = field(default_factory=dict)
     """Proposal id to its open approval."""
     rests: tuple[Rest, ...] = ()
+    freezes: Mapping[str, tuple[Freeze, ...]] = field(default_factory=dict)
+    """Service to the freeze windows of its owner; those of the operator are in the settings."""
+    canaries: Mapping[str, str] = field(default_factory=dict)
+    """Service to the one on which its lossy changes must have been kept first."""
     unvoted: Mapping[str, Obstacle] = field(default_factory=dict)
     """Proposal id to what the vote has against it; one that needs no vote, or has won it, is missing."""
 
@@ -197,6 +204,56 @@ def _history_obstacle(
     return None
 
 
+def _frozen_obstacle(
+    proposal: Proposal, situation: Situation, settings: CacheOptimizerSettings, now_ms: int
+) -> Obstacle | None:
+    own = situation.freezes.get(proposal.service, ())
+    if not own and not settings.freeze:
+        return None
+    found = frozen_until((*parse_freezes(settings.freeze), *own), now_ms)
+    if found is None:
+        return None
+    until_ms, text = found
+    return _wait(f"changes of `{proposal.service}` are frozen (`{text}`) until {clock_words(until_ms)}")
+
+
+def _people_obstacle(
+    proposal: Proposal, situation: Situation, settings: CacheOptimizerSettings, now_ms: int
+) -> Obstacle | None:
+    """Leave alone what a person has set by hand; a person may of course change it again through a plan."""
+    if proposal.author != PLANNER:
+        return None
+    by_hand = situation.history.get(proposal.service, History()).by_hand
+    for change in proposal.knob_changes:
+        seen_ms = by_hand.get(change.knob)
+        if seen_ms is None or change.before == change.after:
+            continue
+        until_ms = seen_ms + settings.manual_change_rest_ms
+        if now_ms < until_ms:
+            return _wait(
+                f"`{change.knob}` of `{proposal.service}` was set by hand at {clock_words(seen_ms)}, it is left alone "
+                f"until {clock_words(until_ms)}"
+            )
+    return None
+
+
+def _canary_obstacle(proposal: Proposal, situation: Situation) -> Obstacle | None:
+    canary = situation.canaries.get(proposal.service)
+    if canary is None or proposal.action_class < ActionClass.LOSSY or proposal.takes_back or proposal.reapplies:
+        return None
+    kept = situation.history.get(canary, History()).kept
+    wanted = staged_signature(proposal.signature)
+    if any(staged_signature(signature) == wanted for signature in kept):
+        return None
+    return _wait(f"`{canary}` is the canary of `{proposal.service}`: a change of this kind has to be kept there first")
+
+
+def staged_signature(signature: str) -> str:
+    """Return a change signature without sizes: two caches of one kind differ in memory."""
+    parts = (part for part in signature.split(";") if not part.startswith("maxmemory="))
+    return ";".join(parts) or "maxmemory"
+
+
 def find_obstacle(
     proposal: Proposal,
     verdict: Verdict | None,
@@ -222,4 +279,10 @@ def find_obstacle(
             reason=f"`{proposal.service}` is in mode `{mode.value}`, so this is advice and nothing is changed",
         )
     claimed = _intent_obstacle(proposal, situation.intents, now_ms)
-    return claimed or _history_obstacle(proposal, situation, settings, now_ms)
+    return (
+        claimed
+        or _frozen_obstacle(proposal, situation, settings, now_ms)
+        or _people_obstacle(proposal, situation, settings, now_ms)
+        or _history_obstacle(proposal, situation, settings, now_ms)
+        or _canary_obstacle(proposal, situation)
+    )

@@ -21,6 +21,7 @@ import numpy as np
 from agents.appraisal import appraise
 from agents.choice import Choice
 from agents.drafting import draft
+from agents.reapplying import reapplied
 from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, Received, Send
@@ -108,10 +109,16 @@ def plan_fleet(
     """Return the proposals of one cycle, and a reason for each observed service that gets none."""
     idle: dict[str, str] = {}
     appraisals: dict[str, Prospects] = {}
+    proposals: list[Proposal] = []
     for snapshot in sorted(question.snapshots, key=lambda s: s.service):
         service = fleet.service(snapshot.service)
         history = question.history.get(service.name)
         obstacle = _obstacle(snapshot, history, settings)
+        again = None if history is None else reapplied(history.lost, snapshot, service, settings, now_ms)
+        if again is not None and _can_be_changed(snapshot, history):
+            # What was agreed comes before what might be better, and needs no models: the cache is cold.
+            proposals.append(again)
+            continue
         rules = () if history is None else history.ttl_rules
         result = obstacle or appraise_cache(snapshot, service, settings, rules, question.interval_factor)
         if isinstance(result, str):
@@ -119,7 +126,6 @@ def plan_fleet(
         else:
             appraisals[service.name] = result
     division = _divide(appraisals, question, fleet, settings.minimum_gain)
-    proposals: list[Proposal] = []
     for name in sorted(appraisals):
         forced = name in question.force
         outcome = _propose(appraisals[name], fleet.service(name), division, settings, forced, now_ms)
@@ -146,6 +152,12 @@ def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimi
     if snapshot.window_ms < settings.cycle_interval_ms // 2:
         return f"the window is only {snapshot.window_ms / 1000:.0f} s long yet"
     return None
+
+
+def _can_be_changed(snapshot: Snapshot, history: History | None) -> bool:
+    """Say whether a setting that was agreed may be set again: the server tells its knobs, is a primary, and idle."""
+    busy = history is not None and history.in_flight is not None
+    return not busy and not {"info", "knobs", "loading"} & set(snapshot.incomplete) and snapshot.role == "master"
 
 
 def _divide(appraisals: Mapping[str, Prospects], question: PlanFleet, fleet: Fleet, minimum_gain: float) -> _Division:

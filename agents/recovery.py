@@ -16,11 +16,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agents.playbooks import Step
+from agents.playbook_tables.steps import Step
+from cachewarden.baseline import Baseline
 from cachewarden.codec import decode
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind, TtlRule
 
-__all__ = ["REPLAY_KINDS", "Found", "NextMove", "Unfinished", "decide", "read_journal"]
+__all__ = ["PERSIST", "REPLAY_KINDS", "Found", "NextMove", "Unfinished", "decide", "read_journal"]
 
 REPLAY_KINDS: tuple[str, ...] = tuple(
     kind.value
@@ -38,6 +39,9 @@ REPLAY_KINDS: tuple[str, ...] = tuple(
         RecordKind.RESUMED,
     )
 )
+
+PERSIST = "rewrite_config"
+"""What the last `step_intended` of a kept change announces where its file may be rewritten."""
 
 _ENDINGS = {
     RecordKind.CHANGE_KEPT.value: ExecutionState.KEPT,
@@ -67,6 +71,9 @@ class Unfinished:
     outcome: ExecutionState | None = None
     reason: str = ""
     hit_ratio_after: float | None = None
+    baseline: Baseline = field(default_factory=Baseline)
+    persist_intended: bool = False
+    """The server's configuration file may hold the new values."""
     epoch: int = 0
     """Highest fencing token under which a record of it was written."""
 
@@ -149,6 +156,7 @@ def _opened(key: str, record: AuditRecord) -> Unfinished:
         hit_ratio_before=baseline["hit_ratio"],
         latency_us_p99_before=baseline["latency_us_p99"],
         refused_per_s_before=baseline["refused_per_s"],
+        baseline=decode(Baseline, baseline["series"]) if "series" in baseline else Baseline(),
     )
 
 
@@ -163,6 +171,7 @@ def _follow(change: Unfinished, record: AuditRecord) -> None:
     change.updated_ms = record.at_ms
     if record.kind == RecordKind.STEP_INTENDED.value:
         number = int(payload["step"])
+        change.persist_intended = change.persist_intended or payload["what"]["kind"] == PERSIST
         rule = change.steps[number].rule if number < len(change.steps) else None
         if rule is not None and rule not in change.rules:
             change.rules.append(rule)

@@ -158,7 +158,7 @@ class Settlement:
     def _given_for_nobody(self, proposal: Proposal) -> Obstacle | None:
         before, after = memory_change(proposal) or (0, 0)
         gain = proposal.prediction.gain.value
-        if after >= before or gain > 0 or proposal.takes_back is not None:
+        if after >= before or gain > 0 or proposal.takes_back is not None or proposal.reapplies is not None:
             return None
         dependents = self._dependents.get(proposal.proposal_id, [])
         if any(not self._refused(dependent) for dependent in dependents):

@@ -164,6 +164,7 @@ def make_snapshot(
         hit_ratio=window.hit_ratio,
         lookups_per_s=window.per_s(window.lookups),
         window_parts=window.parts,
+        cpu_share=window.cpu_share,
         evicted_per_s=evicted_per_s,
         expired_per_s=window.per_s(window.expired),
         refused_per_s=window.per_s(window.refused),

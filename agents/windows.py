@@ -79,6 +79,8 @@ class Window:
     expired: int | None = None
     refused: int | None = None
     latency: LatencyQuantile | None = None
+    cpu_us: int | None = None
+    """CPU time of the server in it."""
     problem: str | None = None
     clock_note: str | None = None
     parts: tuple[tuple[int, int], ...] = ()
@@ -92,6 +94,11 @@ class Window:
     def hit_ratio(self) -> float | None:
         """Return hits / lookups, None without lookups."""
         return self.hits / self.lookups if self.lookups else None
+
+    @property
+    def cpu_share(self) -> float | None:
+        """Return the CPU that the server took, in cores; None where it does not tell."""
+        return None if self.cpu_us is None or not self.window_ms else self.cpu_us / (1000.0 * self.window_ms)
 
     def per_s(self, count: int | None) -> float:
         """Return a count of this window as a rate; 0 where the window or the count is missing."""
@@ -156,6 +163,7 @@ def _compare(earlier: Observation, later: Observation, commands: Iterable[str]) 
         expired=_delta(before.expired, after.expired),
         refused=_delta(before.refused, after.refused),
         latency=latency_quantile(earlier, later, commands),
+        cpu_us=_delta(before.cpu_us, after.cpu_us),
         clock_note=elapsed.note,
     )
 

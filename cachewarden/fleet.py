@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from cachewarden.errors import FleetFileError, SettingsError, UnknownService
+from cachewarden.freeze import Freeze, parse_freeze
 from cachewarden.knobs import parse_bytes
 from cachewarden.messages import Mode
 from cachewarden.yaml_lines import validate_yaml
 
-__all__ = ["Fleet", "KeyPattern", "Origin", "Service", "load_fleet", "parse_fleet"]
+__all__ = ["Fleet", "Guardrails", "KeyPattern", "Origin", "Service", "load_fleet", "parse_fleet"]
 
 
 def _bytes(value: Any) -> Any:
@@ -30,6 +31,13 @@ def _bytes(value: Any) -> Any:
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes)]
+
+
+def _freeze(value: Any) -> Any:
+    return parse_freeze(value) if isinstance(value, str) else value
+
+
+FreezeWindow = Annotated[Freeze, BeforeValidator(_freeze)]
 
 
 class _Strict(BaseModel):
@@ -62,6 +70,16 @@ class Origin(_Strict):
     rate_per_s: float = Field(200.0, gt=0, le=100_000)
 
 
+class Guardrails(_Strict):
+    """Limits of one service; what is not given is the operator's setting of that name."""
+
+    hit_ratio_drop: float | None = Field(None, gt=0.0, le=1.0, description="fall of the hit ratio, 0..1")
+    latency_factor: float | None = Field(None, gt=1.0, description="P99 over the P99 before")
+    evictions_factor: float | None = Field(None, gt=1.0, description="evictions per second over those before")
+    cpu_share: float | None = Field(None, gt=0.0, le=64.0, description="CPU of the server in cores")
+    origin_load_per_s: float | None = Field(None, gt=0.0, description="misses per second that the origin can answer")
+
+
 class Service(_Strict):
     """One cache and the people's wishes about it."""
 
@@ -81,6 +99,19 @@ class Service(_Strict):
         default=False, description="whether values of a bounded sample of keys may be read and measured in memory"
     )
     feed: bool = Field(default=False, description="whether applications may report their own accesses (client feed)")
+    reencode: bool = Field(
+        default=False, description="whether keys of the patterns may be stored again in a smaller encoding"
+    )
+    config_rewrite: bool = Field(
+        default=False, description="whether kept changes may be written to the server's configuration file"
+    )
+    memory_limit: Bytes | None = Field(
+        None, ge=1024 * 1024, description="memory of the container or cgroup, which the server does not tell"
+    )
+    twin: str | None = Field(None, description="service with the same traffic that stays unchanged: the control")
+    canary: str | None = Field(None, description="service on which a lossy change must have been kept first")
+    freeze: tuple[FreezeWindow, ...] = Field((), description="times in UTC in which nothing is changed")
+    guardrails: Guardrails = Guardrails()
     default_ttl_s: float | None = Field(None, gt=0, description="TTL of warmed keys")
     origin: Origin | None = None
 
@@ -107,6 +138,12 @@ class Fleet(_Strict):
         twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) != len(names) else []
         if twice:
             raise ValueError(f"each service needs a name of its own, twice: {', '.join(twice)}")
+        for service in self.services:
+            for role, other in (("twin", service.twin), ("canary", service.canary)):
+                if other is not None and (other == service.name or other not in names):
+                    raise ValueError(
+                        f"the {role} of `{service.name}` must be another service of the file, not `{other}`"
+                    )
         needed = sum(s.minimum_memory_bytes for s in self.services)
         if self.total_memory_bytes is not None and needed > self.total_memory_bytes:
             raise ValueError(
@@ -120,6 +157,10 @@ class Fleet(_Strict):
             if service.name == name:
                 return service
         raise UnknownService(name, self.names)
+
+    def find(self, name: str) -> Service | None:
+        """Return the service of that name, None where the file has none."""
+        return next((s for s in self.services if s.name == name), None)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -209,6 +209,13 @@ _TABLE: tuple[Knob, ...] = (
     _switch("lazyfree-lazy-eviction", _REDIS_4, hazard="memory may overshoot while it is freed in the background"),
     _switch("lazyfree-lazy-expire", _REDIS_4, hazard="memory may overshoot while it is freed in the background"),
     _switch("lazyfree-lazy-server-del", _REDIS_4, hazard="memory may overshoot while it is freed in the background"),
+    _switch("lazyfree-lazy-user-del", _REDIS_6, hazard="memory may overshoot while it is freed in the background"),
+    _switch(
+        "activedefrag",
+        _REDIS_4,
+        hazard="up to a quarter of a core while it runs; refused without the servers' own jemalloc, which "
+        "`mem_allocator` does not tell, so it is tried",
+    ),
     _integer(
         "hash-max-listpack-entries",
         0,

@@ -26,15 +26,18 @@ __all__ = [
     "AcquireLease",
     "Agent",
     "CollectHotKeys",
+    "ConfigRewritten",
     "Effect",
     "EffectFailed",
     "ExtendTtls",
     "HotKeysCollected",
     "JournalRead",
+    "KeysReencoded",
     "KnobsRead",
     "KnobsWritten",
     "LeaseDenied",
     "LeaseGranted",
+    "MeasureSpread",
     "Observe",
     "Observed",
     "Publish",
@@ -44,9 +47,12 @@ __all__ = [
     "Received",
     "Record",
     "Recorded",
+    "ReencodeKeys",
     "ReleaseLease",
+    "RewriteConfig",
     "Send",
     "SetTimer",
+    "SpreadMeasured",
     "Started",
     "TimerFired",
     "TouchHotKeys",
@@ -182,6 +188,34 @@ class TouchHotKeys(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureSpread(Effect):
+    """OBJECT FREQ of up to `limit` of the remembered hot keys; answered by `SpreadMeasured`."""
+
+    service: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReencodeKeys(Effect):
+    """One bounded pass that stores collections again in the form that the thresholds now give; answered by
+    `KeysReencoded`."""
+
+    service: str
+    lease: Lease
+    cursor: int = 0
+    max_keys: int = 1_000
+    keys_per_s: int = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewriteConfig(Effect):
+    """CONFIG REWRITE where the owner permits it; answered by `ConfigRewritten`, a refusal by the server included."""
+
+    service: str
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExtendTtls(Effect):
     """One bounded pass of a TTL rule (`restore=True`: put extended keys back); answered by `TtlsExtended`."""
 
@@ -285,6 +319,38 @@ class HotKeysCollected:
     ref: str
     service: str
     keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpreadMeasured:
+    """Of the remembered hot keys, `examined` still existed, and `above` of them count more than a new key does."""
+
+    ref: str
+    service: str
+    examined: int
+    above: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysReencoded:
+    """`cursor` 0 means that the pass over the keyspace is complete; `bytes_moved` went to us and back."""
+
+    ref: str
+    service: str
+    cursor: int
+    examined: int
+    reencoded: int
+    bytes_moved: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigRewritten:
+    """Whether the server's configuration file now holds what is in force; if not, why."""
+
+    ref: str
+    service: str
+    rewritten: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

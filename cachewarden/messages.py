@@ -146,6 +146,8 @@ class RecordKind(StrEnum):
     REQUEST_DECIDED = "request_decided"
     REQUEST_REFUSED = "request_refused"
     KEYS_WARMED = "keys_warmed"
+    SETTING_CHANGED_BY_HAND = "setting_changed_by_hand"
+    SETTING_LOST = "setting_lost"
     PAUSED = "paused"
     RESUMED = "resumed"
     CHECKPOINT = "checkpoint"
@@ -251,7 +253,7 @@ class Proposal(Message):
     action_class: ActionClass
     reversible: bool
     playbook: str
-    """Name of the step plan in `agents/playbooks.py`."""
+    """Name of the table in `agents/playbook_tables/`."""
     rollback: str
     """How it is taken back, and what cannot be."""
     rationale: str
@@ -263,6 +265,8 @@ class Proposal(Message):
     """Proposals that must have been kept first (whoever gives memory goes before whoever gets it)."""
     takes_back: str | None = None
     """Id of the kept proposal that a person wants back, where this one sets its old values again."""
+    reapplies: str | None = None
+    """Id of the kept proposal whose values a restart or failover took away and this one sets again."""
 
     @property
     def memory_delta_bytes(self) -> int:
@@ -361,15 +365,17 @@ class Execution(Message):
     comparable: bool | None = None
     """Whether the last window can be held against the prediction: enough lookups, same traffic; None before there was
     one."""
+    control_drift: float | None = None
+    """By how much the hit ratio of the unchanged twin moved meanwhile; None where there was no twin to go by."""
     held_by: str | None = None
     """Who leads the cache, where the change was abandoned for want of a lease."""
 
     @property
     def realised_gain(self) -> float | None:
-        """Measured hit ratio after minus before; None while it is not known."""
+        """Measured hit ratio after minus before, less what the unchanged twin gained too; None while not known."""
         if self.hit_ratio_before is None or self.hit_ratio_after is None:
             return None
-        return self.hit_ratio_after - self.hit_ratio_before
+        return self.hit_ratio_after - self.hit_ratio_before - (self.control_drift or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,6 +237,8 @@ class Snapshot(Message):
     expired_stale_share: float | None = None
     """Share of the keys with a TTL, 0..1, that the server's own expiry cycle found overdue; None where it does not
     say."""
+    cpu_share: float | None = None
+    """CPU of the server over the window, in cores; None where it does not tell."""
     window_parts: tuple[tuple[int, int], ...] = ()
     """(lookups, misses) of consecutive parts of the window; by them a steady workload is told from a bursty one."""
 

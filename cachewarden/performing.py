@@ -56,6 +56,9 @@ def performers(agent: m.Agent, ports: Ports) -> dict[type[m.Effect], Performer]:
         m.WriteKnobs: work.write_knobs,
         m.CollectHotKeys: work.collect_hot_keys,
         m.TouchHotKeys: work.touch_hot_keys,
+        m.MeasureSpread: work.measure_spread,
+        m.ReencodeKeys: work.reencode_keys,
+        m.RewriteConfig: work.rewrite_config,
         m.ExtendTtls: work.extend_ttls,
         **peer_performers(ports.peers, ports.journal),
         **peer_input_performers(ports.blackboard),
@@ -170,6 +173,25 @@ class _Work:
     async def touch_hot_keys(self, e: m.TouchHotKeys) -> m.HotKeysCollected:
         kept = await self._target(e.service).touch_hot_keys(e.lease, e.times, e.keys_per_s)
         return m.HotKeysCollected(ref=e.ref, service=e.service, keys=kept)
+
+    async def measure_spread(self, e: m.MeasureSpread) -> m.SpreadMeasured:
+        found = await self._target(e.service).measure_spread(e.limit)
+        return m.SpreadMeasured(ref=e.ref, service=e.service, examined=found.examined, above=found.above)
+
+    async def reencode_keys(self, e: m.ReencodeKeys) -> m.KeysReencoded:
+        done = await self._target(e.service).reencode_keys(e.lease, e.cursor, e.max_keys, e.keys_per_s)
+        return m.KeysReencoded(
+            ref=e.ref,
+            service=e.service,
+            cursor=done.cursor,
+            examined=done.examined,
+            reencoded=done.reencoded,
+            bytes_moved=done.bytes_moved,
+        )
+
+    async def rewrite_config(self, e: m.RewriteConfig) -> m.ConfigRewritten:
+        why_not = await self._target(e.service).rewrite_config(e.lease)
+        return m.ConfigRewritten(ref=e.ref, service=e.service, rewritten=why_not is None, reason=why_not or "")
 
     async def extend_ttls(self, e: m.ExtendTtls) -> m.TtlsExtended:
         done = await self._target(e.service).extend_ttls(e.lease, e.rule, e.cursor, e.max_keys, e.restore)

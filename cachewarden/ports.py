@@ -25,6 +25,8 @@ __all__ = [
     "LookupLedger",
     "Mailbox",
     "RecordDraft",
+    "ReencodePass",
+    "Spread",
     "TargetCache",
     "TtlPass",
 ]
@@ -115,6 +117,24 @@ class TtlPass:
     commands: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How many of the hot keys that were looked at existed, and how many of those count more than a new key."""
+
+    examined: int
+    above: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReencodePass:
+    """What one bounded pass of storing keys again did; `cursor` 0 means that it came round."""
+
+    cursor: int
+    examined: int
+    reencoded: int
+    bytes_moved: int
+
+
 class TargetCache(Protocol):
     """One managed cache. Names of keys stay inside the adapter.
 
@@ -153,6 +173,19 @@ class TargetCache(Protocol):
 
     async def touch_hot_keys(self, lease: Lease, times: int, keys_per_s: int) -> int:
         """TOUCH the remembered keys; returns how many still existed."""
+        ...
+
+    async def measure_spread(self, limit: int) -> Spread:
+        """Compare the frequencies of up to `limit` of the remembered keys with that of a new key (5)."""
+        ...
+
+    async def reencode_keys(self, lease: Lease, cursor: int, max_keys: int, keys_per_s: int) -> ReencodePass:
+        """One bounded SCAN step over the declared patterns: collections whose form the thresholds would make smaller
+        are stored again, each atomically and with its deadline. TargetRefused where the owner does not permit it."""
+        ...
+
+    async def rewrite_config(self, lease: Lease) -> str | None:
+        """CONFIG REWRITE under the fence; returns why the file does not hold what is in force, None where it does."""
         ...
 
     async def extend_ttls(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cachewarden.approval import Approval, Rest
 from cachewarden.balloting import Outcome
+from cachewarden.baseline import Baseline
 from cachewarden.cachemodel.scoring import Score
 from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
@@ -34,6 +35,7 @@ __all__ = [
     "History",
     "Judge",
     "Judged",
+    "LostSetting",
     "ObserveFleet",
     "PeerBallot",
     "PeerBallots",
@@ -46,6 +48,16 @@ __all__ = [
     "Settled",
     "StandingDecision",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostSetting(Message):
+    """A value that `proposal` had set and that a restart or failover took away; the knob has the value `now`."""
+
+    knob: str
+    value: str
+    now: str
+    proposal: Proposal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +75,12 @@ class History(Message):
     led_by: str | None = None
     """Another deployment that held the lease when we last tried, and until when it is not tried again."""
     led_until_ms: int = 0
+    by_hand: Mapping[str, int] = field(default_factory=dict)
+    """Knob that somebody else than us has set to when that was seen; it is left alone for a while."""
+    lost: tuple[LostSetting, ...] = ()
+    """Settings of ours that a restart or failover took away and nobody has set since."""
+    kept: tuple[str, ...] = ()
+    """Signatures of the changes that were kept on this service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +196,7 @@ class Execute(Message):
     """maxmemory of every service as it was known when this was sent, for a change under way the larger size."""
     budget_bytes: int | None = None
     """As in `PlanFleet`. Without these two a cache is not let grow."""
+    baseline: Baseline = field(default_factory=Baseline)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

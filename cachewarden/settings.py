@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cachewarden.balloting import parse_voters
 from cachewarden.errors import SettingsError
+from cachewarden.freeze import parse_freezes
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.peer_powers import parse_powers
 
@@ -127,6 +128,20 @@ class CacheOptimizerSettings(BaseSettings):
     guardrail_latency_factor: float = Field(
         4.0, gt=1.0, description="P99 over the P99 before that takes a change back at once"
     )
+    guardrail_evictions_factor: float = Field(
+        10.0, gt=1.0, description="evictions over those before (or misses, if more) that take a change back at once"
+    )
+    guardrail_cpu_share: float = Field(
+        0.95, gt=0.0, le=64.0, description="cores of a server beyond which a change is taken back, if CPU rose by half"
+    )
+    freeze: str = Field(
+        "",
+        max_length=2_000,
+        description="times in UTC in which nothing is changed, by `;`: `fri 16:00 - mon 08:00; daily 00:00 - 06:00`",
+    )
+    manual_change_rest_ms: int = Field(
+        86_400_000, ge=0, le=2_592_000_000, description="how long a knob that a person has set by hand is left alone"
+    )
     memory_step_share: float = Field(0.15, gt=0.0, le=1.0, description="largest single step of maxmemory downwards")
     proposal_ttl_ms: int = Field(300_000, ge=10_000, description="after which a proposal is stale")
     approval_ttl_ms: int = Field(
@@ -204,6 +219,12 @@ class CacheOptimizerSettings(BaseSettings):
     @classmethod
     def _known_powers(cls, value: str) -> str:
         parse_powers(value)
+        return value
+
+    @field_validator("freeze")
+    @classmethod
+    def _times(cls, value: str) -> str:
+        parse_freezes(value)
         return value
 
     @field_validator("consensus_change")

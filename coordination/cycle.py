@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cachewarden.approval import DecideApproval, SubmitProposal
+from cachewarden.baseline import baseline_of
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
@@ -284,13 +285,13 @@ class Coordinator:
             return ()
         self._snapshots = message.snapshots
         self._memory.note_snapshots(message.snapshots, message.missing, now_ms)
+        busy = frozenset(name for name in self._fleet.names if self._memory.in_flight(name, now_ms))
+        told = self._memory.watch.look(message.snapshots, busy, now_ms)
         if self._memory.paused:
-            self._memory.note_idle(
-                {s.service: f"paused: {self._memory.pause_reason}" for s in message.snapshots}, now_ms
-            )
-            return self._end(now_ms)
-        if not message.snapshots:
-            return self._end(now_ms)
+            why = f"paused: {self._memory.pause_reason}"
+            self._memory.note_idle({s.service: why for s in message.snapshots}, now_ms)
+        if self._memory.paused or not message.snapshots:
+            return (*told, *self._end(now_ms))
         question = PlanFleet(
             cycle=self._cycle,
             snapshots=message.snapshots,
@@ -300,7 +301,7 @@ class Coordinator:
             force=self._force,
             interval_factor=self._memory.score.interval_factor,
         )
-        return (Send(to="planner", message=question), *self._enter("planning", now_ms))
+        return (*told, Send(to="planner", message=question), *self._enter("planning", now_ms))
 
     def _on_planned(self, message: FleetPlanned, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         if not self._answers(message, "planning"):
@@ -381,6 +382,7 @@ class Coordinator:
             approval=self._approvals.of(proposal),
             memory_bytes=self._memory.reserved_memory_bytes(),
             budget_bytes=self._memory.budget_bytes,
+            baseline=baseline_of(snapshot, self._memory.snapshot(self._fleet.service(proposal.service).twin or "")),
         )
         self._memory.note_handed_over(proposal)
         return order

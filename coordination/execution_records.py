@@ -48,4 +48,5 @@ def followed(known: Execution, record: AuditRecord) -> Execution:
         reason=str(record.payload.get("reason", "")),
         hit_ratio_after=record.payload.get("hit_ratio_after", known.hit_ratio_after),
         comparable=record.payload.get("comparable", known.comparable),
+        control_drift=record.payload.get("control_drift", known.control_drift),
     )

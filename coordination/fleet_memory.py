@@ -32,6 +32,7 @@ from cachewarden.observation import Snapshot
 from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, PeerHealth, PeerReport, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.execution_records import STATE_OF_RECORD, followed, opened
+from coordination.settings_watch import SettingsWatch
 
 __all__ = ["LED_REST_MS", "FleetMemory"]
 
@@ -47,10 +48,13 @@ _HANDED_OVER_MS = 30_000
 """How long a service counts as busy after its proposal was handed over, until the actuator says something."""
 
 
+_BY_HAND = RecordKind.SETTING_CHANGED_BY_HAND
+
+
 class FleetMemory:
     """Mutable state of one coordinator; `state` gives it out as one immutable value."""
 
-    replay_kinds = tuple(kind.value for kind in (*STATE_OF_RECORD, RecordKind.PAUSED, RecordKind.RESUMED))
+    replay_kinds = tuple(kind.value for kind in (*STATE_OF_RECORD, RecordKind.PAUSED, RecordKind.RESUMED, _BY_HAND))
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self.paused = False
@@ -82,6 +86,7 @@ class FleetMemory:
         self._intents: tuple[Intent, ...] = ()
         self._approvals: tuple[Approval, ...] = ()
         self._approval_answers: dict[str, str] = {}
+        self.watch = SettingsWatch(settings.manual_change_rest_ms)
         self._outcomes: dict[str, Outcome] = {}
         self.score = score(())
         self._journal_seq = 0
@@ -94,6 +99,7 @@ class FleetMemory:
     def replay(self, records: Iterable[AuditRecord]) -> None:
         """Take history, changes in flight and pause state over from the journal of earlier lives."""
         changes: dict[str, Execution] = {}
+        records = tuple(records)
         for record in records:
             self._journal_seq = max(self._journal_seq, record.seq)
             if record.kind in (RecordKind.PAUSED, RecordKind.RESUMED):
@@ -111,6 +117,9 @@ class FleetMemory:
                 self._executions.pop(record.subject_id, None)
                 changes[record.subject_id] = told = followed(changes[record.subject_id], record)
                 self.note_execution(told, record.at_ms)
+        # Last, and in their own order: what a hand has set after a change is the last word on it.
+        self.watch = SettingsWatch(self._settings.manual_change_rest_ms)
+        self.watch.replay(records)
 
     def unheard(self, records: Iterable[AuditRecord]) -> tuple[Execution, ...]:
         """Return what the journal says of changes and nobody has told: those never heard of, and endings that differ.
@@ -228,6 +237,7 @@ class FleetMemory:
             self._changes.setdefault(service, {})[key] = execution.updated_at_ms
         if execution.state.final:
             self._note_rules(execution.proposal, in_force=execution.state is ExecutionState.KEPT)
+        self.watch.note_execution(execution)
         outcome = outcome_of(execution)
         # A kept change whose rules are revoked later is told twice; the outcome under which it was kept counts.
         if outcome is not None and key not in self._outcomes:
@@ -340,6 +350,9 @@ class FleetMemory:
         """Return what bears on the next decision, for every service of the fleet."""
         self._now_ms = now_ms
         result: dict[str, History] = {}
+        kept: dict[str, tuple[str, ...]] = {}
+        for proposal in (e.proposal for e in self._executions.values() if e.state is ExecutionState.KEPT):
+            kept[proposal.service] = (*kept.get(proposal.service, ()), proposal.signature)
         for service in self._fleet.names:
             recent = {p: t for p, t in self._changes.get(service, {}).items() if now_ms - t < _HOUR_MS}
             self._changes[service] = recent
@@ -354,6 +367,9 @@ class FleetMemory:
                 rolled_back=dict(self._rolled_back[service]),
                 led_by=led_by if now_ms < led_until_ms else None,
                 led_until_ms=led_until_ms if now_ms < led_until_ms else 0,
+                by_hand=self.watch.by_hand(service),
+                lost=self.watch.lost(service),
+                kept=kept.get(service, ()),
             )
         return result
 

@@ -31,7 +31,7 @@ from cachewarden.fleet import Service
 from cachewarden.knobs import KNOBS, check_value
 from cachewarden.messages import KnobChange, Lease, TtlRule
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
-from cachewarden.ports import Clock, LookupLedger, TtlPass
+from cachewarden.ports import Clock, LookupLedger, ReencodePass, Spread, TtlPass
 from cachewarden.value_sample import ValueLimits, ValueSample
 from coordination.redis_capture import CaptureLimits, capture_accesses
 from coordination.redis_full_cache import cannot_queue, end_earlier_writers, write_when_full
@@ -48,6 +48,7 @@ from coordination.redis_probe import (
     under_lfu,
     with_policy,
 )
+from coordination.redis_reencode import reencode_pass
 from coordination.redis_ttl import ttl_pass
 from coordination.redis_values import sample_values
 from coordination.redis_wire import RedisWire, Refusal, require
@@ -78,7 +79,7 @@ class TargetLimits:
     max_connections: int = 3
     probe_server_share: float = 0.01
     """Of one core of the server, for sampling, hot keys and TTL passes."""
-    hot_keys_examined: int = 20_000
+    hot_keys_examined: int = 200_000
     capture: CaptureLimits = field(default_factory=CaptureLimits)
     values: ValueLimits = field(default_factory=ValueLimits)
 
@@ -352,6 +353,35 @@ class RedisTarget:
     async def touch_hot_keys(self, lease: Lease, times: int, keys_per_s: int) -> int:
         """TOUCH the remembered keys under the fence; returns how many still existed in the last round."""
         return await self._hot_keys.touch(lease, times, keys_per_s)
+
+    async def measure_spread(self, limit: int) -> Spread:
+        """OBJECT FREQ of some of the remembered keys against that of a new key."""
+        return await self._hot_keys.spread(limit, self._pacer)
+
+    async def reencode_keys(self, lease: Lease, cursor: int, max_keys: int, keys_per_s: int) -> ReencodePass:
+        """One bounded pass of storing collections again; `redis_reencode` has the invariant."""
+        if not self._service.reencode or not self._patterns:
+            reason = "the fleet file does not permit it, set `reencode: true` and name the patterns of the service"
+            raise TargetRefused(self.service, "RESTORE", reason)
+        info = read_info(await self._wire.call("INFO", "memory"))
+        return await reencode_pass(
+            self._wire, self._fence_key, lease, [p.encode() for p in self._patterns], cursor, max_keys, keys_per_s,
+            own_prefix=self._own_prefix, lfu=under_lfu(info), pacer=self._pacer,
+        )  # fmt: skip
+
+    async def rewrite_config(self, lease: Lease) -> str | None:
+        """CONFIG REWRITE under the fence; a refusal by owner or server is returned in words."""
+        if not self._service.config_rewrite:
+            return "the fleet file does not permit CONFIG REWRITE, set `config_rewrite: true` for the service"
+        info = read_info(await self._wire.call("INFO", "server"))
+        if not info.get("config_file"):
+            return "the server was started without a configuration file, so nothing outlives its process"
+        async with self._wire.session() as session:
+            try:
+                await session.write_fenced(self._fence_key, lease, [("CONFIG", "REWRITE")])
+            except TargetRefused as error:
+                return f"the server refuses CONFIG REWRITE: {error.reason}"
+        return None
 
     async def extend_ttls(
         self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False

@@ -25,7 +25,6 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, 
 from redis.exceptions import ConnectionError as ConnectionLost
 
 from cachewarden.errors import (
-    InvariantViolation,
     OperatingError,
     StaleFencingToken,
     TargetRefused,
@@ -35,6 +34,7 @@ from cachewarden.errors import (
 from cachewarden.messages import Lease
 from cachewarden.ports import LookupAccount, LookupLedger
 from coordination.own_lookups import OwnLookups, SharedLookups
+from coordination.redis_lookups import NO_LOOKUP, Command, Refusal, command_name, lookups_of
 
 __all__ = [
     "BATCH_COMMANDS",
@@ -57,7 +57,6 @@ BATCH_COMMANDS: Final = 100
 longer.
 """
 
-Command = tuple[Any, ...]
 Script = Callable[[Any], tuple[int, int]]
 """From the reply of a script (`Refusal` for an error) to the hits and misses that it has cost."""
 
@@ -67,27 +66,8 @@ _INFO_PAUSE_S: Final = 0.005
 found within a few tries.
 """
 
-_MINUS_TWO_IS_MISSING = frozenset({"PTTL", "PEXPIRETIME"})
-_NIL_IS_MISSING = frozenset({"GET", "OBJECT"})
-# A collection is never empty, and we only ask for the range of strings that are not.
-_EMPTY_IS_MISSING = frozenset({"GETRANGE", "HGETALL", "HLEN", "SCARD", "SMEMBERS", "ZCARD", "ZRANGE"})
-_COUNTS_KEYS = frozenset({"EXISTS", "TOUCH"})
-# Measured on Redis 7.0.15 and Valkey 9.1.2: none of these moves keyspace_hits or keyspace_misses.
-_NO_LOOKUP = frozenset(
-    {"ACL", "CLIENT", "COMMAND", "CONFIG", "DBSIZE", "EVAL", "EXEC", "INFO", "LATENCY", "MEMORY", "MULTI", "PEXPIREAT"}
-    | {"DISCARD", "PING", "RANDOMKEY", "SCAN", "TIME", "UNWATCH", "WATCH"}
-)
 # Not lookups themselves, but they carry or report some, so they take the ledger's lock.
 _BATCHES = frozenset({"EVAL", "EXEC", "INFO"})
-_CONTAINERS = frozenset({"ACL", "CLIENT", "COMMAND", "CONFIG", "LATENCY", "MEMORY", "OBJECT"})
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An error reply, in the server's own words."""
-
-    command: str
-    reason: str
 
 
 @dataclass(slots=True)
@@ -114,39 +94,6 @@ class Ledger:
         """Enter lookups that no command shows."""
         self.hits += hits
         self.misses += misses
-
-
-def command_name(command: Command) -> str:
-    """Return the name under which `commandstats` counts a command."""
-    name = str(command[0])
-    return f"{name}|{command[1]}".lower() if name in _CONTAINERS else name.lower()
-
-
-def lookups_of(command: Command, reply: Any) -> tuple[int, int]:
-    """Return (hits, misses) that the server counts for one command of ours with this reply.
-
-    What a script looks up only its caller knows; see `Session.write`. Raises InvariantViolation for a command that
-    was never measured.
-    """
-    name = str(command[0])
-    if name in _NO_LOOKUP:
-        return 0, 0
-    if isinstance(reply, Refusal):
-        # OBJECT IDLETIME under LFU (FREQ otherwise) and GET of another type fail only after the key was found and
-        # counted.
-        found = (name == "OBJECT" and "policy" in reply.reason) or "wrong kind of value" in reply.reason
-        return (1, 0) if found else (0, 0)
-    if name in _NIL_IS_MISSING:
-        return (0, 1) if reply is None else (1, 0)
-    if name in _MINUS_TWO_IS_MISSING:
-        return (0, 1) if reply == -2 else (1, 0)
-    if name in _EMPTY_IS_MISSING:
-        return (1, 0) if reply else (0, 1)
-    if name == "TYPE":
-        return (0, 1) if reply in (b"none", "none") else (1, 0)
-    if name in _COUNTS_KEYS:
-        return int(reply), len(command) - 1 - int(reply)
-    raise InvariantViolation(f"nobody has measured whether `{name}` counts as a lookup, so it may not be sent")
 
 
 def _text(error: BaseException) -> str:
@@ -333,7 +280,7 @@ class Session:
         script: Script | None = None,
     ) -> list[Any]:
         ledger, shared = self._wire.ledger, self._wire.shared
-        looks_up = script is not None or any(command[0] not in _NO_LOOKUP for command in commands)
+        looks_up = script is not None or any(command[0] not in NO_LOOKUP for command in commands)
         async with AsyncExitStack() as stack:
             if looks_up or any(command[0] in _BATCHES for command in commands):
                 await stack.enter_async_context(ledger.lock)
@@ -412,16 +359,32 @@ class Session:
         for reply in (watched, token, opened):
             require(service, reply)
         await self._check_fence(token, lease)
-        label = command_name(commands[0]).replace("|", " ").upper()
-        *queued, outcome = await self._exchange([*commands, ("EXEC",)], in_doubt=True, label=label, in_transaction=True)
-        for reply in queued:
-            require(service, reply)
-        if require(service, outcome) is None:
+        outcome = await self._transact(commands)
+        if outcome is None:
             (token,) = await self.exchange([("GET", fence_key)])
             found = fence_number(token)
             if found != lease.epoch or attempts <= 1:
                 raise StaleFencingToken(service, lease.epoch, found)
             return await self.write_fenced(fence_key, lease, commands, attempts - 1)
+        return outcome
+
+    async def write_watched(self, command: Command) -> bool:
+        """Carry out `command` as a transaction over what this connection watches; False where that was written since.
+
+        Raises as `write_fenced` does, but for the fence.
+        """
+        (opened,) = await self.exchange([("MULTI",)])
+        require(self._wire.service, opened)
+        return await self._transact([command]) is not None
+
+    async def _transact(self, commands: Sequence[Command]) -> list[Any] | None:
+        """Queue and EXEC; None where something watched was written, so that nothing was carried out."""
+        service, label = self._wire.service, command_name(commands[0]).replace("|", " ").upper()
+        *queued, outcome = await self._exchange([*commands, ("EXEC",)], in_doubt=True, label=label, in_transaction=True)
+        for reply in queued:
+            require(service, reply)
+        if require(service, outcome) is None:
+            return None
         return [require(service, reply, label) for reply in outcome]
 
     async def _check_fence(self, token: Any, lease: Lease) -> None:

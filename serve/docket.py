@@ -7,7 +7,7 @@ state and the grounds that it was made of, and no verdict is kept: each request 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agents.obstacles import Obstacle, Situation, find_obstacle
 from cachewarden.fleet import Fleet, Service
@@ -102,19 +102,12 @@ class Docket:
                 intents=state.intents,
                 budget_bytes=state.budget_bytes or 0,
                 budgeted=budgeted_services(fleet),
+                freezes={s.name: s.freeze for s in fleet.services if s.freeze},
+                canaries={s.name: s.canary for s in fleet.services if s.canary},
             )
         situation = self._situation
         if force:
-            situation = Situation(
-                modes=situation.modes,
-                weights=situation.weights,
-                history=situation.history,
-                memory_bytes=situation.memory_bytes,
-                intents=situation.intents,
-                budget_bytes=situation.budget_bytes,
-                budgeted=situation.budgeted,
-                force=frozenset((proposal.service,)),
-            )
+            situation = replace(situation, force=frozenset((proposal.service,)))
         ready = self._prepared.get(proposal.proposal_id)
         known = ready.digest if ready is not None and ready.proposal is proposal else None
         settings = self.grounds.settings

@@ -136,6 +136,7 @@ def _changes(state: FleetState) -> list[Metric]:
         if realised is not None:
             error.add_metric([service], realised - execution.proposal.prediction.gain.value)
     metrics: list[Metric] = [ended, failed, error]
+    metrics += _settings(state)
     overall = None if state.score is None else state.score.overall
     if overall is not None:
         metrics += [
@@ -146,6 +147,23 @@ def _changes(state: FleetState) -> list[Metric]:
             ),
         ]
     return metrics
+
+
+def _settings(state: FleetState) -> list[Metric]:
+    """What is not as we left it."""
+    by_hand = GaugeMetricFamily(
+        "cachewarden_setting_by_hand", "1 for a knob that somebody else has set, which is left alone",
+        labels=["cache", "knob"],
+    )  # fmt: skip
+    lost = GaugeMetricFamily(
+        "cachewarden_setting_lost", "1 for a setting of ours that a restart took away", labels=["cache", "knob"]
+    )
+    for service, history in sorted(state.history.items()):
+        for knob in sorted(history.by_hand):
+            by_hand.add_metric([service, knob], 1.0)
+        for one in history.lost:
+            lost.add_metric([service, one.knob], 1.0)
+    return [by_hand, lost]
 
 
 def _newest(executions: tuple[Execution, ...], wanted: Callable[[Execution], bool]) -> dict[str, Execution]:

@@ -133,6 +133,12 @@ class ServiceView(CacheMetrics):
     misses: dict[str, Any] | None = Field(None, description="why lookups missed, as shares of all lookups")
     sources: list[SourceView] = Field(default_factory=list, description="observation sources, the best first")
     knobs: dict[str, str] = Field(default_factory=dict)
+    set_by_hand: dict[str, str] = Field(
+        default_factory=dict, description="knob that somebody else has set to when that was seen; it is left alone"
+    )
+    lost_settings: dict[str, str] = Field(
+        default_factory=dict, description="knob to the value of ours that a restart or failover took away"
+    )
     state: str = Field(description="what is going on with it, in one word")
     reason: str
     plan_id: str | None = None

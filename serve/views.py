@@ -9,7 +9,7 @@ from __future__ import annotations
 from cachewarden.fleet import Fleet, Service
 from cachewarden.messages import AGENT_ID, CAPABILITIES, Execution, Proposal, Resolution, Verdict
 from cachewarden.observation import Snapshot
-from cachewarden.protocol import FleetState
+from cachewarden.protocol import FleetState, History
 from serve.answers import risk_of
 from serve.peer_views import peers_view
 from serve.schemas import AgentsResponse, AgentView, FleetMetricsResponse, PlanView, ServiceView, SourceView
@@ -45,6 +45,7 @@ def service_view(service: Service, state: FleetState, score: float | None) -> Se
     """Return one service; `score` is the compliance rate, which is one for the whole deployment."""
     snapshot: Snapshot | None = state.snapshots.get(service.name)
     situation, reason, plan_id = _situation(state, service.name)
+    history = state.history.get(service.name, History())
     view = ServiceView(
         hit_rate=None,
         miss_rate=None,
@@ -65,6 +66,8 @@ def service_view(service: Service, state: FleetState, score: float | None) -> Se
         state=situation,
         reason=reason,
         plan_id=plan_id,
+        set_by_hand={knob: iso(at_ms) for knob, at_ms in sorted(history.by_hand.items())},
+        lost_settings={one.knob: one.value for one in history.lost},
     )
     if snapshot is None:
         return view

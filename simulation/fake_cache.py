@@ -17,10 +17,11 @@ import numpy as np
 from cachewarden.cachemodel.memory_accounting import encoding_of, entry_bytes
 from cachewarden.cachemodel.shards import SpatialFilter, hash_key
 from cachewarden.cachemodel.trace import AccessTrace, Op
+from cachewarden.errors import TargetRefused
 from cachewarden.fleet import Service
 from cachewarden.messages import Lease, TtlRule
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
-from cachewarden.ports import Clock, TtlPass
+from cachewarden.ports import Clock, ReencodePass, Spread, TtlPass
 from coordination.monitor_lines import PatternIndex
 from coordination.ttl_deadlines import extended_deadline_ms, restored_deadline_ms
 from simulation.fake_server import FakeServer
@@ -47,6 +48,7 @@ class FakeCache(FakeServer):
         self, service: Service, *, clock: Clock, hash_secret: bytes = b"fake", version: str = "7.0.15"
     ) -> None:
         super().__init__(service.name, version)
+        self.config_rewrite = service.config_rewrite
         self._service = service
         self._clock = clock
         self._secret = hash_secret
@@ -209,6 +211,27 @@ class FakeCache(FakeServer):
         for entry in there if times > 0 else ():
             entry.accessed_ms, entry.frequency = now_ms, min(255, entry.frequency + times)
         return len(there) if times > 0 else 0
+
+    async def measure_spread(self, limit: int) -> Spread:
+        """Compare frequencies with 5, that of a new key."""
+        self._answer()
+        if not self._knobs["maxmemory-policy"].endswith("lfu"):
+            raise TargetRefused(self.service, "OBJECT FREQ", "An LFU maxmemory policy is not selected")
+        there = [self._entries[key] for key in self._hot[:limit] if key in self._entries]
+        return Spread(examined=len(there), above=sum(entry.frequency > 5 for entry in there))
+
+    async def reencode_keys(self, lease: Lease, cursor: int, max_keys: int, keys_per_s: int) -> ReencodePass:
+        """One pass; entries here are strings, so there is nothing to store again."""
+        if keys_per_s < 1:
+            raise ValueError(f"`keys_per_s` must be at least 1, got `{keys_per_s}`")
+        if not self._service.reencode or not self._service.patterns:
+            raise TargetRefused(self.service, "RESTORE", "the fleet file does not permit it")
+        self._answer()
+        self._check_fence(lease)
+        self._expire()
+        examined = min(max_keys, max(0, len(self._entries) - cursor))
+        after = 0 if cursor + examined >= len(self._entries) else cursor + examined
+        return ReencodePass(cursor=after, examined=examined, reencoded=0, bytes_moved=0)
 
     async def extend_ttls(
         self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False

@@ -20,7 +20,8 @@ _DEFAULTS = {
     "maxmemory": "0", "maxmemory-policy": "noeviction", "maxmemory-samples": "5", "maxmemory-eviction-tenacity": "10",
     "lfu-log-factor": "10", "lfu-decay-time": "1", "active-expire-effort": "1", "latency-monitor-threshold": "0",
     "slowlog-log-slower-than": "10000", "latency-tracking": "yes", "lazyfree-lazy-eviction": "no",
-    "lazyfree-lazy-expire": "no", "lazyfree-lazy-server-del": "no", "hash-max-listpack-entries": "128",
+    "lazyfree-lazy-expire": "no", "lazyfree-lazy-server-del": "no",
+    "lazyfree-lazy-user-del": "no", "activedefrag": "no", "hash-max-listpack-entries": "128",
     "hash-max-listpack-value": "64", "zset-max-listpack-entries": "128", "set-max-intset-entries": "512",
 }  # fmt: skip
 
@@ -38,12 +39,17 @@ class FakeServer:
         self.reachable = True
         self.lose_next_answer = False
         """The next write is carried out, but its answer is lost."""
+        self.config_file = ""
+        """Path of the configuration file, empty without one."""
+        self.config_rewrite = False
+        self._rewritten: dict[str, str] | None = None
+        """What the file holds since it was rewritten."""
         self.denied: dict[str, str] = {}
         """Command (`CONFIG SET`, `CONFIG GET`, `MONITOR`) to the server's words of refusal."""
 
     def _forget_settings(self) -> None:
         """Lose the fence and every setting made at run time."""
-        self._knobs = {name: _DEFAULTS[name] for name in self._knobs}
+        self._knobs = {name: _DEFAULTS[name] for name in self._knobs} | (self._rewritten or {})
         self.fence, self.reachable = None, True
         self.fence_writes += 1
 
@@ -76,6 +82,20 @@ class FakeServer:
         self._settings_changed()
         self._lose("CONFIG SET")
         return {knob: self._knobs[knob] for knob in values}
+
+    async def rewrite_config(self, lease: Lease) -> str | None:
+        """CONFIG REWRITE where there is a file and the owner permits it."""
+        if not self.config_rewrite:
+            return "the fleet file does not permit CONFIG REWRITE, set `config_rewrite: true` for the service"
+        if not self.config_file:
+            return "the server was started without a configuration file, so nothing outlives its process"
+        self._answer()
+        self._check_fence(lease)
+        if "CONFIG REWRITE" in self.denied:
+            return f"the server refuses CONFIG REWRITE: {self.denied['CONFIG REWRITE']}"
+        self._rewritten = dict(self._knobs)
+        self._lose("CONFIG REWRITE")
+        return None
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -17,7 +17,7 @@ from cachewarden.chain import GENESIS_HASH
 from cachewarden.errors import BlackboardUnavailable, JournalUnavailable, TargetTimeout, TargetUnavailable
 from cachewarden.messages import AuditRecord, KnobChange, Lease, TtlRule
 from cachewarden.observation import Observation
-from cachewarden.ports import RecordDraft, TtlPass
+from cachewarden.ports import RecordDraft, ReencodePass, Spread, TtlPass
 from simulation.fake_blackboard import FakeBlackboard
 from simulation.fake_leases import FakeLeaseStore
 from simulation.model_cache import ModelCache
@@ -199,6 +199,23 @@ class LinkedTarget:
         """Touch them."""
         work = await self._watched(lease, lambda: self._cache.touch_hot_keys(lease, times, keys_per_s))
         return int(await self._write("TOUCH", work))
+
+    async def measure_spread(self, limit: int) -> Spread:
+        """Look at their frequencies."""
+        found: Spread = await self._read(lambda: self._cache.measure_spread(limit))
+        return found
+
+    async def reencode_keys(self, lease: Lease, cursor: int, max_keys: int, keys_per_s: int) -> ReencodePass:
+        """One pass of storing keys again."""
+        work = await self._watched(lease, lambda: self._cache.reencode_keys(lease, cursor, max_keys, keys_per_s))
+        done: ReencodePass = await self._write("RESTORE", work)
+        return done
+
+    async def rewrite_config(self, lease: Lease) -> str | None:
+        """CONFIG REWRITE."""
+        work = await self._watched(lease, lambda: self._cache.rewrite_config(lease))
+        why: str | None = await self._write("CONFIG REWRITE", work)
+        return why
 
     async def extend_ttls(
         self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False

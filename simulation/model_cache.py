@@ -17,7 +17,7 @@ from cachewarden.errors import InvariantViolation, StaleFencingToken, TargetTime
 from cachewarden.fleet import Service
 from cachewarden.messages import KnobChange, Lease, TtlRule
 from cachewarden.observation import Capabilities, Observation, ProbeCost
-from cachewarden.ports import Clock, TtlPass
+from cachewarden.ports import Clock, ReencodePass, Spread, TtlPass
 from simulation.facts import Fact, FencedWrite, FenceLost, FenceRaised, HandWrite, Restarted
 from simulation.fake_server import FakeServer
 from simulation.load_model import LoadModel, hit_ratio, universe_bytes
@@ -51,6 +51,7 @@ class ModelCache(FakeServer):
         settings: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(service.name, version)
+        self.config_rewrite = service.config_rewrite
         self.load = load
         self.lookups_per_s = lookups_per_s
         self.role = "master"
@@ -108,7 +109,7 @@ class ModelCache(FakeServer):
         """Be another process: empty, fence gone, counters from 0; settings as in its file, or rewritten ones."""
         now_ms, knobs = self._clock.now_ms(), dict(self._knobs)
         self._forget_settings()
-        self._knobs |= knobs if keeps_settings else self._configured
+        self._knobs |= knobs if keeps_settings else {**self._configured, **(self._rewritten or {})}
         self._lives += 1
         self._born_ms = self._seen_ms = now_ms
         self._hits = self._misses = self._evicted = self._refused = self._slow = 0.0
@@ -298,6 +299,25 @@ class ModelCache(FakeServer):
         self._answer()
         self._check_fence(lease)
         return self._hot if times > 0 else 0
+
+    async def measure_spread(self, limit: int) -> Spread:
+        """Touched keys count more than new ones."""
+        self._answer()
+        found = min(limit, self._hot)
+        return Spread(examined=found, above=found)
+
+    async def reencode_keys(self, lease: Lease, cursor: int, max_keys: int, keys_per_s: int) -> ReencodePass:
+        """One pass that finds nothing to store again: the load has no collections. Takes no time here. Raises
+        ValueError for `keys_per_s` < 1."""
+        if keys_per_s < 1:
+            raise ValueError(f"`keys_per_s` must be at least 1, got `{keys_per_s}`")
+        self._answer()
+        self._check_fence(lease)
+        self._advance()
+        keys = self._resident_keys()
+        examined = min(max_keys, max(0, keys - cursor))
+        after = 0 if cursor + examined >= keys else cursor + examined
+        return ReencodePass(cursor=after, examined=examined, reencoded=0, bytes_moved=0)
 
     async def extend_ttls(
         self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False

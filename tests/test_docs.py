@@ -322,3 +322,14 @@ def test_the_lock_file_names_packages_and_hashes_but_no_address():
     text = (ROOT / "requirements.lock").read_text()
     assert "--hash=sha256:" in text
     assert "://" not in text
+
+
+def test_the_page_of_the_playbooks_is_made_of_their_tables():
+    path = ROOT / "tools" / "playbooks_page.py"
+    spec = importlib.util.spec_from_file_location("playbooks_page", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    remedy = f"run `{Path(sys.executable).name} tools/playbooks_page.py`"
+    assert (ROOT / "docs" / "PLAYBOOKS.md").read_text(encoding="utf-8") == module.page(), remedy

@@ -214,18 +214,25 @@ def factor_of(proposal: Proposal) -> float:
 def outcome_of(execution: Execution) -> Outcome | None:
     """Return the outcome of an execution that was kept or taken back; None while it goes on, or nothing was measured.
 
-    What the cache did while a change was being taken back is no part of it: the last window before that counts.
+    A change that set again what a restart took away promised nothing, so it has no outcome. What the cache did while a
+    change was being taken back is no part of it: the last window before that counts.
     """
     realised = execution.hit_ratio_after
-    if execution.state not in (ExecutionState.KEPT, ExecutionState.ROLLED_BACK) or not _is_ratio(realised):
+    ended = execution.state in (ExecutionState.KEPT, ExecutionState.ROLLED_BACK)
+    if not ended or not _is_ratio(realised) or execution.proposal.reapplies is not None:
         return None
     return _outcome(
         execution.proposal,
         execution.updated_at_ms,
-        realised,
+        _without_drift(realised, execution.control_drift),
         kept=execution.state is ExecutionState.KEPT,
         comparable=execution.comparable is not False,
     )
+
+
+def _without_drift(realised: float, drift: Any) -> float:
+    """Return a hit ratio without what the unchanged twin gained or lost meanwhile, 0..1."""
+    return min(max(realised - (drift if isinstance(drift, int | float) else 0.0), 0.0), 1.0)
 
 
 def _outcome(proposal: Proposal, at_ms: int, realised: float, *, kept: bool, comparable: bool) -> Outcome:
@@ -264,12 +271,12 @@ def outcomes_from_records(records: Iterable[AuditRecord]) -> tuple[Outcome, ...]
             windows[key] = _comparable(record.payload)
         elif record.kind in (RecordKind.CHANGE_KEPT, RecordKind.CHANGE_ROLLED_BACK):
             realised = record.payload.get("hit_ratio_after")
-            if key in outcomes or key not in proposals or not _is_ratio(realised):
+            if key in outcomes or key not in proposals or not _is_ratio(realised) or proposals[key].reapplies:
                 continue
             outcomes[key] = _outcome(
                 proposals[key],
                 record.at_ms,
-                float(realised),
+                _without_drift(float(realised), record.payload.get("control_drift")),
                 kept=record.kind == RecordKind.CHANGE_KEPT,
                 # A guardrail does not wait for a window's end; what it saw has passed the same test of enough lookups.
                 comparable=record.payload.get("comparable", windows.get(key, True)) is not False,

@@ -16,7 +16,7 @@ from typing import Any, Final
 __all__ = ["EXAMPLE", "FACTS", "KINDS", "PLAYBOOKS", "TIME_FACTS", "Fact"]
 
 KINDS: Final = ("hotspot", "memory", "ttl")
-PLAYBOOKS: Final = ("direct", "keep_hot_set", "shrink", "ttl_rule")
+PLAYBOOKS: Final = ("direct", "encoding", "grow", "keep_hot_set", "reencode", "shrink", "ttl_rule", "tune")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,12 +71,38 @@ class RealServer:
             "--dir",
             str(self._folder),
         ]
+        self._run([*command, *settings])
+
+    def start_loading(self, *settings: str) -> None:
+        """Start on the dump of an earlier life and return while it is still being loaded."""
+        base = [
+            self._program,
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            str(self._folder),
+        ]
+        self._run([*base, *settings], loading=True)
+
+    def start_with_file(self, file: Path) -> None:
+        """Start with a configuration file, which has to name the port, and wait until PING is answered."""
+        self._run([self._program, str(file)])
+
+    def _run(self, command: list[str], *, loading: bool = False) -> None:
         with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen([*command, *settings], stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
         while True:
             try:
                 self.admin.ping()
+            except redis.BusyLoadingError:
+                if loading:
+                    return
+                time.sleep(0.01)
             except (redis.ConnectionError, redis.TimeoutError):
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((self._folder / "server.log").read_text()[-2000:]) from None

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import redis
+from redis.client import NEVER_DECODE
 
 from cachewarden.cachemodel.shards import SpatialFilter, hash_key
 from cachewarden.cachemodel.trace import Op
@@ -81,13 +82,18 @@ async def test_every_command_of_ours_is_booked_as_the_server_counts_it(cache_ser
         ("SCAN", 0, "COUNT", 100), ("WATCH", key), ("UNWATCH",), ("PEXPIREAT", key, 2**42, "GT"), ("TIME",), ("PING",), ("INFO",),
         ("CONFIG", "GET", "maxmemory"), ("LATENCY", "HISTOGRAM"), ("EVAL", "return 1", 0), ("COMMAND", "INFO", "get"), ("ACL", "WHOAMI"),
         ("TYPE", key), ("HLEN", key), ("SCARD", key), ("ZCARD", key), ("GETRANGE", key, 0, 9), ("HGETALL", key), ("SMEMBERS", key),
-        ("ZRANGE", key, 0, -1, "WITHSCORES"), ("MEMORY", "USAGE", key, "SAMPLES", 1),
+        ("ZRANGE", key, 0, -1, "WITHSCORES"), ("MEMORY", "USAGE", key, "SAMPLES", 1), ("DUMP", key),
     ]  # fmt: skip
     for command in commands:
         hits, misses = cache_server.lookups()
         (reply,) = await wire.ask([command])
         now_hits, now_misses = cache_server.lookups()
         assert lookups_of(command, reply) == (now_hits - hits, now_misses - misses), command_name(command)
+    if key != "missing":
+        dump = cache_server.admin.execute_command("DUMP", key, **{NEVER_DECODE: True})
+        hits, misses = cache_server.lookups()
+        (reply,) = await wire.ask([("RESTORE", key, 0, dump, "REPLACE", "ABSTTL")])
+        assert (reply, cache_server.lookups()) == (b"OK", (hits, misses))
     await wire.close()
 
 

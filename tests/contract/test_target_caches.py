@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cachewarden.cachemodel.shards import hash_key
-from cachewarden.errors import SettingsError, StaleFencingToken, TargetUnavailable
+from cachewarden.errors import SettingsError, StaleFencingToken, TargetRefused, TargetUnavailable
 from cachewarden.messages import KnobChange, Lease, TtlRule
 from tests.contract.conftest import SECRET
 
@@ -267,6 +267,43 @@ async def test_no_hot_key_is_touched_once_the_fence_has_moved(cache):
 async def test_there_is_nothing_to_touch_before_anything_was_collected(cache):
     await cache.target.raise_fence(lease(3))
     assert await cache.target.touch_hot_keys(lease(3), 1, 10_000) == 0
+
+
+async def test_after_a_switch_to_lfu_only_touched_keys_outrank_new_ones(cache):
+    await cache.target.raise_fence(lease(3))
+    for number in range(40):
+        cache.put(f"user:{number}")
+    await cache.target.collect_hot_keys(20)
+    to_lfu = KnobChange(knob="maxmemory-policy", before="noeviction", after="allkeys-lfu")
+    await cache.target.write_knobs(lease(3), [to_lfu])
+    before = await cache.target.measure_spread(10)
+    assert before.examined == 10
+    await cache.target.touch_hot_keys(lease(3), 14, 10_000)
+    after = await cache.target.measure_spread(10)
+    assert (after.examined, after.above) == (10, 10)
+    assert (await cache.target.measure_spread(1_000)).examined == 20
+
+
+async def test_under_another_policy_there_are_no_frequencies_to_look_at(cache):
+    await cache.target.raise_fence(lease(3))
+    cache.put("user:1")
+    await cache.target.collect_hot_keys(1)
+    with pytest.raises(TargetRefused):
+        await cache.target.measure_spread(10)
+
+
+# --- What needs its owner's permission
+
+
+async def test_keys_are_not_stored_again_unless_the_fleet_file_permits_it(cache):
+    await cache.target.raise_fence(lease(3))
+    with pytest.raises(TargetRefused, match="fleet file"):
+        await cache.target.reencode_keys(lease(3), 0, 100, 1_000)
+
+
+async def test_the_servers_file_is_not_rewritten_unless_the_fleet_file_permits_it(cache):
+    await cache.target.raise_fence(lease(3))
+    assert "config_rewrite: true" in await cache.target.rewrite_config(lease(3))
 
 
 # --- TTL rules

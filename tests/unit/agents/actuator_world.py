@@ -17,7 +17,7 @@ from agents.actuator import Actuator
 from cachewarden import machine as m
 from cachewarden.codec import canonical_json, digest, to_jsonable
 from cachewarden.estimate import Estimate
-from cachewarden.fleet import parse_fleet
+from cachewarden.fleet import KeyPattern, parse_fleet
 from cachewarden.messages import (
     ActionClass,
     AuditRecord,
@@ -48,6 +48,17 @@ services:
   - {name: pages, url: "redis://localhost:2", mode: auto}
 """
 )
+PERMISSIVE = FLEET.model_copy(
+    update={
+        "services": tuple(
+            s
+            if s.name == "sessions"
+            else s.model_copy(update={"config_rewrite": True, "reencode": True, "patterns": (KeyPattern(prefix="p:"),)})
+            for s in FLEET.services
+        )
+    }
+)
+"""The same fleet; the owner of `pages` permits its file to be rewritten and its keys to be stored again."""
 RULE = TtlRule(pattern="user:", written_ttl_ms=15_000, extended_ttl_ms=600_000, max_staleness_ms=600_000)
 KNOBS = {
     "maxmemory": str(40 * MIB),
@@ -55,6 +66,7 @@ KNOBS = {
     "lfu-decay-time": "1",
     "lfu-log-factor": "10",
     "maxmemory-samples": "5",
+    "hash-max-listpack-entries": "128",
 }
 
 
@@ -183,6 +195,10 @@ class Cache:
         self.ratio: Callable[[Cache], float] = lambda c: 0.95
         self.incomplete: dict[str, str] = {}
         self.touches = 0
+        self.reencoded = 0
+        self.file: dict[str, str] | None = None
+        """What the configuration file holds since it was rewritten."""
+        self.rewrite_refused = ""
         self.passes_per_round = 1
         self.pass_ms = 0
         """How long a TTL pass is on its way before it does anything."""
@@ -290,7 +306,7 @@ class World:
         self._queue = [entry for entry in self._queue if isinstance(entry[2], tuple)]
         heapq.heapify(self._queue)
         self._timers.clear()
-        self.actuator = Actuator(holder=f"actuator-{self._lives}", settings=self.settings, fleet=FLEET)
+        self.actuator = Actuator(holder=f"actuator-{self._lives}", settings=self.settings, fleet=PERMISSIVE)
         self._step(m.Started(records=tuple(r for r in self.journal if r.kind in self.actuator.replay_kinds)))
 
     def tell(self, message: Any) -> None:
@@ -478,6 +494,34 @@ class World:
         self._check_write_ahead(e.service, lambda what: what["kind"] == "touch_hot_keys")
         self.caches[e.service].touches += e.times
         return self._fenced(e) or m.HotKeysCollected(ref=e.ref, service=e.service, keys=100)
+
+    def _do_MeasureSpread(self, e: m.MeasureSpread) -> Any:  # noqa: N802
+        above = 100 if self.caches[e.service].touches else 0
+        return m.SpreadMeasured(ref=e.ref, service=e.service, examined=100, above=above)
+
+    def _do_ReencodeKeys(self, e: m.ReencodeKeys) -> Any:  # noqa: N802
+        self._check_write_ahead(e.service, lambda what: what["kind"] == "reencode_keys")
+        stale = self._fenced(e)
+        if stale is not None:
+            return stale
+        cache = self.caches[e.service]
+        cache.reencoded += 10
+        cursor = (e.cursor + 1) % cache.passes_per_round
+        return m.KeysReencoded(
+            ref=e.ref, service=e.service, cursor=cursor, examined=1000, reencoded=10, bytes_moved=1000
+        )
+
+    def _do_RewriteConfig(self, e: m.RewriteConfig) -> Any:  # noqa: N802
+        if not any(r.kind in ("step_intended", "rollback_intended") for r in self.journal):
+            raise WriteAheadError(f"nothing in the journal announces that the file of `{e.service}` is rewritten")
+        stale = self._fenced(e)
+        if stale is not None:
+            return stale
+        cache = self.caches[e.service]
+        if cache.rewrite_refused:
+            return m.ConfigRewritten(ref=e.ref, service=e.service, rewritten=False, reason=cache.rewrite_refused)
+        cache.file = dict(cache.knobs)
+        return m.ConfigRewritten(ref=e.ref, service=e.service, rewritten=True, reason="")
 
     def _do_ExtendTtls(self, e: m.ExtendTtls) -> Any:  # noqa: N802
         self._check_write_ahead(e.service, lambda what: what["rule"] == to_jsonable(e.rule))

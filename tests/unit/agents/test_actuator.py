@@ -104,7 +104,7 @@ def test_shrinking_waits_for_memory_to_come_down_between_its_steps():
 def test_memory_that_does_not_come_down_takes_the_shrinking_back():
     world = World()
     world.cache.evicts = False
-    done(world, proposal(change("maxmemory", 20 * MIB), playbook="shrink"))
+    done(world, proposal(*SWITCH, change("maxmemory", 20 * MIB), playbook="shrink"))
     assert world.last.state is ExecutionState.ROLLED_BACK
     assert "not coming down" in world.last.reason
     assert world.cache.knobs == KNOBS
@@ -113,7 +113,7 @@ def test_memory_that_does_not_come_down_takes_the_shrinking_back():
 def test_writes_that_begin_to_be_refused_while_shrinking_take_it_back():
     world = World()
     world.cache.evicts = False
-    world.tell(order(proposal(change("maxmemory", 20 * MIB), playbook="shrink")))
+    world.tell(order(proposal(*SWITCH, change("maxmemory", 20 * MIB), playbook="shrink")))
     world.run(until=lambda: len(world.written) == 1)
     world.run(700, until=lambda: False)
     world.cache.refused = 50
@@ -191,7 +191,9 @@ def test_writes_that_are_refused_raise_the_alarm_even_where_hits_are_unknown():
 def test_what_cannot_be_undone_is_said():
     world = World()
     world.cache.ratio = lambda c: 0.60
-    done(world, proposal(change("maxmemory", 30 * MIB), reversible=False, rollback="evicted keys stay evicted"))
+    done(
+        world, proposal(*SWITCH, change("maxmemory", 30 * MIB), reversible=False, rollback="evicted keys stay evicted")
+    )
     assert world.last.state is ExecutionState.ROLLED_BACK
     assert "evicted keys stay evicted" in world.journal[-1].payload["cannot_be_undone"]
 

@@ -11,6 +11,7 @@ from agents.actuator import Actuator
 from agents.execution_table import STATE_OF, TABLE, Phase
 from agents.recovery import NextMove, decide, read_journal
 from cachewarden import machine as m
+from cachewarden.baseline import Baseline
 from cachewarden.errors import InvariantViolation
 from cachewarden.messages import AuditRecord, ExecutionState, Lease
 from tests.unit.agents.actuator_world import KNOBS, MIB, RULE, World, change, order, proposal
@@ -26,15 +27,30 @@ RUNS = {
         cost={"headroom_bytes": 3 * MIB},
     ),
     "ttl_rule": proposal(rules=(RULE,), playbook="ttl_rule"),
+    "room": proposal(
+        change("maxmemory-policy", "allkeys-lfu"),
+        change("maxmemory", 40 * MIB, 40 * MIB),
+        playbook="keep_hot_set",
+        cost={"room_bytes": 6 * MIB},
+    ),
+    "tune": proposal(change("maxmemory-samples", 10), playbook="tune"),
+    "grow_and_rewrite": proposal(change("maxmemory", 80 * MIB), playbook="grow", service="pages"),
+    "reencode": proposal(
+        change("hash-max-listpack-entries", 512),
+        playbook="reencode",
+        cost={"keys_touched": 5_000.0},
+        service="pages",
+    ),
     "both": proposal(change("maxmemory-policy", "allkeys-lru"), rules=(RULE,)),
 }
+TWIN = Baseline(control="pages", control_hit_ratio=0.9)
 ENDINGS = {"change_kept": "kept", "change_rolled_back": "rolled_back", "change_abandoned": "abandoned"}
 
 
 def play(wanted, ratio, crash_at=None):
     world = World(crash_at=crash_at)
-    world.cache.ratio = lambda c: ratio
-    world.cache.passes_per_round = 2
+    world.caches[wanted.service].ratio = lambda c: ratio
+    world.caches[wanted.service].passes_per_round = 2
     world.tell(order(wanted))
     return world.run(until=lambda: bool(world.reports) and world.last.state.final)
 
@@ -46,28 +62,31 @@ def effects_of(name, ratio):
 
 def assert_whole(world, wanted):
     """The cache is all before or all after, and journal and report say which."""
+    cache = world.caches[wanted.service]
     after = {**KNOBS, **{c.knob: c.after for c in wanted.knob_changes}}
     if not world.reports:
         # No intention was in the journal yet, so nobody was told of a change either.
         assert set(world.kinds) <= {"change_abandoned"}
-        assert world.cache.knobs == KNOBS
+        assert cache.knobs == KNOBS
         return
     state = world.last.state
     endings = [ENDINGS[k] for k in world.kinds if k in ENDINGS]
     if "not confirmed by the journal" in world.last.reason:
         assert set(world.kinds) <= {"change_abandoned"}
         assert state is ExecutionState.ABANDONED
-        assert world.cache.knobs == KNOBS
+        assert cache.knobs == KNOBS
         return
     assert endings, world.kinds
     assert endings[-1] == state.value
     if state is ExecutionState.KEPT:
-        assert world.cache.knobs == after
-        assert bool(world.cache.extended) == bool(wanted.ttl_rules)
+        assert cache.knobs == after
+        assert bool(cache.extended) == bool(wanted.ttl_rules)
+        assert (cache.file == after) is (wanted.service == "pages")
     else:
         assert state in (ExecutionState.ROLLED_BACK, ExecutionState.ABANDONED)
-        assert world.cache.knobs == KNOBS
-        assert not world.cache.extended
+        assert cache.knobs == KNOBS
+        assert not cache.extended
+        assert cache.file is None or cache.file == KNOBS
 
 
 @pytest.mark.parametrize("ratio", [0.95, 0.60])
@@ -172,6 +191,9 @@ def answers(ref):
         m.Recorded(ref=ref, record=record),
         m.TimerFired(ref=ref),
         m.HotKeysCollected(ref=ref, service="sessions", keys=1),
+        m.SpreadMeasured(ref=ref, service="sessions", examined=1, above=1),
+        m.KeysReencoded(ref=ref, service="sessions", cursor=0, examined=1, reencoded=1, bytes_moved=1),
+        m.ConfigRewritten(ref=ref, service="sessions", rewritten=True, reason=""),
         m.TtlsExtended(ref=ref, service="sessions", cursor=0, examined=0, extended=0, commands=0),
         m.Observed(ref=ref, service="sessions", observation=World().cache.observe("sessions", 1)),
         m.EffectFailed(ref=ref, effect="e", kind="k", reason="r"),
@@ -210,8 +232,9 @@ def test_every_illegal_event_raises_and_changes_nothing():
     for wanted in RUNS.values():
         for ratio in (0.95, 0.60):
             spy = Spy()
-            spy.cache.ratio = lambda c, r=ratio: r
-            spy.tell(order(wanted))
+            spy.caches[wanted.service].ratio = lambda c, r=ratio: r
+            spy.caches[wanted.service].passes_per_round = 2
+            spy.tell(order(wanted, baseline=TWIN))
             spy.run()
             assert spy.refused
             phases |= spy.phases
@@ -222,6 +245,7 @@ def test_every_illegal_event_raises_and_changes_nothing():
         Phase.REFENCING,
         Phase.RECOVERING,
         Phase.UNDO_REFENCING,
+        Phase.UNDO_PERSISTING,
     }
     assert phases == expected
 

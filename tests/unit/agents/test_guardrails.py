@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from agents.guardrails import Promise, Ruling, alarm, judge, traffic_shifted
+from agents.guardrails import Promise, Ruling, alarm, judge, limits_of, promise_of, traffic_shifted
 from agents.windows import LatencyQuantile, Window
-from tests.unit.agents.actuator_world import SETTINGS
+from cachewarden.baseline import Baseline
+from cachewarden.fleet import Guardrails, Service
+from tests.unit.agents.actuator_world import MIB, SETTINGS, change, proposal
 
 PROMISE = Promise(
     hit_ratio_before=0.80,
@@ -128,3 +130,96 @@ def test_traffic_that_doubled_or_halved_is_noted():
     assert not traffic_shifted(window(), PROMISE)
     assert traffic_shifted(window(lookups=50_000), PROMISE)
     assert traffic_shifted(window(lookups=9_000), PROMISE)
+
+
+# --- Traffic that shifts, and the twin that tells ----------------------------------------------------------------------
+
+
+def test_a_gain_in_another_traffic_is_not_kept_as_one():
+    shifted = [window(0.97, lookups=60_000)] * SETTINGS.observation_windows_max
+    assert ruling(shifted[0]) is Ruling.CONTINUE
+    ended = judge(shifted, PROMISE, SETTINGS, 10**9)
+    assert ended.ruling is Ruling.ROLL_BACK
+    assert "could not be shown" in ended.reason
+    assert "nothing is held for or against" in ended.reason
+
+
+def test_a_gain_in_another_traffic_that_cannot_be_taken_back_stays_unverified():
+    lossy = replace(PROMISE, reversible=False)
+    ended = judge([window(0.97, lookups=60_000)] * SETTINGS.observation_windows_max, lossy, SETTINGS, 10**9)
+    assert ended.ruling is Ruling.KEEP
+    assert "unverified" in ended.reason
+
+
+def test_a_loss_in_another_traffic_is_not_called_less_than_promised():
+    ended = judge([window(0.82, lookups=60_000)] * SETTINGS.observation_windows_max, PROMISE, SETTINGS, 10**9)
+    assert "less than promised" not in ended.reason
+
+
+def test_a_fall_below_the_guardrail_in_another_traffic_is_taken_back_without_blame():
+    told = alarm(window(0.40, lookups=60_000), PROMISE, SETTINGS)
+    assert "not held against the change" in told
+
+
+def test_a_fall_that_the_unchanged_twin_shares_is_no_alarm():
+    fallen = window(0.60, lookups=60_000)
+    assert alarm(fallen, PROMISE, SETTINGS, drift=-0.30) is None
+    assert "unchanged twin" in alarm(fallen, PROMISE, SETTINGS, drift=-0.05)
+
+
+def test_what_the_twin_gained_too_is_no_gain_of_the_change():
+    assert ruling(window(0.95)) is Ruling.KEEP
+    last = judge([window(0.95)] * SETTINGS.observation_windows_max, PROMISE, SETTINGS, 10**9, 0.15)
+    assert last.ruling is Ruling.ROLL_BACK
+    assert "twin" in last.reason
+
+
+# --- Evictions, CPU, origin ---------------------------------------------------------------------------------------------
+
+
+BUSY = replace(PROMISE, baseline=Baseline(evicted_per_s=50.0, misses_per_s=200.0, cpu_share=0.3))
+
+
+def test_a_storm_of_evictions_is_an_alarm():
+    assert alarm(window(evicted=20 * 1_900), BUSY, SETTINGS) is None
+    assert "evicted per second" in alarm(window(evicted=20 * 2_100), BUSY, SETTINGS)
+
+
+def test_more_evictions_with_more_traffic_are_none():
+    assert alarm(window(lookups=40_000, evicted=20 * 3_900), BUSY, SETTINGS) is None
+
+
+def test_evictions_that_were_never_measured_before_raise_no_alarm():
+    assert alarm(window(evicted=10**6), PROMISE, SETTINGS) is None
+
+
+def test_cpu_is_an_alarm_only_where_it_rose():
+    assert alarm(window(cpu_us=19_900_000), BUSY, SETTINGS)
+    assert alarm(window(cpu_us=18_000_000), BUSY, SETTINGS) is None
+    assert alarm(window(cpu_us=19_900_000), replace(BUSY, baseline=Baseline(cpu_share=0.9)), SETTINGS) is None
+
+
+def owned(**limits):
+    service = Service(name="shop", url="redis://localhost:1", guardrails=Guardrails(**limits))
+    return replace(BUSY, limits=limits_of(service, SETTINGS))
+
+
+def test_an_origin_that_gets_more_than_it_can_answer_is_an_alarm_if_the_hit_ratio_fell():
+    promise = owned(origin_load_per_s=150.0)
+    assert "reach the origin" in alarm(window(0.78), promise, SETTINGS)
+    assert alarm(window(0.82), promise, SETTINGS) is None
+    assert alarm(window(0.78), owned(origin_load_per_s=500.0), SETTINGS) is None
+
+
+def test_the_owners_limit_takes_the_place_of_the_operators():
+    assert alarm(window(0.72), PROMISE, SETTINGS)
+    assert alarm(window(0.72), owned(hit_ratio_drop=0.2), SETTINGS) is None
+    assert alarm(window(0.95, latency=latency(1_600)), owned(latency_factor=1.1), SETTINGS) is None
+    assert alarm(window(0.95, latency=latency(2_300)), owned(latency_factor=1.1), SETTINGS)
+
+
+def test_a_setting_that_is_set_again_after_a_restart_promises_nothing():
+    wanted = proposal(change("maxmemory", 50 * MIB), reapplies="p-0")
+    promise = promise_of(wanted, 0.8, None, SETTINGS)
+    assert (promise.gain, promise.hit_ratio_low) == (0.0, 0.0)
+    assert judge([window(0.05)], promise, SETTINGS, 10**9).ruling is Ruling.KEEP

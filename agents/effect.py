@@ -1,0 +1,105 @@
+"""What a change did, told apart from what the traffic did at the same time.
+
+Two ways, the better first. With a control, an unchanged twin that is asked the same, the effect is the difference of
+differences: what the changed cache gained beyond its twin (Card and Krueger 1994; the estimator is `E[after - before]
+of one less that of the other`). Without one it is an interrupted time series: the level after the change less the
+level before, with the unsteadiness of the pieces before and after as its error (Wagner et al. 2002, without a slope:
+four to sixteen pieces cannot carry one). When the rate of lookups has left the range in which the series was taken,
+the second way can tell nothing, and says so.
+
+INVARIANT: an effect without evidence is a reason, never a number; intervals hold 90 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agents.windows import Window
+from cachewarden.baseline import Baseline
+from cachewarden.estimate import Estimate
+
+__all__ = ["SHIFT_FACTOR", "Measured", "control_drift", "measured_effect", "rate_shifted"]
+
+SHIFT_FACTOR = 2.0
+"""More than twice or less than half the lookups per second is another traffic."""
+_LOOKUPS_MIN = 100
+_NORMAL_90 = 1.6449
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """`gain` is hit ratio after minus before, as far as the change explains it; None with the reason in `basis`."""
+
+    gain: Estimate | None
+    basis: str
+
+
+def rate_shifted(rate_per_s: float, before_per_s: float) -> bool:
+    """Say whether lookups per second are more than twice or less than half of what they were."""
+    if before_per_s <= 0.0 or rate_per_s <= 0.0:
+        return rate_per_s != before_per_s
+    return max(rate_per_s / before_per_s, before_per_s / rate_per_s) > SHIFT_FACTOR
+
+
+def _level(parts: Sequence[tuple[int, int]], total: tuple[int, int]) -> tuple[float, float] | None:
+    """Return (hit ratio, its variance) of (lookups, misses); None with too few lookups.
+
+    The variance is the larger of the binomial one and that of the mean of the pieces: neighbouring requests are not
+    independent, so the binomial one alone is too sure.
+    """
+    lookups, misses = total
+    if lookups < _LOOKUPS_MIN:
+        return None
+    ratio = 1.0 - misses / lookups
+    variance = ratio * (1.0 - ratio) / lookups
+    ratios = [1.0 - m / n for n, m in parts if n > 0]
+    if len(ratios) > 1:
+        mean = sum(ratios) / len(ratios)
+        variance = max(variance, sum((r - mean) ** 2 for r in ratios) / (len(ratios) - 1) / len(ratios))
+    return ratio, variance
+
+
+def _total(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return sum(n for n, _ in parts), sum(m for _, m in parts)
+
+
+def control_drift(baseline: Baseline, control: Window | None) -> float | None:
+    """Return by how much the twin's hit ratio has changed since before; None where there is no control to go by."""
+    if control is None or control.hit_ratio is None or control.lookups < _LOOKUPS_MIN:
+        return None
+    return None if baseline.control_hit_ratio is None else control.hit_ratio - baseline.control_hit_ratio
+
+
+def measured_effect(
+    hit_ratio_before: float | None,
+    baseline: Baseline,
+    window: Window,
+    control: Window | None,
+    *,
+    shifted: bool,
+) -> Measured:
+    """Return what the change did to the hit ratio, by the better of both ways, or why nobody can tell."""
+    after = _level(window.parts, (window.lookups, window.misses))
+    if hit_ratio_before is None or after is None:
+        return Measured(gain=None, basis=window.problem or f"only {window.lookups} lookups in the window")
+    before = _level(baseline.parts, _total(baseline.parts))
+    variance = after[1] + (before[1] if before is not None else after[1])
+    drift = control_drift(baseline, control)
+    if drift is not None and control is not None:
+        twin_before = _level(baseline.control_parts, _total(baseline.control_parts))
+        twin_after = _level(control.parts, (control.lookups, control.misses))
+        variance += (twin_before[1] if twin_before else 0.0) + (twin_after[1] if twin_after else 0.0)
+        return Measured(
+            gain=_around(after[0] - hit_ratio_before - drift, variance),
+            basis=f"against `{baseline.control}`, whose hit ratio changed by {drift * 100:+.1f} points meanwhile",
+        )
+    if shifted:
+        return Measured(gain=None, basis="the traffic changed in the window, and there is no control to tell it by")
+    return Measured(gain=_around(after[0] - hit_ratio_before, variance), basis="against the series before the change")
+
+
+def _around(gain: float, variance: float) -> Estimate:
+    margin = _NORMAL_90 * math.sqrt(variance)
+    return Estimate(gain, gain - margin, gain + margin)
