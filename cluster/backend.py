@@ -29,8 +29,9 @@ from cachewarden.shell import end_tasks
 from cluster.audit import verify_journal
 from cluster.clock import SystemClock
 from cluster.wiring import Plan, checkpoint_path, make_journal
+from coordination.redis_warm_jobs import RedisWarmJobs
 from coordination.state_feed import apply, with_beat
-from coordination.warm_rules import WarmReport
+from coordination.warm_rules import WarmCourse, WarmReport
 from coordination.warmer import Warmer
 
 __all__ = ["AgentBackend", "Runtime"]
@@ -78,6 +79,9 @@ class AgentBackend:
         self._confirmed_s: float | None = None
         self._changed: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self.warm_jobs = RedisWarmJobs(
+            plan.journal_url, key_prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout
+        )
         self._warmer = Warmer(
             plan.fleet, reserved=(f"{plan.settings.key_prefix}:", f"{plan.settings.blackboard_key_prefix}:")
         )
@@ -92,6 +96,7 @@ class AgentBackend:
         if self._watcher is not None:
             await end_tasks([self._watcher])
         await self._warmer.close()
+        await self.warm_jobs.close()
         await self._journal.close()
 
     def now_ms(self) -> int:
@@ -104,6 +109,9 @@ class AgentBackend:
         await self.start()
         if self._state is None:
             await self.changed(_FIRST_S)
+        return self._state
+
+    def newest_state(self) -> FleetState | None:
         return self._state
 
     def state_age_s(self) -> float | None:
@@ -190,8 +198,8 @@ class AgentBackend:
             raise JournalUnavailable(result.reason)
         return result.report
 
-    async def warm(self, service: str, keys: Sequence[str]) -> WarmReport:
-        return await self._warmer.warm(service, keys)
+    async def warm(self, service: str, keys: Sequence[str], course: WarmCourse | None = None) -> WarmReport:
+        return await self._warmer.warm(service, keys, course)
 
     async def components(self) -> Mapping[str, str]:
         try:

@@ -41,9 +41,10 @@ from serve.errors import ApiError, api_error_of, clip, error_response, validatio
 from serve.feed import FeedBatchRequest
 from serve.gate import Gate, GovernedRoute, needs
 from serve.hot_route import CacheApi, HotPath, Raised
-from serve.schemas import ControlRequest, WarmRequest
+from serve.schemas import ControlRequest
 from serve.security import TokenStore
 from serve.telemetry import Telemetry
+from serve.warm_views import WarmRequest
 from serve.whatif import WhatifCandidate, WhatifRequest
 
 __all__ = ["create_app"]
@@ -56,8 +57,8 @@ _FIELDS: Final = {
 }
 _CONTROL_FIELDS: Final = frozenset(ControlRequest.model_fields)
 _PLAN_FIELDS: Final = frozenset(EditRequest.model_fields)
-_WARM_BODY_BYTES: Final = 512 * 1024
-"""A thousand keys of usual length do not fit into the bound of the other bodies."""
+_WARM_BODY_BYTES: Final = 8 * 1024 * 1024
+"""A hundred thousand keys of usual length do not fit into the bound of the other bodies."""
 
 _BODY_LIMITS: Final = {"/api/v1/cache/warm": _WARM_BODY_BYTES, "/api/v1/cache/feed": BODY_BYTES_MAX}
 

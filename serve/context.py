@@ -16,6 +16,7 @@ from serve.docket import Docket, Grounds
 from serve.feed import FeedDesk
 from serve.schemas import ErrorResponse
 from serve.telemetry import Telemetry
+from serve.warm_jobs import WarmDesk
 from serve.whatif import WhatifDesk
 
 __all__ = ["ERRORS", "Context", "context_of", "json_answer", "known_state", "require_contact"]
@@ -53,6 +54,9 @@ class Context:
     docket: Docket | None = None
     whatif: WhatifDesk = field(default_factory=WhatifDesk)
     feed: FeedDesk = field(default_factory=FeedDesk)
+    warming: WarmDesk = field(default_factory=WarmDesk)
+    streams: int = 0
+    """Open streams of server-sent events."""
 
     def docket_of(self, state: FleetState | None) -> Docket | None:
         """Return what is worked out of this state already, or begin it anew; None without a state."""
