@@ -146,6 +146,7 @@ class RecordKind(StrEnum):
     REQUEST_DECIDED = "request_decided"
     REQUEST_REFUSED = "request_refused"
     KEYS_WARMED = "keys_warmed"
+    MODE_CHANGED = "mode_changed"
     PAUSED = "paused"
     RESUMED = "resumed"
     CHECKPOINT = "checkpoint"

@@ -21,10 +21,11 @@ from cachewarden.chain import ChainReport
 from cachewarden.errors import JournalUnavailable, OperatingError
 from cachewarden.fed_accesses import FeedBatch, FeedReport
 from cachewarden.feed import secret_fingerprint
-from cachewarden.messages import AuditRecord, Execution
+from cachewarden.messages import AuditRecord, Execution, Mode
+from cachewarden.modes import with_modes
 from cachewarden.observation import Snapshot
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import Execute, FleetBeat, FleetDelta, FleetState, RunCycle, SetPaused
+from cachewarden.protocol import Execute, FleetBeat, FleetDelta, FleetState, RunCycle, SetMode, SetPaused
 from cachewarden.shell import end_tasks
 from cluster.audit import verify_journal
 from cluster.clock import SystemClock
@@ -33,6 +34,7 @@ from coordination.redis_warm_jobs import RedisWarmJobs
 from coordination.state_feed import apply, with_beat
 from coordination.warm_rules import WarmCourse, WarmReport
 from coordination.warmer import Warmer
+from serve.backend import WarmJobs
 
 __all__ = ["AgentBackend", "Runtime"]
 
@@ -79,9 +81,10 @@ class AgentBackend:
         self._confirmed_s: float | None = None
         self._changed: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self.warm_jobs = RedisWarmJobs(
+        self._warm_jobs = RedisWarmJobs(
             plan.journal_url, key_prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout
         )
+        self.warm_jobs: WarmJobs = self._warm_jobs
         self._warmer = Warmer(
             plan.fleet, reserved=(f"{plan.settings.key_prefix}:", f"{plan.settings.blackboard_key_prefix}:")
         )
@@ -96,7 +99,7 @@ class AgentBackend:
         if self._watcher is not None:
             await end_tasks([self._watcher])
         await self._warmer.close()
-        await self.warm_jobs.close()
+        await self._warm_jobs.close()
         await self._journal.close()
 
     def now_ms(self) -> int:
@@ -169,6 +172,15 @@ class AgentBackend:
         reason = command.reason if command.paused else ""
         await self._ordered(command, lambda state: (state.paused, state.pause_reason) == (command.paused, reason))
 
+    async def set_mode(self, command: SetMode) -> None:
+        """Change a mode; returns once it is in force for the coordinator, raises OrderNotTaken as above."""
+        filed = self._plan.fleet.service(command.service).mode
+
+        def taken(state: FleetState) -> bool:
+            return state.modes.get(command.service, filed.value) == command.mode.value
+
+        await self._ordered(command, taken)
+
     async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
         """Hand over; returns once the coordinator has the journal's word for it, raises OrderNotTaken as above."""
         state = await self._ordered(command, lambda state: command.decision_id in state.approval_answers)
@@ -236,6 +248,9 @@ class AgentBackend:
             if isinstance(news, (FleetBeat, FleetDelta)):
                 self._state = None
             return False
+        if self._state is None or self._state.modes != state.modes:
+            modes = {name: Mode(mode) for name, mode in state.modes.items()}
+            self.fleet = self._warmer.fleet = with_modes(self._plan.fleet, modes)
         self._state, self._confirmed_s = state, asked_s
         if self._changed is not None and not isinstance(news, FleetBeat) and not self._changed.done():
             self._changed.set_result(None)

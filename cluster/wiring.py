@@ -181,6 +181,11 @@ def service_password(service: Service) -> str | None:
     return password
 
 
+def has_password(service: Service) -> bool:
+    """Whether the password that the fleet file names is there, or none is needed."""
+    return service.password_env is None or service.password_env in os.environ
+
+
 def make_lookup_ledger(plan: Plan, name: str) -> RedisLookupLedger:
     """Return what the adapters of agent `name` tell of their lookups by, under a name of this life of this process."""
     adapter = f"{plan.holder}:{name}:{secrets.token_hex(6)}"
@@ -202,7 +207,8 @@ def make_targets(plan: Plan, lookups: LookupLedger) -> dict[str, RedisTarget]:
             lookups=lookups,
         )
         for service in plan.fleet.services
-        if service.mode is not Mode.OFF
+        # Also of one that is off: its mode may be changed while we run.
+        if service.mode is not Mode.OFF or has_password(service)
     }
 
 

@@ -82,6 +82,7 @@ class FleetMemory:
         self._intents: tuple[Intent, ...] = ()
         self._approvals: tuple[Approval, ...] = ()
         self._approval_answers: dict[str, str] = {}
+        self._modes: dict[str, str] = {}
         self._outcomes: dict[str, Outcome] = {}
         self.score = score(())
         self._journal_seq = 0
@@ -191,6 +192,12 @@ class FleetMemory:
     def note_pause(self, reason: str, *, paused: bool) -> None:
         self.paused, self.pause_reason = paused, reason if paused else ""
         self._touch(self._now_ms)
+
+    def note_modes(self, modes: Mapping[str, str]) -> None:
+        """Take the modes that differ from the fleet file."""
+        if self._modes != modes:
+            self._modes = dict(modes)
+            self._touch(self._now_ms)
 
     def note_handed_over(self, proposal: Proposal) -> None:
         self._touch(self._now_ms)
@@ -426,5 +433,6 @@ class FleetMemory:
             life_ms=life_ms,
             peers=dict(self._peers),
             approvals=self._approvals,
+            modes=self._modes,
             approval_answers=self._approval_answers,
         )

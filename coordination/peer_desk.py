@@ -81,7 +81,7 @@ class PeerDesk:
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self._fleet = fleet
         self._names = frozenset(fleet.names)
-        self._modes = {s.name: s.mode for s in fleet.services}
+        self._modes: Mapping[str, Mode] = {s.name: s.mode for s in fleet.services}
         self._watch = PeerWatch(settings.blackboard_poll_ms, int(settings.redis_timeout * 1000))
         self._conflicts = ConflictDesk(settings.conflict_wait_ms)
         self._tasks = TaskDesk(fleet, settings.cycle_interval_ms)
@@ -100,6 +100,10 @@ class PeerDesk:
         self._began_ms = 0
 
     # --- For the coordinator ----------------------------------------------------------------------------------------
+
+    def use_modes(self, modes: Mapping[str, Mode]) -> None:
+        """Look into `modes` from now on, whatever stands in it at the time."""
+        self._modes = modes
 
     def replay(self, records: Iterable[AuditRecord]) -> None:
         """Take over what earlier lives have claimed."""

@@ -26,6 +26,7 @@ from serve import (
     curve_routes,
     feed_routes,
     memory_routes,
+    mode_routes,
     optimize_routes,
     read_routes,
     warm_routes,
@@ -35,7 +36,6 @@ from serve.admission import Admission
 from serve.approval_views import EditRequest
 from serve.backend import Backend
 from serve.context import Context
-from serve.docket import Grounds
 from serve.envelope import Envelope
 from serve.errors import ApiError, api_error_of, clip, error_response, validation_problems
 from serve.feed import FeedBatchRequest
@@ -53,6 +53,7 @@ _FIELDS: Final = {
     "/api/v1/cache/optimize": frozenset(CacheOptimizationRequest.model_fields),
     "/api/v1/cache/feed": frozenset(FeedBatchRequest.model_fields),
     "/api/v1/cache/warm": frozenset(WarmRequest.model_fields),
+    "/api/v1/control/mode": frozenset(mode_routes.ModeRequest.model_fields),
     "/api/v1/cache/whatif": frozenset([*WhatifRequest.model_fields, *WhatifCandidate.model_fields]),
 }
 _CONTROL_FIELDS: Final = frozenset(ControlRequest.model_fields)
@@ -127,12 +128,6 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     )
     app.state.context = Context(
         backend=backend,
-        grounds=Grounds(
-            fleet=backend.fleet,
-            constitution=backend.constitution,
-            settings=backend.settings,
-            budget_bytes=backend.budget_bytes,
-        ),
         telemetry=telemetry,
         started_s=time.perf_counter(),
         admission=admission,
@@ -155,6 +150,7 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         read_routes,
         approval_routes,
         control_routes,
+        mode_routes,
     ):
         app.include_router(routes.router)
     route = optimize_routes.decision_route()

@@ -17,7 +17,7 @@ from cachewarden.messages import AuditRecord, Execution
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import Execute, FleetState, RunCycle, SetPaused
+from cachewarden.protocol import Execute, FleetState, RunCycle, SetMode, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.warm_rules import WarmCourse, WarmReport
 
@@ -40,6 +40,7 @@ class Backend(Protocol):
     """All methods raise an OperatingError where the part behind them does not answer; the API maps it to 503."""
 
     fleet: Fleet
+    """With the modes of now: another object whenever one has changed."""
     constitution: Constitution
     settings: CacheOptimizerSettings
     budget_bytes: int | None
@@ -105,6 +106,10 @@ class Backend(Protocol):
 
     async def set_paused(self, command: SetPaused) -> None:
         """Pause or resume all changes; returns once the coordinator has taken it."""
+        ...
+
+    async def set_mode(self, command: SetMode) -> None:
+        """Change the mode of a service; returns once the coordinator has put it into force."""
         ...
 
     async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:

@@ -30,12 +30,13 @@ from cachewarden.messages import (
     Resolution,
     ResolutionOutcome,
 )
+from cachewarden.modes import with_modes
 from cachewarden.observation import AccessSample, Capabilities, ProbeCost, Snapshot
 from cachewarden.policy.constitution import Constitution, load_constitution
 from cachewarden.policy.engine import evaluate
 from cachewarden.policy.facts import facts_of
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import AgentHealth, Execute, FleetState, RunCycle, SetPaused, StandingDecision
+from cachewarden.protocol import AgentHealth, Execute, FleetState, RunCycle, SetMode, SetPaused, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.warm_rules import KeyOutcome, WarmCourse, WarmOutcome, WarmReport
 from serve.api import create_app
@@ -321,6 +322,10 @@ class MemoryBackend:
         self.commands.append(command)
         if self.known is not None:
             self.known = dataclasses.replace(self.known, paused=command.paused, pause_reason=command.reason)
+
+    async def set_mode(self, command: SetMode) -> None:
+        self.commands.append(command)
+        self.fleet = with_modes(self.fleet, {command.service: command.mode})
 
     async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
         self.decisions.append(command)

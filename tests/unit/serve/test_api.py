@@ -298,6 +298,7 @@ async def test_the_published_document_describes_every_route_its_errors_and_the_t
         "/api/v1/agents",
         "/api/v1/audit",
         "/api/v1/audit/verify",
+        "/api/v1/control/mode",
         "/api/v1/control/pause",
         "/api/v1/control/resume",
         "/api/v1/control/kill",
