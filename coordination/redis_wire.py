@@ -75,7 +75,7 @@ _COUNTS_KEYS = frozenset({"EXISTS", "TOUCH"})
 # Measured on Redis 7.0.15 and Valkey 9.1.2: none of these moves keyspace_hits or keyspace_misses.
 _NO_LOOKUP = frozenset(
     {"ACL", "CLIENT", "COMMAND", "CONFIG", "DBSIZE", "EVAL", "EXEC", "INFO", "LATENCY", "MEMORY", "MULTI", "PEXPIREAT"}
-    | {"DISCARD", "PING", "RANDOMKEY", "SCAN", "TIME", "UNWATCH", "WATCH"}
+    | {"DISCARD", "PING", "RANDOMKEY", "SCAN", "SET", "TIME", "UNWATCH", "WATCH"}
 )
 # Not lookups themselves, but they carry or report some, so they take the ledger's lock.
 _BATCHES = frozenset({"EVAL", "EXEC", "INFO"})
@@ -423,6 +423,21 @@ class Session:
                 raise StaleFencingToken(service, lease.epoch, found)
             return await self.write_fenced(fence_key, lease, commands, attempts - 1)
         return [require(service, reply, label) for reply in outcome]
+
+    async def write_watched(self, command: Command) -> bool:
+        """Carry out `command` if nobody has touched what this session watches; returns whether it was carried out.
+
+        Raises TargetRefused for an error reply, TargetTimeout once EXEC may have reached the server.
+        """
+        service = self._wire.service
+        # MULTI must have been accepted before the write is sent: refused, the write would be carried out at once.
+        (opened,) = await self.exchange([("MULTI",)])
+        require(service, opened)
+        label = command_name(command).replace("|", " ").upper()
+        queued, outcome = await self._exchange([command, ("EXEC",)], in_doubt=True, label=label, in_transaction=True)
+        require(service, queued)
+        replies = require(service, outcome)
+        return replies is not None and require(service, replies[0], label) is not None
 
     async def _check_fence(self, token: Any, lease: Lease) -> None:
         found = fence_number(token)

@@ -64,5 +64,5 @@ async def test_nonsense_is_refused(site: Site, given: dict, status: int):
 
 async def test_what_is_decided_follows_the_new_mode(site: Site):
     await site.ask("POST", "/api/v1/control/mode", json=body("constitutional_ai", "advise"))
-    shown = (await site.ask("GET", "/api/v1/cache/services/constitutional_ai")).json()
+    shown = (await site.ask("GET", "/api/v1/cache/services/constitutional_ai")).json()["service"]
     assert shown["mode"] == "advise"
