@@ -16,6 +16,7 @@ from cachewarden.errors import CachewardenError
 from cachewarden.fleet import load_fleet
 from cachewarden.settings import load_settings
 from cluster.blackboard_commands import add_blackboard_commands
+from cluster.hotkeys_command import add_hotkeys_command
 from cluster.memory_command import add_memory_command
 from cluster.whatif_commands import add_whatif_command
 
@@ -85,6 +86,7 @@ def settings() -> None:
 
 add_whatif_command(app)
 add_memory_command(app)
+add_hotkeys_command(app)
 add_blackboard_commands(app)
 
 

@@ -111,7 +111,7 @@ async def test_a_cache_in_advise_is_never_written_to_whatever_is_asked_and_whate
         "default_ttl_s": 60,
         "origin": Origin(kind="file", url=str(values)),
     }
-    spec = CacheSpec(engine=engine, eviction_policy="noeviction", load=traffic("shop", rate_per_s=200.0), wishes=wishes)
+    spec = CacheSpec(engine=engine, eviction_policy="noeviction", load=traffic("shop"), wishes=wishes)
     async with World(tmp_path, spec) as world:
         monkeypatch.setenv("SHOP_PASSWORD", user_of(world, user, engine))
         admin = world.client("shop")
@@ -125,7 +125,7 @@ async def test_a_cache_in_advise_is_never_written_to_whatever_is_asked_and_whate
                 resolution = None if standing is None else standing.resolution
                 return resolution is not None and resolution.outcome is not ResolutionOutcome.GO
 
-            await until(advised, 60, "advice")
+            await until(advised, 90, "advice")
             for kind in ("comprehensive", "ttl", "memory", "hotspot"):
                 body = {"service_name": "shop", "optimization_type": kind, "force_optimization": True}
                 answer = await site.client.post("/api/v1/cache/optimize?apply=auto", json=body)
@@ -156,7 +156,7 @@ async def test_a_cache_in_advise_is_never_written_to_whatever_is_asked_and_whate
 
 
 async def test_a_mode_is_changed_while_it_runs_and_counts_from_then_on(tmp_path):
-    spec = CacheSpec(eviction_policy="noeviction", load=traffic("shop", rate_per_s=200.0), wishes={"mode": Mode.ADVISE})
+    spec = CacheSpec(eviction_policy="noeviction", load=traffic("shop"), wishes={"mode": Mode.ADVISE})
     async with World(tmp_path, spec, lead_ms=60_000) as world:
         async with world.agents() as agents, Site(world, agents, tmp_path) as site:
 
@@ -168,7 +168,7 @@ async def test_a_mode_is_changed_while_it_runs_and_counts_from_then_on(tmp_path)
                     and state.standing["shop"].resolution is not None
                 )
 
-            await until(advised, 60, "advice")
+            await until(advised, 90, "advice")
             assert world.config_sets() == 0
 
             async def mode(wanted: str, query: str = "") -> dict:

@@ -285,6 +285,7 @@ async def test_the_published_document_describes_every_route_its_errors_and_the_t
         "/api/v1/cache/whatif",
         "/api/v1/cache/services/{name}/curve",
         "/api/v1/cache/services/{name}/memory",
+        "/api/v1/cache/services/{name}/hotkeys",
         "/api/v1/cache/services/{name}/ttl",
         "/api/v1/cache/feed",
         "/api/v1/cache/feed/{service_name}",
