@@ -25,7 +25,7 @@ from agents.execution_run import Run
 from agents.execution_table import BEFORE_STEPS, Phase
 from agents.growth_gate import GROWTH_REF, Admitted, GrowthGate, grows, sizes_of
 from agents.lease_queue import LeaseQueue
-from agents.recovery import REPLAY_KINDS, read_journal
+from agents.recovery import REPLAY_KINDS, Unfinished, read_journal
 from agents.standby import GROWTH, LEAD_REF, STANDBY_REF, Leads, Standby
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
@@ -36,28 +36,34 @@ from cachewarden.machine import (
     Record,
     ReleaseLease,
     Send,
+    SetTimer,
     Started,
+    TimerFired,
 )
-from cachewarden.messages import Execution, ExecutionState, Intent, Lease, Mode, RecordKind
-from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, SetPaused
+from cachewarden.messages import Execution, ExecutionState, Intent, Lease, RecordKind
+from cachewarden.modes import acts, modes_of, with_modes
+from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, ModesChanged, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["Actuator"]
 
 _FINISHED_KEPT = 500
 _TELL_AGAIN_MS = 60_000
+_REST_MS = 5_000
 
 
 class Actuator:
     """Machine of all executions; see `agents/execution_table.py` for the states and the table."""
 
-    replay_kinds = REPLAY_KINDS
+    replay_kinds = (*REPLAY_KINDS, RecordKind.MODE_CHANGED.value)
 
     def __init__(self, name: str = "actuator", *, holder: str, settings: CacheOptimizerSettings, fleet: Fleet) -> None:
         self.name = name
         self.holder = holder
         self._settings = settings
-        self._fleet = fleet
+        self._filed = self._fleet = fleet
+        self._held: dict[str, Unfinished] = {}
+        """Changes that an earlier life left, of services that may not be written to now."""
         self._paused = False
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, Execution] = {}
@@ -67,8 +73,7 @@ class Actuator:
         self._growth = GrowthGate(settings, fleet)
         self._growing: Run | None = None
         """The change under whose intention the budget is held."""
-        services = (s.name for s in fleet.services if s.mode is not Mode.OFF)
-        self._standby = Standby(settings.lease_ttl_ms, services, self._is_own, self._is_running, self._is_busy)
+        self._standby = Standby(settings.lease_ttl_ms, fleet.names, self._is_own, self._is_running, self._is_closed)
         self._leads = Leads(settings.lead_ms, self._holds)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
@@ -85,6 +90,8 @@ class Actuator:
         if event.ref.startswith(STANDBY_REF):
             return self._on_standby(event, now_ms)
         if event.ref.startswith(LEAD_REF):
+            if self._silent(event.ref.removeprefix(LEAD_REF)):
+                self._leads.forget(event.ref.removeprefix(LEAD_REF))
             return self._unneeded(self._leads.step(event, now_ms))
         if event.ref.startswith(GROWTH_REF):
             effects, admitted = self._growth.step(event, now_ms)
@@ -93,6 +100,9 @@ class Actuator:
         run = self._runs.get(event.ref.rpartition("#")[0])
         if run is None:
             return self._on_stray(event)
+        if run.governed and isinstance(event, TimerFired) and self._silent(run.service):
+            # Neither pass nor renewal: the rule rests, and goes on where the mode permits it again.
+            return (SetTimer(ref=event.ref, due_ms=now_ms + _REST_MS),)
         if run.lost_by(event):
             if run.intended:
                 return self._pass_on(run, now_ms)
@@ -129,6 +139,7 @@ class Actuator:
     def _on_started(self, event: Started, now_ms: int) -> tuple[Effect, ...]:
         found = read_journal(event.records)
         self._paused = found.paused
+        self._fleet = with_modes(self._filed, modes_of(event.records, self._filed))
         effects: list[Effect] = [self._standby.start(event.records, now_ms)]
         for change in found.finished:
             self._remember(change.execution)
@@ -136,6 +147,9 @@ class Actuator:
                 # The ending is in the journal, but the life that wrote it may not have lived to tell it.
                 effects.append(Send(to="coordinator", message=ExecutionReport(execution=change.execution)))
         for change in (*found.unfinished, *found.standing):
+            if self._silent(change.proposal.service):
+                self._held[change.execution_id] = change
+                continue
             run, first = execution.resume(change, self._settings, now_ms, self._fleet.find(change.proposal.service))
             self._runs[run.key] = run
             effects += first
@@ -152,12 +166,39 @@ class Actuator:
         if isinstance(message, Execute):
             return self._on_execute(message, now_ms)
         if isinstance(message, CancelExecution):
-            return self._on_cancel(message.service, message.reason, now_ms, message.proposal_id)
+            return self._on_cancel(
+                message.service,
+                message.reason,
+                now_ms,
+                message.proposal_id,
+                in_flight_only=message.in_flight_only,
+            )
+        if isinstance(message, ModesChanged):
+            return self._on_modes(message, now_ms)
         if isinstance(message, SetPaused):
             self._paused = message.paused
             if message.paused and message.kill:
                 return self._on_cancel("*", f"kill switch, pulled by `{message.by}`: {message.reason}", now_ms)
         return ()
+
+    def _on_modes(self, message: ModesChanged, now_ms: int) -> tuple[Effect, ...]:
+        self._fleet = with_modes(self._filed, message.modes)
+        effects: list[Effect] = []
+        for key, change in list(self._held.items()):
+            if self._silent(change.proposal.service):
+                continue
+            del self._held[key]
+            run, first = execution.resume(change, self._settings, now_ms, self._fleet.find(change.proposal.service))
+            self._runs[run.key] = run
+            effects += first
+        return tuple(effects)
+
+    def _silent(self, service: str) -> bool:
+        """Whether the mode of a service forbids that its cache is written to."""
+        return not acts(self._fleet, service)
+
+    def _is_closed(self, service: str) -> bool:
+        return self._is_busy(service) or self._silent(service)
 
     def _on_execute(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
         known = self._known(order.proposal.proposal_id, now_ms)
@@ -218,12 +259,15 @@ class Actuator:
         now_ms: int,
         proposal_id: str | None = None,
         begun_before_ms: int | None = None,
+        in_flight_only: bool = False,
     ) -> tuple[Effect, ...]:
         effects: list[Effect] = []
         if begun_before_ms is None:
             self._growth.cancel(service, proposal_id, reason)
         for run in list(self._runs.values()):
             if begun_before_ms is not None and run.started_ms >= begun_before_ms:
+                continue
+            if in_flight_only and run.governed:
                 continue
             if service in ("*", run.service) and proposal_id in (None, run.proposal.proposal_id):
                 effects += self._settle(run, execution.cancel(run, reason, now_ms), now_ms)

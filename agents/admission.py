@@ -21,10 +21,10 @@ from cachewarden.messages import (
     ActionClass,
     Decision,
     KnobChange,
-    Mode,
     Proposal,
     ResolutionOutcome,
 )
+from cachewarden.modes import acts
 from cachewarden.protocol import Execute
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -39,8 +39,8 @@ def refusal_of(order: Execute, fleet: Fleet, settings: CacheOptimizerSettings, n
             return f"the {name} carries the constitutional hash `{message.constitutional_hash[:64]}`, not ours"
     if proposal.service not in fleet.names:
         return f"`{proposal.service[:100]}` is no service of the fleet"
-    if fleet.service(proposal.service).mode is Mode.OFF:
-        return f"the mode of `{proposal.service}` is `off`"
+    if not acts(fleet, proposal.service):
+        return f"the mode of `{proposal.service}` is `{fleet.service(proposal.service).mode.value}`, nothing is written"
     if verdict.decision is not Decision.ALLOW:
         return f"the constitution does not allow it: {', '.join(verdict.denied_by) or 'no findings'}"
     if verdict.proposal_id != proposal.proposal_id or verdict.proposal_digest != digest(proposal):

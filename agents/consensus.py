@@ -19,8 +19,9 @@ from cachewarden.codec import to_jsonable
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, Received, Record, Recorded, Send, Started, TimerFired
 from cachewarden.messages import RecordKind
+from cachewarden.modes import with_modes
 from cachewarden.policy.surroundings import budgeted_services
-from cachewarden.protocol import History, PeerBallots, Settle, Settled
+from cachewarden.protocol import History, ModesChanged, PeerBallots, Settle, Settled
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["Consensus"]
@@ -37,7 +38,7 @@ class Consensus:
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, name: str = "consensus") -> None:
         self.name = name
-        self._fleet = fleet
+        self._filed = self._fleet = fleet
         self._settings = settings
         self._modes = {s.name: s.mode for s in fleet.services}
         self._weights = {s.name: s.weight for s in fleet.services}
@@ -62,6 +63,9 @@ class Consensus:
             return ()
         if isinstance(event.message, Settle):
             return self._settled(event.message, event.sender, now_ms)
+        if isinstance(event.message, ModesChanged):
+            self._fleet = with_modes(self._filed, event.message.modes)
+            self._modes = {s.name: s.mode for s in self._fleet.services}
         if isinstance(event.message, PeerBallots):
             return self._box.take(event.message, now_ms)
         return ()

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agents.playbooks import headroom_bytes
+from agents.playbook_tables.keep_hot_set import headroom_bytes
 from agents.recovery import Unfinished
 from cachewarden.claims import BUDGET
 from cachewarden.fleet import Fleet

@@ -26,8 +26,9 @@ from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, Received, Send
 from cachewarden.messages import Mode, Proposal, TtlRule
+from cachewarden.modes import with_modes
 from cachewarden.observation import Snapshot
-from cachewarden.protocol import FleetPlanned, History, PlanFleet
+from cachewarden.protocol import FleetPlanned, History, ModesChanged, PlanFleet
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["Appraise", "Planner", "Prospects", "curve_of", "plan_fleet"]
@@ -67,19 +68,21 @@ Appraise = Callable[[Snapshot, Service, CacheOptimizerSettings, tuple[TtlRule, .
 
 
 class Planner:
-    """Answers PlanFleet with FleetPlanned; holds no state between two questions."""
+    """Answers PlanFleet with FleetPlanned; holds no state between two questions but the modes."""
 
     name = "planner"
     heavy_step = True
     """One answer may take seconds of arithmetic: a shell that shares its loop takes the step to a thread."""
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, appraise_cache: Appraise = appraise) -> None:
-        self._fleet = fleet
+        self._filed = self._fleet = fleet
         self._settings = settings
         self._appraise = appraise_cache
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
-        """Take one event; everything but a PlanFleet is ignored."""
+        """Take one event; everything but a PlanFleet and other modes is ignored."""
+        if isinstance(event, Received) and isinstance(event.message, ModesChanged):
+            self._fleet = with_modes(self._filed, event.message.modes)
         if not isinstance(event, Received) or not isinstance(event.message, PlanFleet):
             return ()
         return (

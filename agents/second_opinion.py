@@ -64,6 +64,10 @@ class SecondOpinion:
         self._done = self._failures = self._violations = 0
         self._told: PeerHealth | None = None
 
+    def use_modes(self, modes: Mapping[str, Mode]) -> None:
+        """Ask by these modes from now on."""
+        self._services = dict(modes)
+
     def begin(
         self, cycle: int, asker: str, proposals: Sequence[Proposal], verdicts: tuple[Verdict, ...], now_ms: int
     ) -> tuple[Effect, ...]:

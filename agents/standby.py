@@ -204,6 +204,10 @@ class Leads:
         self._led.add(release.lease.service)
         return self._renew(release.lease.service)
 
+    def forget(self, service: str) -> None:
+        """Let the lease of a cache run out."""
+        self._led.discard(service)
+
     def leads(self, lease: Lease) -> bool:
         """Say whether a lease that was granted late is one to keep."""
         return lease.service in self._led

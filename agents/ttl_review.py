@@ -32,7 +32,7 @@ from cachewarden.estimate import Estimate
 from cachewarden.fleet import Service
 from cachewarden.observation import KeyspaceSample, MissSplit, Snapshot
 
-__all__ = ["TTL_GAIN_SHARE", "TtlReview", "review_ttls"]
+__all__ = ["TTL_GAIN_SHARE", "TtlReview", "memory_held_for_nothing", "review_ttls"]
 
 TTL_GAIN_SHARE = 0.95
 """Of the gain of the longest permitted TTL; the shortest TTL that reaches it is enough."""
@@ -80,6 +80,16 @@ def review_ttls(
     staleness = {p.prefix: int(p.max_staleness_s * 1000) for p in service.patterns if p.max_staleness_s is not None}
     of_prefixes = tuple(_of_prefix(snapshot, known, staleness.get(known.pattern), shared) for known in prefixes)
     return _of_service(snapshot, inquiry, staleness), of_prefixes
+
+
+def memory_held_for_nothing(snapshot: Snapshot) -> tuple[DeadMemory | str, DeadMemory | str]:
+    """Return the memory of keys that nobody reads, and of keys that have expired and are still there, or why not."""
+    sample = snapshot.sample
+    if sample is None or len(sample) == 0:
+        reason = snapshot.incomplete.get("sample", "no keys were sampled")
+        return reason, reason
+    residents = _residents(snapshot, sample, np.ones(len(sample), np.bool_))
+    return _unread(snapshot, residents), expired_memory(residents, _SEED, stale_share=snapshot.expired_stale_share)
 
 
 def _of_service(snapshot: Snapshot, inquiry: Inquiry | str, staleness: dict[str, int]) -> TtlReview:

@@ -19,12 +19,13 @@ from agents.second_opinion import SecondOpinion
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, Received, Send
 from cachewarden.messages import Proposal, Verdict
+from cachewarden.modes import with_modes
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import evaluate, refusal
 from cachewarden.policy.facts import facts_of
 from cachewarden.policy.surroundings import surroundings_of
-from cachewarden.protocol import Judge, Judged
+from cachewarden.protocol import Judge, Judged, ModesChanged
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["Validator", "judge"]
@@ -73,7 +74,7 @@ class Validator:
     ) -> None:
         self.name = name
         self._constitution = constitution
-        self._fleet = fleet
+        self._filed = self._fleet = fleet
         self._settings = settings
         self._known = frozenset(fleet.names)
         self._snapshots: dict[str, Snapshot] = {}
@@ -91,6 +92,10 @@ class Validator:
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event."""
+        if isinstance(event, Received) and isinstance(event.message, ModesChanged):
+            self._fleet = with_modes(self._filed, event.message.modes)
+            if self._opinion is not None:
+                self._opinion.use_modes({s.name: s.mode for s in self._fleet.services})
         if isinstance(event, Received) and isinstance(event.message, Judge):
             judged = self._judged(event.message, now_ms)
             if self._opinion is None:

@@ -68,6 +68,18 @@ class Origin(_Strict):
     timeout_s: float = Field(2.0, gt=0, le=60)
     concurrency: int = Field(8, ge=1, le=256)
     rate_per_s: float = Field(200.0, gt=0, le=100_000)
+    keep_warm: bool = Field(
+        default=False,
+        description="in mode `auto`: remember names of hot keys in memory, and load them again after a restart, a "
+        "failover or a burst of evictions",
+    )
+    refresh_ahead: bool = Field(
+        default=False, description="in mode `auto`: load hot keys anew shortly before they expire"
+    )
+    hot_keys: int = Field(2_000, ge=1, le=100_000, description="remembered for both")
+    background_share: float = Field(
+        0.25, gt=0.0, le=1.0, description="of rate_per_s, for loads that nobody has asked for"
+    )
 
 
 class Guardrails(_Strict):

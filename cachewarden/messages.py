@@ -148,6 +148,7 @@ class RecordKind(StrEnum):
     KEYS_WARMED = "keys_warmed"
     SETTING_CHANGED_BY_HAND = "setting_changed_by_hand"
     SETTING_LOST = "setting_lost"
+    MODE_CHANGED = "mode_changed"
     PAUSED = "paused"
     RESUMED = "resumed"
     CHECKPOINT = "checkpoint"

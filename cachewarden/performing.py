@@ -14,6 +14,7 @@ from typing import Any
 
 from cachewarden import machine as m
 from cachewarden.errors import CachewardenError, JournalUnavailable, OperatingError, StaleFencingToken
+from cachewarden.keeping import KeepWarm, keeping_performers
 from cachewarden.peer_input import peer_input_performers
 from cachewarden.peering import Peers, peer_performers
 from cachewarden.ports import Blackboard, Clock, Journal, LeaseStore, Mailbox, RecordDraft, TargetCache
@@ -34,6 +35,7 @@ class Ports:
     targets: Mapping[str, TargetCache] = field(default_factory=dict)
     blackboard: Blackboard | None = None
     peers: Peers | None = None
+    keep_warm: KeepWarm | None = None
     draw: Callable[[], float] = lambda: 1.0
     """Where in its spread a timer lies, 0..1; without dice at its end."""
     close: Callable[[], Awaitable[None]] | None = None
@@ -62,6 +64,7 @@ def performers(agent: m.Agent, ports: Ports) -> dict[type[m.Effect], Performer]:
         m.ExtendTtls: work.extend_ttls,
         **peer_performers(ports.peers, ports.journal),
         **peer_input_performers(ports.blackboard),
+        **keeping_performers(ports.keep_warm),
     }
 
 

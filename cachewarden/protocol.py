@@ -16,7 +16,7 @@ from cachewarden.approval import Approval, Rest
 from cachewarden.balloting import Outcome
 from cachewarden.baseline import Baseline
 from cachewarden.cachemodel.scoring import Score
-from cachewarden.messages import Execution, Intent, Message, Proposal, Resolution, TtlRule, Verdict
+from cachewarden.messages import Execution, Intent, Message, Mode, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Judge",
     "Judged",
     "LostSetting",
+    "ModesChanged",
     "ObserveFleet",
     "PeerBallot",
     "PeerBallots",
@@ -43,6 +44,7 @@ __all__ = [
     "PeerReport",
     "PlanFleet",
     "RunCycle",
+    "SetMode",
     "SetPaused",
     "Settle",
     "Settled",
@@ -206,6 +208,8 @@ class CancelExecution(Message):
     service: str
     reason: str
     proposal_id: str | None = None
+    in_flight_only: bool = False
+    """Leave kept TTL rules as they stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +232,23 @@ class SetPaused(Message):
     by: str
     reason: str
     kill: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetMode(Message):
+    """Change the mode of one service until it is changed again, here or in the fleet file."""
+
+    service: str
+    mode: Mode
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModesChanged(Message):
+    """The coordinator tells every agent which modes differ from the fleet file; all others are as in the file."""
+
+    modes: Mapping[str, Mode]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,6 +382,8 @@ class FleetState(Message):
     """HTTP peers that are configured, and the blackboard."""
     approvals: tuple[Approval, ...] = ()
     """Open ones first, then those that ended lately, newest first."""
+    modes: Mapping[str, str] = field(default_factory=dict)
+    """Service to the mode that a person has set at run time, where it differs from the fleet file."""
     approval_answers: Mapping[str, str] = field(default_factory=dict)
     """Decision or submission id to the reason why the coordinator did not take it, empty where it did; the newest."""
 

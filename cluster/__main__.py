@@ -16,6 +16,7 @@ from cachewarden.errors import CachewardenError
 from cachewarden.fleet import load_fleet
 from cachewarden.settings import load_settings
 from cluster.blackboard_commands import add_blackboard_commands
+from cluster.hotkeys_command import add_hotkeys_command
 from cluster.memory_command import add_memory_command
 from cluster.whatif_commands import add_whatif_command
 
@@ -85,6 +86,7 @@ def settings() -> None:
 
 add_whatif_command(app)
 add_memory_command(app)
+add_hotkeys_command(app)
 add_blackboard_commands(app)
 
 
@@ -104,12 +106,16 @@ def score(
 def main() -> None:
     """Run the command line; an error that an operator can mend is one line, not a stack trace."""
     from cluster.audit_commands import add_audit_commands
+    from cluster.control_commands import add_control_commands
     from cluster.plan_commands import add_plan_commands
     from cluster.token_commands import add_token_commands
+    from cluster.warm_command import add_warm_command
 
     add_audit_commands(audit_app)
     add_token_commands(token_app)
     add_plan_commands(plans_app)
+    add_control_commands(app)
+    add_warm_command(app)
     try:
         app()
     except CachewardenError as error:

@@ -21,17 +21,20 @@ from cachewarden.chain import ChainReport
 from cachewarden.errors import JournalUnavailable, OperatingError
 from cachewarden.fed_accesses import FeedBatch, FeedReport
 from cachewarden.feed import secret_fingerprint
-from cachewarden.messages import AuditRecord, Execution
+from cachewarden.messages import AuditRecord, Execution, Mode
+from cachewarden.modes import with_modes
 from cachewarden.observation import Snapshot
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import Execute, FleetBeat, FleetDelta, FleetState, RunCycle, SetPaused
+from cachewarden.protocol import Execute, FleetBeat, FleetDelta, FleetState, RunCycle, SetMode, SetPaused
 from cachewarden.shell import end_tasks
 from cluster.audit import verify_journal
 from cluster.clock import SystemClock
 from cluster.wiring import Plan, checkpoint_path, make_journal
+from coordination.redis_warm_jobs import RedisWarmJobs
 from coordination.state_feed import apply, with_beat
-from coordination.warm_rules import WarmReport
+from coordination.warm_rules import WarmCourse, WarmReport
 from coordination.warmer import Warmer
+from serve.backend import WarmJobs
 
 __all__ = ["AgentBackend", "Runtime"]
 
@@ -78,6 +81,10 @@ class AgentBackend:
         self._confirmed_s: float | None = None
         self._changed: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._warm_jobs = RedisWarmJobs(
+            plan.journal_url, key_prefix=plan.settings.key_prefix, timeout_s=plan.settings.redis_timeout
+        )
+        self.warm_jobs: WarmJobs = self._warm_jobs
         self._warmer = Warmer(
             plan.fleet, reserved=(f"{plan.settings.key_prefix}:", f"{plan.settings.blackboard_key_prefix}:")
         )
@@ -92,6 +99,7 @@ class AgentBackend:
         if self._watcher is not None:
             await end_tasks([self._watcher])
         await self._warmer.close()
+        await self._warm_jobs.close()
         await self._journal.close()
 
     def now_ms(self) -> int:
@@ -104,6 +112,9 @@ class AgentBackend:
         await self.start()
         if self._state is None:
             await self.changed(_FIRST_S)
+        return self._state
+
+    def newest_state(self) -> FleetState | None:
         return self._state
 
     def state_age_s(self) -> float | None:
@@ -161,6 +172,15 @@ class AgentBackend:
         reason = command.reason if command.paused else ""
         await self._ordered(command, lambda state: (state.paused, state.pause_reason) == (command.paused, reason))
 
+    async def set_mode(self, command: SetMode) -> None:
+        """Change a mode; returns once it is in force for the coordinator, raises OrderNotTaken as above."""
+        filed = self._plan.fleet.service(command.service).mode
+
+        def taken(state: FleetState) -> bool:
+            return state.modes.get(command.service, filed.value) == command.mode.value
+
+        await self._ordered(command, taken)
+
     async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
         """Hand over; returns once the coordinator has the journal's word for it, raises OrderNotTaken as above."""
         state = await self._ordered(command, lambda state: command.decision_id in state.approval_answers)
@@ -190,8 +210,8 @@ class AgentBackend:
             raise JournalUnavailable(result.reason)
         return result.report
 
-    async def warm(self, service: str, keys: Sequence[str]) -> WarmReport:
-        return await self._warmer.warm(service, keys)
+    async def warm(self, service: str, keys: Sequence[str], course: WarmCourse | None = None) -> WarmReport:
+        return await self._warmer.warm(service, keys, course)
 
     async def components(self) -> Mapping[str, str]:
         try:
@@ -228,6 +248,9 @@ class AgentBackend:
             if isinstance(news, (FleetBeat, FleetDelta)):
                 self._state = None
             return False
+        if self._state is None or self._state.modes != state.modes:
+            modes = {name: Mode(mode) for name, mode in state.modes.items()}
+            self.fleet = self._warmer.fleet = with_modes(self._plan.fleet, modes)
         self._state, self._confirmed_s = state, asked_s
         if self._changed is not None and not isinstance(news, FleetBeat) and not self._changed.done():
             self._changed.set_result(None)

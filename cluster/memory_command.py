@@ -66,6 +66,13 @@ def tables_of(answer: Mapping[str, Any]) -> Group:
         shown.append(f"allocator_frag_ratio {figures['allocator_frag_ratio']:g}")
     taken = answer["taken_at"] or "never"
     parts: list[Any] = [f"{answer['service_name']}, seen {taken}", ", ".join(shown) or "INFO told no figures"]
+    if answer.get("parts"):
+        parts.append(
+            "memory of the process: "
+            + ", ".join(f"{p['name']} {amount(p['bytes'])} ({p['share']:.0%})" for p in answer["parts"])
+        )
+    if answer.get("levers"):
+        parts.append(_levers(answer["levers"]))
     parts.append(_groups("by type and encoding", answer["by_encoding"]))
     parts.append(_groups("by key pattern", answer["by_pattern"]))
     if answer["levers_reason"]:
@@ -99,6 +106,21 @@ def _groups(title: str, groups: Mapping[str, Any]) -> Table | str:
             f"{share['low']:.1%} … {share['high']:.1%}",
             amount(round(group["bytes"]["value"])),
             amount(round(group["mean_bytes"])),
+        )
+    return table
+
+
+def _levers(levers: list[Mapping[str, Any]]) -> Table:
+    table = Table(title="what would make less of it (gains overlap)", title_justify="left")
+    for name in ("lever", "worth it", "gives", "interval", "why", "how"):
+        table.add_column(name, overflow="fold")
+    for lever in levers:
+        held = lever["bytes"]
+        gives, interval = "-", "-"
+        if held is not None:
+            gives, interval = amount(round(held[0])), f"{amount(round(held[1]))} … {amount(round(held[2]))}"
+        table.add_row(
+            lever["lever"], "yes" if lever["worth_it"] else "no", gives, interval, lever["reason"], lever["how"]
         )
     return table
 

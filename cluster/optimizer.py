@@ -30,7 +30,6 @@ from serve.admission import Admission
 from serve.context import Context, known_state
 from serve.courses import Apply, Asked
 from serve.decide_request import optimize_request
-from serve.docket import Grounds
 from serve.errors import clip
 from serve.telemetry import Telemetry
 from serve.views import compliance_rate, service_view
@@ -168,12 +167,6 @@ class CachePerformanceOptimizer:
             self._stack.push_async_callback(backend.close)
             self._context = Context(
                 backend=backend,
-                grounds=Grounds(
-                    fleet=backend.fleet,
-                    constitution=backend.constitution,
-                    settings=backend.settings,
-                    budget_bytes=backend.budget_bytes,
-                ),
                 telemetry=Telemetry(),
                 started_s=time.perf_counter(),
                 admission=Admission(

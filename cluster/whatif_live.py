@@ -127,7 +127,7 @@ async def call(client: httpx.AsyncClient, method: str, path: str, body: Any = No
         raise OperatingError(f"the API does not answer: {type(error).__name__} {error}".rstrip()) from None
     except ValueError:
         raise OperatingError(f"no answer of cachewarden came, status {response.status_code}: is it the API?") from None
-    if response.status_code == 200 and isinstance(answer, dict):
+    if response.status_code in (200, 202) and isinstance(answer, dict):
         return answer
     told = answer.get("error", {}) if isinstance(answer, dict) else {}
     problems = told.get("details", {}).get("validation_errors", [])

@@ -24,6 +24,7 @@ from agents.collector import Collector
 from agents.consensus import Consensus
 from agents.planner import Planner
 from agents.validator import Validator
+from agents.warmth import WARMTH, Warmth, kept_warm
 from cachewarden.errors import SettingsError
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Agent
@@ -40,6 +41,7 @@ from coordination.cycle import Coordinator
 from coordination.envoy import ENVOY
 from coordination.redis_blackboard import RedisBlackboard
 from coordination.redis_journal import RedisJournal
+from coordination.redis_keep_warm import RedisKeepWarm
 from coordination.redis_leases import RedisLeaseStore
 from coordination.redis_lookup_ledger import RedisLookupLedger
 from coordination.redis_target import RedisTarget, TargetLimits
@@ -64,8 +66,10 @@ ALL_AGENTS = ("auditor", "coordinator", "collector", "planner", "validator", "co
 
 
 def agents_of(plan: Plan) -> tuple[str, ...]:
-    """Return the agents of a deployment: all of ours, and the envoy where HTTP peers are configured."""
-    return (*ALL_AGENTS, ENVOY) if has_envoy(plan.settings) else ALL_AGENTS
+    """Return the agents of a deployment: all of ours, the envoy where HTTP peers are configured, and the warmer where a
+    fleet file permits that caches are kept warm."""
+    warmer = (WARMTH,) if kept_warm(plan.fleet) else ()
+    return (*ALL_AGENTS, *warmer, *((ENVOY,) if has_envoy(plan.settings) else ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +190,11 @@ def service_password(service: Service) -> str | None:
     return password
 
 
+def has_password(service: Service) -> bool:
+    """Whether the password that the fleet file names is there, or none is needed."""
+    return service.password_env is None or service.password_env in os.environ
+
+
 def make_lookup_ledger(plan: Plan, name: str) -> RedisLookupLedger:
     """Return what the adapters of agent `name` tell of their lookups by, under a name of this life of this process."""
     adapter = f"{plan.holder}:{name}:{secrets.token_hex(6)}"
@@ -207,8 +216,24 @@ def make_targets(plan: Plan, lookups: LookupLedger) -> dict[str, RedisTarget]:
             lookups=lookups,
         )
         for service in plan.fleet.services
-        if service.mode is not Mode.OFF
+        # Also of one that is off: its mode may be changed while we run.
+        if service.mode is not Mode.OFF or has_password(service)
     }
+
+
+def make_keep_warm(plan: Plan, lookups: LookupLedger | None) -> RedisKeepWarm:
+    """Return what keeps the caches of the fleet warm where their file permits it."""
+    names = [n for n in kept_warm(plan.fleet) if has_password(plan.fleet.service(n))]
+    return RedisKeepWarm(
+        plan.fleet,
+        names,
+        lookups=lookups,
+        draw=random.SystemRandom().random,
+        passwords={name: service_password(plan.fleet.service(name)) for name in names},
+        reserved=(f"{plan.settings.key_prefix}:", f"{plan.settings.blackboard_key_prefix}:"),
+        timeout_s=plan.settings.redis_timeout,
+        server_share=plan.settings.probe_server_share,
+    )
 
 
 def build_agent(plan: Plan, name: str) -> Agent:
@@ -227,6 +252,7 @@ def build_agent(plan: Plan, name: str) -> Agent:
         ),
         "auditor": lambda: Auditor(checkpoint=load_checkpoint(checkpoint_path(settings))),
         "coordinator": lambda: Coordinator(fleet, settings, life=f"{plan.holder}:{secrets.token_hex(4)}"),
+        WARMTH: lambda: Warmth(fleet),
         ENVOY: lambda: make_envoy(settings),
     }
     return builders[name]()
@@ -234,7 +260,7 @@ def build_agent(plan: Plan, name: str) -> Agent:
 
 def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     """Return the shell of one agent with the ports that it may use; call inside the loop that will run it."""
-    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor", "consensus", ENVOY) else None
+    journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor", "consensus", WARMTH, ENVOY) else None
     peers = make_peers(plan.settings, name, plan.journal_url, plan.holder)
     blackboard = make_blackboard(plan.settings) if name == "coordinator" else None
     if name == "auditor":
@@ -245,10 +271,11 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
         if name == "actuator"
         else None
     )
-    lookups = make_lookup_ledger(plan, name) if name in ("collector", "actuator") else None
-    targets = {} if lookups is None else make_targets(plan, lookups)
+    lookups = make_lookup_ledger(plan, name) if name in ("collector", "actuator", WARMTH) else None
+    targets = {} if lookups is None or name == WARMTH else make_targets(plan, lookups)
+    keep_warm = make_keep_warm(plan, lookups) if name == WARMTH else None
     closers: list[Callable[[], Awaitable[None]]] = [t.close for t in targets.values()]
-    closers += [port.close for port in (journal, blackboard, leases, lookups, peers) if port is not None]
+    closers += [port.close for port in (journal, blackboard, leases, lookups, peers, keep_warm) if port is not None]
 
     async def close() -> None:
         # Side by side, so that one that fails leaves no other open.
@@ -262,6 +289,7 @@ def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
         targets=targets,
         blackboard=blackboard,
         peers=peers,
+        keep_warm=keep_warm,
         draw=random.SystemRandom().random,
         close=close,
     )

@@ -59,7 +59,7 @@ class ApprovalBook:
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self._settings = settings
-        self._modes = {s.name: s.mode for s in fleet.services}
+        self._modes: Mapping[str, Mode] = {s.name: s.mode for s in fleet.services}
         self._open: dict[str, Approval] = {}
         self._closed: dict[str, Approval] = {}
         self._rests: list[Rest] = []
@@ -69,6 +69,10 @@ class ApprovalBook:
         self._refs = 0
         self.answers: dict[str, str] = {}
         """Decision or submission to why it was not taken; empty where it was."""
+
+    def use_modes(self, modes: Mapping[str, Mode]) -> None:
+        """Look into `modes` from now on, whatever stands in it at the time."""
+        self._modes = modes
 
     # --- Telling ----------------------------------------------------------------------------------------------------
 

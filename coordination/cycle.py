@@ -47,6 +47,7 @@ from cachewarden.protocol import (
     ObserveFleet,
     PlanFleet,
     RunCycle,
+    SetMode,
     SetPaused,
     Settle,
     Settled,
@@ -59,20 +60,15 @@ from coordination.ballot_records import BALLOT_HANDLERS
 from coordination.catching_up import CATCH_UP, CatchingUp
 from coordination.decision_log import DecisionLog
 from coordination.fleet_memory import FleetMemory
+from coordination.mode_desk import ModeDesk
 from coordination.pausing import PauseRecords
 from coordination.peer_desk import PeerDesk
 from coordination.release_gate import held_back
+from coordination.stages import AGENT_OF_STAGE, STAGE_DEADLINE_MS
 from coordination.state_feed import StateFeed
 
 __all__ = ["Coordinator"]
 
-_STAGES: Mapping[type, tuple[str, str]] = {
-    FleetObserved: ("observing", "collector"),
-    FleetPlanned: ("planning", "planner"),
-    Judged: ("judging", "validator"),
-    Settled: ("settling", "consensus"),
-}
-_STAGE_DEADLINE_MS = {"observing": 20_000, "planning": 60_000, "judging": 10_000, "settling": 10_000}
 _AFTER_CHANGE_MS = 1_000
 """Pause between a finished change and the next cycle: whoever waited for it should not wait a whole interval."""
 
@@ -82,7 +78,7 @@ class Coordinator:
     ends in idle. `life` names this life among all that work under our agent's name on the blackboard."""
 
     name = "coordinator"
-    replay_kinds = tuple(dict.fromkeys((*FleetMemory.replay_kinds, *ApprovalBook.replay_kinds)))
+    replay_kinds = tuple(sorted({kind for part in (FleetMemory, ApprovalBook, ModeDesk) for kind in part.replay_kinds}))
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, life: str = "") -> None:
         self._fleet = fleet
@@ -102,6 +98,9 @@ class Coordinator:
         self._log = DecisionLog()
         self._peers = PeerDesk(fleet, settings, life)
         self._pauses = PauseRecords()
+        self._modes = ModeDesk(fleet)
+        self._approvals.use_modes(self._modes.modes)
+        self._peers.use_modes(self._modes.modes)
         self._life_ms = 0
         self._feed = StateFeed()
         self._handlers: Mapping[type, Callable[[Any, str, int], tuple[Effect, ...]]] = {
@@ -112,6 +111,7 @@ class Coordinator:
             ExecutionReport: self._on_execution,
             RunCycle: self._on_run_cycle,
             SetPaused: self._on_set_paused,
+            SetMode: lambda message, _sender, now_ms: (*self._modes.order(message, now_ms), *self._hasten(now_ms)),
             Execute: self._on_execute,
             DecideApproval: lambda message, _sender, now_ms: self._approvals.decide(message, now_ms),
             SubmitProposal: self._on_submit,
@@ -134,6 +134,7 @@ class Coordinator:
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event; unknown messages change nothing."""
         effects = self._stepped(event, now_ms)
+        self._memory.note_modes(self._modes.overrides)
         self._memory.note_approvals(self._approvals.known, self._approvals.answers, now_ms)
         return effects
 
@@ -143,6 +144,9 @@ class Coordinator:
         if self._peers.concerns(event):
             effects = (*self._peers.step(event, self._memory, now_ms), *self._released(now_ms))
             return (*effects, *self._hasten(now_ms)) if self._peers.take_hurry(now_ms) else effects
+        if self._modes.concerns(event):
+            self._note_own(event)
+            return (*self._modes.step(event, now_ms), *self._hasten(now_ms))
         if isinstance(event, TimerFired):
             return self._on_timer(event.ref, now_ms)
         if isinstance(event, Recorded):
@@ -162,8 +166,7 @@ class Coordinator:
     # --- Journal ----------------------------------------------------------------------------------------------------
 
     def _on_recorded(self, event: Recorded, now_ms: int) -> tuple[Effect, ...]:
-        self._memory.note_journal(event.record.seq)
-        self._catching_up.note_own(event.record.seq)
+        self._note_own(event)
         if event.ref.startswith(REF_PREFIX):
             asked, effects = self._approvals.recorded(event.ref)
             return (*effects, *self._hasten(now_ms)) if asked else effects
@@ -171,15 +174,18 @@ class Coordinator:
         order = self._log.recorded(event.ref)
         return () if order is None else self._send_order(order, now_ms)
 
+    def _note_own(self, event: Any) -> None:
+        if isinstance(event, Recorded):
+            self._memory.note_journal(event.record.seq)
+            self._catching_up.note_own(event.record.seq)
+
     def _hindrance(self, order: Execute, now_ms: int) -> str | None:
         """Return why a change must not begin: since the decision all may have been paused, the approval may have
         ended, a peer may have come."""
         holder = self._peers.holder_of(order.proposal, self._memory, now_ms)
-        if holder is not None:
-            return f"`{holder}` holds what it touches"
-        if self._memory.paused:
-            return f"all changes are paused: {self._memory.pause_reason}"
-        return self._approvals.missing(order.proposal, now_ms)
+        paused = f"all changes are paused: {self._memory.pause_reason}" if self._memory.paused else None
+        held = None if holder is None else f"`{holder}` holds what it touches"
+        return held or paused or self._approvals.missing(order.proposal, now_ms)
 
     def _send_order(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
         why = self._hindrance(order, now_ms)
@@ -223,6 +229,7 @@ class Coordinator:
         self._life_ms = now_ms
         self._approvals.replay(event.records)
         return (
+            *self._modes.replay(event.records),
             *projection.register(now_ms),
             *self._peers.step(event, self._memory, now_ms),
             Record(
@@ -246,7 +253,7 @@ class Coordinator:
             beat = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms, self._life)
             return (*beat, SetTimer(ref="heartbeat", due_ms=due_ms))
         if ref == f"deadline:{self._cycle}:{self._stage}":
-            agent = dict(_STAGES.values())[self._stage]
+            agent = AGENT_OF_STAGE[self._stage]
             self._memory.note_trouble(agent, f"did not answer while {self._stage} in cycle {self._cycle}")
             return self._end(now_ms)
         return self._pauses.again(ref)
@@ -256,16 +263,16 @@ class Coordinator:
         self._memory.journal_trouble = ""
         self._proposals, self._verdicts = {}, {}
         self._force = tuple(sorted({*self._force, *self._peers.begin_cycle(self._cycle, now_ms)}))
-        services = tuple(s.name for s in self._fleet.services if s.mode != "off")
         return (
+            *self._modes.tell(),
             *self._approvals.sweep(now_ms),
-            Send(to="collector", message=ObserveFleet(cycle=self._cycle, services=services)),
+            Send(to="collector", message=ObserveFleet(cycle=self._cycle, services=self._modes.looked_at)),
             *self._enter("observing", now_ms),
         )
 
     def _enter(self, stage: str, now_ms: int) -> tuple[Effect, ...]:
         self._stage = stage
-        return (SetTimer(ref=f"deadline:{self._cycle}:{stage}", due_ms=now_ms + _STAGE_DEADLINE_MS[stage]),)
+        return (SetTimer(ref=f"deadline:{self._cycle}:{stage}", due_ms=now_ms + STAGE_DEADLINE_MS[stage]),)
 
     def _end(self, now_ms: int, pause_ms: int | None = None) -> tuple[Effect, ...]:
         self._stage = "idle"

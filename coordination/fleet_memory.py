@@ -1,8 +1,7 @@
 """What the coordinator remembers between two events: snapshots, standing decisions, executions, budgets, health.
 
 Plain bookkeeping, rebuilt from the journal after a restart as far as it bears on what may be done (changes,
-roll-backs, pause). It
-starts nothing and sends nothing. INVARIANT: memory that a change in flight may still need is reserved, whichever way
+roll-backs, pause). It starts nothing and sends nothing. INVARIANT: memory that a change in flight may still need is reserved, whichever way
 the change ends.
 """
 
@@ -11,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -18,16 +18,7 @@ from cachewarden.approval import Approval
 from cachewarden.cachemodel.scoring import OUTCOMES_MAX, Outcome, outcome_of, score
 from cachewarden.codec import digest
 from cachewarden.fleet import Fleet
-from cachewarden.messages import (
-    AuditRecord,
-    Execution,
-    ExecutionState,
-    Intent,
-    Proposal,
-    RecordKind,
-    TtlRule,
-    Verdict,
-)
+from cachewarden.messages import AuditRecord, Execution, ExecutionState, Intent, Proposal, RecordKind, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, PeerHealth, PeerReport, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
@@ -87,6 +78,7 @@ class FleetMemory:
         self._approvals: tuple[Approval, ...] = ()
         self._approval_answers: dict[str, str] = {}
         self.watch = SettingsWatch(settings.manual_change_rest_ms)
+        self._modes: dict[str, str] = {}
         self._outcomes: dict[str, Outcome] = {}
         self.score = score(())
         self._journal_seq = 0
@@ -200,6 +192,12 @@ class FleetMemory:
     def note_pause(self, reason: str, *, paused: bool) -> None:
         self.paused, self.pause_reason = paused, reason if paused else ""
         self._touch(self._now_ms)
+
+    def note_modes(self, modes: Mapping[str, str]) -> None:
+        """Take the modes that differ from the fleet file."""
+        if self._modes != modes:
+            self._modes = dict(modes)
+            self._touch(self._now_ms)
 
     def note_handed_over(self, proposal: Proposal) -> None:
         self._touch(self._now_ms)
@@ -417,11 +415,7 @@ class FleetMemory:
     def state(self, now_ms: int, cycle: int, stage: str, life_ms: int) -> FleetState:
         """Return everything as one value; `stage` is that of the cycle, `idle` between two."""
         health = {
-            name: h
-            if now_ms - h.last_seen_ms < _SILENT_MS
-            else AgentHealth(
-                name=name, alive=False, last_seen_ms=h.last_seen_ms, restarts=h.restarts, detail=h.detail or "silent"
-            )
+            name: h if now_ms - h.last_seen_ms < _SILENT_MS else replace(h, alive=False, detail=h.detail or "silent")
             for name, h in self._health.items()
         }
         last = [t for times in self._changes.values() for t in times.values()]
@@ -450,5 +444,6 @@ class FleetMemory:
             life_ms=life_ms,
             peers=dict(self._peers),
             approvals=self._approvals,
+            modes=self._modes,
             approval_answers=self._approval_answers,
         )

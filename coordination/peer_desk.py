@@ -62,7 +62,7 @@ class PeerDesk:
         self._powers = parse_powers(settings.blackboard_peer_powers)
         self._fleet = fleet
         self._names = frozenset(fleet.names)
-        self._modes = {s.name: s.mode for s in fleet.services}
+        self._modes: Mapping[str, Mode] = {s.name: s.mode for s in fleet.services}
         self._watch = PeerWatch(settings.blackboard_poll_ms, int(settings.redis_timeout * 1000))
         self._gate = ReleaseGate(self._watch)
         self._since: dict[tuple[str, str], int] = {}
@@ -81,6 +81,10 @@ class PeerDesk:
         self._unwatched: list[Passed] = []
 
     # --- For the coordinator ----------------------------------------------------------------------------------------
+
+    def use_modes(self, modes: Mapping[str, Mode]) -> None:
+        """Look into `modes` from now on, whatever stands in it at the time."""
+        self._modes = modes
 
     @staticmethod
     def concerns(event: Any) -> bool:

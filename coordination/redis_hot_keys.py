@@ -33,6 +33,11 @@ class HotKeys:
         self._fence_key = fence_key
         self._names: list[bytes] = []
 
+    @property
+    def names(self) -> tuple[bytes, ...]:
+        """The hottest first; for adapters only."""
+        return tuple(self._names)
+
     def __len__(self) -> int:
         return len(self._names)
 

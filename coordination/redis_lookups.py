@@ -25,7 +25,7 @@ _COUNTS_KEYS = frozenset({"EXISTS", "TOUCH"})
 # Measured on Redis 7.0.15 and Valkey 9.1.2: none of these moves keyspace_hits or keyspace_misses.
 NO_LOOKUP = frozenset(
     {"ACL", "CLIENT", "COMMAND", "CONFIG", "DBSIZE", "EVAL", "EXEC", "INFO", "LATENCY", "MEMORY", "MULTI", "PEXPIREAT"}
-    | {"DISCARD", "PING", "RANDOMKEY", "RESTORE", "SCAN", "TIME", "UNWATCH", "WATCH"}
+    | {"DISCARD", "PING", "RANDOMKEY", "RESTORE", "SCAN", "SET", "TIME", "UNWATCH", "WATCH"}
 )
 _CONTAINERS = frozenset({"ACL", "CLIENT", "COMMAND", "CONFIG", "LATENCY", "MEMORY", "OBJECT"})
 

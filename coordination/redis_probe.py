@@ -118,8 +118,8 @@ class Pacer:
 async def probe_capabilities(wire: RedisWire, info: Mapping[str, str], *, key: bytes, capture: bool) -> Capabilities:
     """Try politely what we need; `key` is looked up with OBJECT and MEMORY USAGE if the keyspace is empty.
 
-    EVAL is tried with the flag that fencing a full cache needs (Redis 7.0). MONITOR and CONFIG SET are not tried but
-    asked for (ACL DRYRUN, COMMAND INFO); where even that is denied, they are believed to work until they are refused.
+    MONITOR, CONFIG SET and EVAL are not tried but asked for (ACL DRYRUN, COMMAND INFO): a look must leave no trace of a
+    write. Where even that is denied, they are believed to work until they are refused.
     Raises TargetUnavailable.
     """
     (random_key,) = await wire.ask([("RANDOMKEY",)])
@@ -130,7 +130,6 @@ async def probe_capabilities(wire: RedisWire, info: Mapping[str, str], *, key: b
         "OBJECT FREQ": ("OBJECT", "FREQ", name),
         "MEMORY USAGE": ("MEMORY", "USAGE", name, "SAMPLES", 5),
         "LATENCY HISTOGRAM": ("LATENCY", "HISTOGRAM", "get"),
-        "EVAL": ("EVAL", "#!lua flags=allow-oom\nreturn 1", 0),
     }
     replies = dict(zip(questions, await wire.ask(list(questions.values())), strict=True))
     denied = {
@@ -140,7 +139,13 @@ async def probe_capabilities(wire: RedisWire, info: Mapping[str, str], *, key: b
         # now.
         if isinstance(reply, Refusal) and not (command.startswith("OBJECT") and "policy" in reply.reason)
     }
-    denied |= await _asked(wire, {"CONFIG SET": ("CONFIG", "SET", "maxmemory-samples", "5")})
+    could_write: dict[str, Command] = {
+        "CONFIG SET": ("CONFIG", "SET", "maxmemory-samples", "5"),
+        "EVAL": ("EVAL", "return 1", 1, key),
+    }
+    denied |= await _asked(wire, could_write)
+    if not _has_script_flags(info):
+        denied.setdefault("EVAL", "scripts with flags, which fencing a full cache needs, came with Redis 7.0")
     if capture:
         denied |= await _asked(wire, {"MONITOR": ("MONITOR",)})
     valkey = "valkey_version" in info
@@ -158,6 +163,11 @@ async def probe_capabilities(wire: RedisWire, info: Mapping[str, str], *, key: b
         denied=denied,
     )
     return with_policy(capabilities, info)
+
+
+def _has_script_flags(info: Mapping[str, str]) -> bool:
+    major = info.get("redis_version", "0").partition(".")[0]
+    return "valkey_version" in info or (major.isdigit() and int(major) >= 7)
 
 
 def with_policy(capabilities: Capabilities, info: Mapping[str, str]) -> Capabilities:

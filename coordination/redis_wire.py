@@ -369,13 +369,16 @@ class Session:
         return outcome
 
     async def write_watched(self, command: Command) -> bool:
-        """Carry out `command` as a transaction over what this connection watches; False where that was written since.
+        """Carry out `command` as a transaction over what this session watches; False where that was written since, or
+        where the command itself found nothing to do (a nil reply).
 
         Raises as `write_fenced` does, but for the fence.
         """
+        # MULTI must have been accepted before the write is sent: refused, the write would be carried out at once.
         (opened,) = await self.exchange([("MULTI",)])
         require(self._wire.service, opened)
-        return await self._transact([command]) is not None
+        replies = await self._transact([command])
+        return replies is not None and replies[0] is not None
 
     async def _transact(self, commands: Sequence[Command]) -> list[Any] | None:
         """Queue and EXEC; None where something watched was written, so that nothing was carried out."""

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from cachewarden.fleet import Service
+from coordination.redis_batches import CommandBatches
 
 __all__ = ["CacheClient", "CacheRefused", "Presence", "RedisCacheClient"]
 
@@ -83,6 +84,7 @@ class RedisCacheClient:
                 **given,
             )
         )
+        self._batches = CommandBatches(self._client)
 
     async def present(self, keys: Sequence[str]) -> Presence:
         there: list[bool] = []
@@ -122,7 +124,7 @@ class RedisCacheClient:
 
     async def store(self, key: str, data: bytes, ttl_ms: int) -> bool:
         try:
-            return bool(await self._client.set(key, data, px=ttl_ms, nx=True))
+            return bool(await self._batches.call("SET", key, data, "PX", ttl_ms, "NX"))
         except (RedisError, OSError) as error:
             raise _refusal(error) from None
 

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from cachewarden.errors import ConfigurationError
 from cachewarden.fleet import Origin
+from coordination.redis_batches import CommandBatches
 
 __all__ = [
     "MAX_VALUE_BYTES",
@@ -37,7 +38,14 @@ MAX_FILE_BYTES: Final = 64 << 20
 
 
 class OriginFailed(Exception):
-    """A value could not be fetched; the text may be told to the caller."""
+    """A value could not be fetched; the text may be told to the caller.
+
+    `outage`: the origin itself is in trouble (no answer, 5xx, 429), not only this key.
+    """
+
+    def __init__(self, reason: str, *, outage: bool = False) -> None:
+        super().__init__(reason)
+        self.outage = outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,8 @@ class HttpOrigin:
             follow_redirects=False,
             transport=transport,
             trust_env=False,
+            # A compressed body may be a thousand times larger than what was received of it.
+            headers={"Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=origin.concurrency),
         )
         self._timeout_s = origin.timeout_s
@@ -98,23 +108,35 @@ class HttpOrigin:
                 if response.status_code in (204, 404, 410):
                     return None
                 if response.status_code != 200:
-                    raise OriginFailed(f"the origin answered {response.status_code}")
+                    code = response.status_code
+                    raise OriginFailed(f"the origin answered {code}", outage=code >= 500 or code == 429)
+                self._check_headers(response.headers)
                 data = bytearray()
                 async for part in response.aiter_bytes():
                     data += part
                     _sized(data, self._limit)
                 return Value(bytes(data))
         except TimeoutError:
-            raise OriginFailed(f"the origin gave no answer within {self._timeout_s:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise OriginFailed(f"the origin cannot be asked: {type(error).__name__}") from None
+            raise OriginFailed(f"the origin gave no answer within {self._timeout_s:g} s", outage=True) from None
+        except httpx.InvalidURL as error:
+            raise OriginFailed(f"the key cannot be asked for: {type(error).__name__}") from None
+        except httpx.HTTPError as error:
+            raise OriginFailed(f"the origin cannot be asked: {type(error).__name__}", outage=True) from None
+
+    def _check_headers(self, headers: httpx.Headers) -> None:
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 12 or int(declared) > self._limit):
+            raise OriginFailed(f"the value is larger than {self._limit} bytes")
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            raise OriginFailed("the origin answered in an encoding that was not asked for")
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
 class RedisOrigin:
-    """GET on another Redis; strings only, since another type cannot be stored as one value."""
+    """GETRANGE on another Redis; strings only, since another type cannot be stored as one value."""
 
     def __init__(self, origin: Origin, max_value_bytes: int) -> None:
         self._limit = max_value_bytes
@@ -125,23 +147,21 @@ class RedisOrigin:
             max_connections=origin.concurrency + 1,
             client_name="cachewarden-warmer",
         )
+        self._batches = CommandBatches(self._client)
 
     async def fetch(self, key: str) -> Value | None:
         try:
-            async with self._client.pipeline(transaction=False) as pipe:
-                pipe.strlen(key)
-                pipe.pttl(key)
-                size, ttl_ms = await pipe.execute()
-            if int(size) > self._limit:
-                raise OriginFailed(f"the value is larger than {self._limit} bytes")
-            data = await self._client.get(key)
+            # One byte more than may be: so an endless value costs no more than the bound, and is seen to be larger.
+            ttl_ms, data = await asyncio.gather(
+                self._batches.call("PTTL", key), self._batches.call("GETRANGE", key, 0, self._limit)
+            )
         except ResponseError as error:
             if str(error).startswith("WRONGTYPE") or "WRONGTYPE" in str(error):
                 raise OriginFailed("the origin holds another type than a string there") from None
             raise OriginFailed("the origin refused the read") from None
         except (RedisError, OSError) as error:
-            raise OriginFailed(f"the origin cannot be asked: {type(error).__name__}") from None
-        if data is None:
+            raise OriginFailed(f"the origin cannot be asked: {type(error).__name__}", outage=True) from None
+        if int(ttl_ms) == -2:
             return None
         return Value(_sized(_as_bytes(data), self._limit), int(ttl_ms) if int(ttl_ms) > 0 else None)
 

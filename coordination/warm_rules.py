@@ -7,14 +7,14 @@ exactly one outcome.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from cachewarden.fleet import Fleet, Service
 from cachewarden.messages import Mode
 
-__all__ = ["KeyOutcome", "Permit", "WarmOutcome", "WarmReport", "permit"]
+__all__ = ["KeyOutcome", "Permit", "WarmCourse", "WarmOutcome", "WarmReport", "permit"]
 
 RESERVED_PREFIXES: tuple[str, ...] = ("bb:",)
 MAX_KEY_BYTES = 1024
@@ -27,6 +27,8 @@ class WarmOutcome(StrEnum):
     NO_ORIGIN = "no_origin"
     FORBIDDEN = "forbidden"
     FAILED = "failed"
+    WOULD_WARM = "would_warm"
+    """Dry runs only: it is missing, permitted, and there is an origin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +52,31 @@ class WarmReport:
     own_misses: int = 0
 
     def counts(self) -> dict[str, int]:
-        """Return how many keys had each outcome, every outcome named."""
-        return {o.value: sum(k.outcome is o for k in self.keys) for o in WarmOutcome}
+        """Return how many keys had each outcome, every outcome of a real run named."""
+        counts = {o.value: sum(k.outcome is o for k in self.keys) for o in WarmOutcome}
+        if not counts[WarmOutcome.WOULD_WARM]:
+            del counts[WarmOutcome.WOULD_WARM]
+        return counts
+
+
+def _never() -> bool:
+    return False
+
+
+def _nobody(_outcome: KeyOutcome) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmCourse:
+    """How keys are warmed. `patient`: no deadline, and an origin in trouble is waited for; `rate_share`: of the
+    origin's rate, 0..1; `stop` is asked before each key, `noted` is told of each outcome once; `dry_run`: only look."""
+
+    patient: bool = False
+    dry_run: bool = False
+    rate_share: float = 1.0
+    stop: Callable[[], bool] = _never
+    noted: Callable[[KeyOutcome], None] = _nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +111,8 @@ def _owner_elsewhere(fleet: Fleet, service: Service, key: str) -> Service | None
 def permit(fleet: Fleet, service: Service, key: str, reserved: Sequence[str] = ()) -> Permit:
     """Return whether `key` may be warmed for `service`, and for how long; `reserved` are further prefixes that are
     nobody's."""
-    if service.mode is Mode.OFF:
-        return Permit(ttl_ms=None, reason=f"`{service.name}` is in mode `off`")
+    if service.mode in (Mode.OFF, Mode.ADVISE):
+        return Permit(ttl_ms=None, reason=f"`{service.name}` is in mode `{service.mode.value}`, so nothing is written")
     if len(key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
         return Permit(ttl_ms=None, reason=f"a key may have at most {MAX_KEY_BYTES} bytes")
     if any(key.startswith(prefix) for prefix in (*RESERVED_PREFIXES, *reserved)):

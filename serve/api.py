@@ -25,7 +25,9 @@ from serve import (
     control_routes,
     curve_routes,
     feed_routes,
+    hot_key_routes,
     memory_routes,
+    mode_routes,
     optimize_routes,
     read_routes,
     warm_routes,
@@ -35,15 +37,15 @@ from serve.admission import Admission
 from serve.approval_views import EditRequest
 from serve.backend import Backend
 from serve.context import Context
-from serve.docket import Grounds
 from serve.envelope import Envelope
 from serve.errors import ApiError, api_error_of, clip, error_response, validation_problems
 from serve.feed import FeedBatchRequest
 from serve.gate import Gate, GovernedRoute, needs
 from serve.hot_route import CacheApi, HotPath, Raised
-from serve.schemas import ControlRequest, WarmRequest
+from serve.schemas import ControlRequest
 from serve.security import TokenStore
 from serve.telemetry import Telemetry
+from serve.warm_views import WarmRequest
 from serve.whatif import WhatifCandidate, WhatifRequest
 
 __all__ = ["create_app"]
@@ -52,12 +54,13 @@ _FIELDS: Final = {
     "/api/v1/cache/optimize": frozenset(CacheOptimizationRequest.model_fields),
     "/api/v1/cache/feed": frozenset(FeedBatchRequest.model_fields),
     "/api/v1/cache/warm": frozenset(WarmRequest.model_fields),
+    "/api/v1/control/mode": frozenset(mode_routes.ModeRequest.model_fields),
     "/api/v1/cache/whatif": frozenset([*WhatifRequest.model_fields, *WhatifCandidate.model_fields]),
 }
 _CONTROL_FIELDS: Final = frozenset(ControlRequest.model_fields)
 _PLAN_FIELDS: Final = frozenset(EditRequest.model_fields)
-_WARM_BODY_BYTES: Final = 512 * 1024
-"""A thousand keys of usual length do not fit into the bound of the other bodies."""
+_WARM_BODY_BYTES: Final = 8 * 1024 * 1024
+"""A hundred thousand keys of usual length do not fit into the bound of the other bodies."""
 
 _BODY_LIMITS: Final = {"/api/v1/cache/warm": _WARM_BODY_BYTES, "/api/v1/cache/feed": BODY_BYTES_MAX}
 
@@ -126,12 +129,6 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
     )
     app.state.context = Context(
         backend=backend,
-        grounds=Grounds(
-            fleet=backend.fleet,
-            constitution=backend.constitution,
-            settings=backend.settings,
-            budget_bytes=backend.budget_bytes,
-        ),
         telemetry=telemetry,
         started_s=time.perf_counter(),
         admission=admission,
@@ -150,10 +147,12 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         whatif_routes,
         curve_routes,
         memory_routes,
+        hot_key_routes,
         feed_routes,
         read_routes,
         approval_routes,
         control_routes,
+        mode_routes,
     ):
         app.include_router(routes.router)
     route = optimize_routes.decision_route()

@@ -17,21 +17,36 @@ from cachewarden.messages import AuditRecord, Execution
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import Execute, FleetState, RunCycle, SetPaused
+from cachewarden.protocol import Execute, FleetState, RunCycle, SetMode, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
-from coordination.warm_rules import WarmReport
+from coordination.warm_rules import WarmCourse, WarmReport
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "WarmJobs"]
+
+
+class WarmJobs(Protocol):
+    """Where warming jobs stand, seen by all replicas; see `coordination/redis_warm_jobs.py`."""
+
+    async def begin(self, job_id: str, service: str, status: str) -> str: ...
+
+    async def tell(self, job_id: str, service: str, status: str, outcomes: bytes, *, ended: bool) -> bool: ...
+
+    async def cancel(self, job_id: str, who: str) -> bool: ...
+
+    async def read(self, job_id: str, start: int = 0, count: int = 0) -> tuple[str, str, bytes]: ...
 
 
 class Backend(Protocol):
     """All methods raise an OperatingError where the part behind them does not answer; the API maps it to 503."""
 
     fleet: Fleet
+    """With the modes of now: another object whenever one has changed."""
     constitution: Constitution
     settings: CacheOptimizerSettings
     budget_bytes: int | None
     """Sum of maxmemory as found at first; counts where the fleet file gives no total."""
+
+    warm_jobs: WarmJobs
 
     secret_fingerprint: str
     """Tells the secret of the key hash from another one; see `cachewarden.feed`."""
@@ -46,6 +61,10 @@ class Backend(Protocol):
 
     async def state(self) -> FleetState | None:
         """Return the newest pushed state without asking an actor; None before the first one."""
+        ...
+
+    def newest_state(self) -> FleetState | None:
+        """Return what is known now, without waiting; None before the first state."""
         ...
 
     def state_age_s(self) -> float | None:
@@ -89,6 +108,10 @@ class Backend(Protocol):
         """Pause or resume all changes; returns once the coordinator has taken it."""
         ...
 
+    async def set_mode(self, command: SetMode) -> None:
+        """Change the mode of a service; returns once the coordinator has put it into force."""
+        ...
+
     async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
         """Hand a person's decision or plan to the coordinator; returns None once it is recorded and in force, or why it
         is not taken. Raises an OperatingError where the coordinator does not say."""
@@ -106,7 +129,7 @@ class Backend(Protocol):
         """Verify the whole chain now."""
         ...
 
-    async def warm(self, service: str, keys: Sequence[str]) -> WarmReport:
+    async def warm(self, service: str, keys: Sequence[str], course: WarmCourse | None = None) -> WarmReport:
         """Load keys from the service's origin; one outcome per key, in the order of `keys`."""
         ...
 

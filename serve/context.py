@@ -16,6 +16,7 @@ from serve.docket import Docket, Grounds
 from serve.feed import FeedDesk
 from serve.schemas import ErrorResponse
 from serve.telemetry import Telemetry
+from serve.warm_jobs import WarmDesk
 from serve.whatif import WhatifDesk
 
 __all__ = ["ERRORS", "Context", "context_of", "json_answer", "known_state", "require_contact"]
@@ -45,7 +46,6 @@ class Context:
     """`wait_s` bounds how long a request waits for a confirmation or a forced cycle."""
 
     backend: Backend
-    grounds: Grounds
     telemetry: Telemetry
     started_s: float
     admission: Admission
@@ -53,6 +53,24 @@ class Context:
     docket: Docket | None = None
     whatif: WhatifDesk = field(default_factory=WhatifDesk)
     feed: FeedDesk = field(default_factory=FeedDesk)
+    warming: WarmDesk = field(default_factory=WarmDesk)
+    streams: int = 0
+    """Open streams of server-sent events."""
+
+    _grounds: Grounds | None = None
+
+    @property
+    def grounds(self) -> Grounds:
+        """What decisions stand on; another object once a mode has changed."""
+        backend = self.backend
+        if self._grounds is None or self._grounds.fleet is not backend.fleet:
+            self._grounds = Grounds(
+                fleet=backend.fleet,
+                constitution=backend.constitution,
+                settings=backend.settings,
+                budget_bytes=backend.budget_bytes,
+            )
+        return self._grounds
 
     def docket_of(self, state: FleetState | None) -> Docket | None:
         """Return what is worked out of this state already, or begin it anew; None without a state."""

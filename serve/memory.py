@@ -17,6 +17,7 @@ from cachewarden.cachemodel.value_model import Compression, compression, compres
 from cachewarden.estimate import Estimate
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.observation import Snapshot
+from serve.memory_levers import LeverView, PartView, levers_of, parts_of
 from serve.timestamps import iso
 
 __all__ = ["MemoryResponse", "memory_view", "unseen"]
@@ -116,6 +117,10 @@ class MemoryResponse(BaseModel):
     figures: dict[str, float] = Field(
         default_factory=dict, description="INFO's own words and figures, e.g. `allocator_frag_ratio`"
     )
+    parts: list[PartView] = Field(default_factory=list, description="where the process's memory goes, largest first")
+    levers: list[LeverView] = Field(
+        default_factory=list, description="what each would give, the surest first; they overlap and do not add up"
+    )
     by_encoding: GroupsView
     by_pattern: GroupsView
     value_look: ValueLookView | None = Field(None, description="null where values were not looked into")
@@ -142,11 +147,13 @@ def memory_view(snapshot: Snapshot) -> MemoryResponse:
         taken_at=iso(snapshot.taken_at_ms),
         resident_keys=keys,
         figures=dict(snapshot.memory_figures),
+        parts=parts_of(snapshot),
         by_encoding=_groups(by_encoding(snapshot.sample, values, keys, _SEED)),
         by_pattern=_groups(by_pattern(snapshot.sample, keys, _SEED)),
         levers_reason=snapshot.incomplete.get("values", "" if values is not None else _NO_VALUES),
     )
     if values is None:
+        answer.levers = levers_of(snapshot, (), None)
         return answer
     layout = layout_of(snapshot.capabilities.server, snapshot.capabilities.version, snapshot.allocator)
     found = twins(values)
@@ -158,8 +165,11 @@ def memory_view(snapshot: Snapshot) -> MemoryResponse:
         identical_values=found.copies,
         made_young_keys=values.touched_keys,
     )
-    answer.limits = [_limit(name, part) for name, part in limit_savings(values, layout, snapshot.knobs, keys, _SEED)]
-    answer.compression = [_compression(None, compression(values, keys, _SEED))]
+    savings = limit_savings(values, layout, snapshot.knobs, keys, _SEED)
+    packed = compression(values, keys, _SEED)
+    answer.levers = levers_of(snapshot, savings, packed)
+    answer.limits = [_limit(name, part) for name, part in savings]
+    answer.compression = [_compression(None, packed)]
     answer.compression += [_compression(name, part) for name, part in compression_by_pattern(values, keys, _SEED)]
     if any(limit.answered for limit in answer.limits):
         answer.notes += NOTES

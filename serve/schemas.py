@@ -6,16 +6,15 @@ They are shapes only. INVARIANT: every answer carries the constitutional hash, a
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.models import CacheMetrics
 from serve.peer_views import PeerView
 
 __all__ = [
-    "MAX_WARM_KEYS",
     "AgentView",
     "AgentsResponse",
     "AuditPage",
@@ -30,14 +29,7 @@ __all__ = [
     "ServiceView",
     "ServicesResponse",
     "SourceView",
-    "WarmRequest",
-    "WarmResponse",
-    "WarmedKey",
 ]
-
-MAX_WARM_KEYS = 1000
-
-Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
 class _Answer(BaseModel):
@@ -61,36 +53,6 @@ class ErrorResponse(BaseModel):
     """The one shape of all errors."""
 
     error: ErrorBody
-
-
-class WarmRequest(BaseModel):
-    """Ask for keys to be loaded from the service's origin."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [{"service_name": "constitutional_ai", "cache_keys": ["policy:governance:core_principles"]}]
-        },
-    )
-
-    service_name: str = Field(min_length=1, max_length=200)
-    cache_keys: list[Key] = Field(min_length=1, max_length=MAX_WARM_KEYS)
-    constitutional_hash: str = Field(CONSTITUTIONAL_HASH, max_length=200)
-
-
-class WarmedKey(BaseModel):
-    key: str
-    outcome: str = Field(description="already_cached, warmed, not_found, no_origin, forbidden or failed")
-    reason: str
-    ttl_s: float | None = Field(None, description="TTL of a warmed key")
-
-
-class WarmResponse(_Answer):
-    service_name: str
-    operation_id: str = Field(description="subject of the two audit records of this operation")
-    keys: list[WarmedKey]
-    counts: dict[str, int] = Field(description="keys per outcome")
-    performance_metrics: dict[str, float]
 
 
 class SourceView(BaseModel):

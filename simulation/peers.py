@@ -15,8 +15,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from agents.own_ballots import VALIDATOR
-from coordination.ballot_records import BALLOT_TYPE, MOTION_TYPE
-from coordination.blackboard_records import event_message, knowledge_item, task_record, time_ms
+from coordination.blackboard_records import (
+    BALLOT_TYPE,
+    MOTION_TYPE,
+    event_message,
+    knowledge_item,
+    task_record,
+    time_ms,
+)
 from simulation.dice import Dice
 from simulation.fault_words import PEER_KINDS, FaultSpec
 from simulation.virtual_time import drive

@@ -67,8 +67,10 @@ def command_line() -> Any:
     """Return `python -m cluster` with every command that it has."""
     from cluster.__main__ import app, audit_app, plans_app, token_app
     from cluster.audit_commands import add_audit_commands
+    from cluster.control_commands import add_control_commands
     from cluster.plan_commands import add_plan_commands
     from cluster.token_commands import add_token_commands
+    from cluster.warm_command import add_warm_command
 
     if not audit_app.registered_commands:
         add_audit_commands(audit_app)
@@ -76,6 +78,8 @@ def command_line() -> Any:
         add_token_commands(token_app)
     if not plans_app.registered_commands:
         add_plan_commands(plans_app)
+        add_control_commands(app)
+        add_warm_command(app)
     return typer.main.get_command(app)
 
 
@@ -90,7 +94,9 @@ def routes() -> set[str]:
         control_routes,
         curve_routes,
         feed_routes,
+        hot_key_routes,
         memory_routes,
+        mode_routes,
         optimize_routes,
         read_routes,
         warm_routes,
@@ -102,7 +108,9 @@ def routes() -> set[str]:
         control_routes,
         curve_routes,
         feed_routes,
+        hot_key_routes,
         memory_routes,
+        mode_routes,
         optimize_routes,
         read_routes,
         warm_routes,

@@ -18,7 +18,7 @@ from cachewarden.cachemodel.encoding_model import NO_PATTERN, Resampling, Unknow
 from cachewarden.estimate import Estimate
 from cachewarden.value_sample import LARGE_VALUE_BYTES, VALUE_KINDS, ValueSample
 
-__all__ = ["VALUES_MIN", "Compression", "Twins", "compression", "compression_by_pattern", "twins"]
+__all__ = ["VALUES_MIN", "Compression", "Twins", "compression", "compression_by_pattern", "copies_share", "twins"]
 
 VALUES_MIN: Final = 10
 """Fewer values than this tell nothing about a ratio."""
@@ -70,6 +70,24 @@ def compression_by_pattern(
 def twins(values: ValueSample) -> Twins:
     """Return how many of the values that were read are copies."""
     return Twins(len(values.value_row), len(values.value_row) - len(set(values.twin.tolist())))
+
+
+def copies_share(values: ValueSample) -> Estimate | str:
+    """Return which share of all keys' memory (0..1) large values take that stand under several keys, or why not.
+
+    Only values that the sample met at least twice count: of copies in small families it sees none, so nothing is said
+    of those. One of each family has to stay, which in a cache of many keys is little.
+    """
+    read = len(values.value_row)
+    if read < VALUES_MIN:
+        return f"only {read} large values could be read, {VALUES_MIN} are needed"
+    _, counts = np.unique(values.twin, return_counts=True)
+    met_again = int(counts[counts > 1].sum())
+    if met_again == 0:
+        return f"no two of {read} large values are equal; copies in twos and threes would not show in such a sample"
+    held = float(values.size_bytes[_large(values)].sum()) / max(float(values.size_bytes.sum()), 1.0)
+    share = Estimate.of_share(met_again, read)
+    return Estimate(share.value * held, share.low * held, share.high * held)
 
 
 def _large(values: ValueSample) -> npt.NDArray[np.bool_]:

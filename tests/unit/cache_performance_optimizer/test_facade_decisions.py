@@ -39,7 +39,6 @@ KNOWN = state(standing=standing(PLAN))
 def context_of(backend: MemoryBackend) -> Context:
     return Context(
         backend=backend,
-        grounds=grounds(),
         telemetry=Telemetry(),
         started_s=0.0,
         admission=Admission(rate_per_s=1_000.0, decisions_max=100),

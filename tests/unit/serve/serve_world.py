@@ -30,14 +30,15 @@ from cachewarden.messages import (
     Resolution,
     ResolutionOutcome,
 )
+from cachewarden.modes import with_modes
 from cachewarden.observation import AccessSample, Capabilities, ProbeCost, Snapshot
 from cachewarden.policy.constitution import Constitution, load_constitution
 from cachewarden.policy.engine import evaluate
 from cachewarden.policy.facts import facts_of
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import AgentHealth, Execute, FleetState, RunCycle, SetPaused, StandingDecision
+from cachewarden.protocol import AgentHealth, Execute, FleetState, RunCycle, SetMode, SetPaused, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
-from coordination.warm_rules import KeyOutcome, WarmOutcome, WarmReport
+from coordination.warm_rules import KeyOutcome, WarmCourse, WarmOutcome, WarmReport
 from serve.api import create_app
 from serve.docket import Grounds, others_of
 from serve.security import TokenStore, create_token
@@ -211,6 +212,38 @@ def execution(plan: Proposal, stage: ExecutionState, **changes: object) -> Execu
     return Execution(**{**values, **changes})
 
 
+class MemoryWarmJobs:
+    """What `RedisWarmJobs` does, in memory."""
+
+    def __init__(self) -> None:
+        self.busy: dict[str, str] = {}
+        self.kept: dict[str, tuple[str, str, bytes]] = {}
+
+    async def begin(self, job_id: str, service: str, status: str) -> str:
+        holder = self.busy.setdefault(service, job_id)
+        if holder == job_id:
+            self.kept[job_id] = (status, "", b"")
+        return holder
+
+    async def tell(self, job_id: str, service: str, status: str, outcomes: bytes, *, ended: bool) -> bool:
+        _, who, before = self.kept[job_id]
+        self.kept[job_id] = (status, who, before + outcomes)
+        if ended:
+            self.busy.pop(service, None)
+        return bool(who)
+
+    async def cancel(self, job_id: str, who: str) -> bool:
+        if job_id not in self.kept:
+            return False
+        status, before, outcomes = self.kept[job_id]
+        self.kept[job_id] = (status, before or who, outcomes)
+        return True
+
+    async def read(self, job_id: str, start: int = 0, count: int = 0) -> tuple[str, str, bytes]:
+        status, who, outcomes = self.kept.get(job_id, ("", "", b""))
+        return status, who, outcomes[start : start + count]
+
+
 class MemoryBackend:
     """A backend of plain data; the actuator's reports are what the test puts into `reports`."""
 
@@ -233,6 +266,8 @@ class MemoryBackend:
         self.after_cycle: FleetState | None = None
         self.parts: dict[str, str] = {"journal": "healthy"}
         self.warmed: list[str] = []
+        self.warming_held = False
+        self.warm_jobs = MemoryWarmJobs()
         self.clock_ms = NOW_MS
         self.looks: dict[str, Snapshot] = {}
         self.age_s: float | None = 0.1
@@ -288,6 +323,10 @@ class MemoryBackend:
         if self.known is not None:
             self.known = dataclasses.replace(self.known, paused=command.paused, pause_reason=command.reason)
 
+    async def set_mode(self, command: SetMode) -> None:
+        self.commands.append(command)
+        self.fleet = with_modes(self.fleet, {command.service: command.mode})
+
     async def decide_plan(self, command: DecideApproval | SubmitProposal) -> str | None:
         self.decisions.append(command)
         return self.decision_refusal
@@ -303,12 +342,26 @@ class MemoryBackend:
     async def audit_verify(self) -> chain.ChainReport:
         return chain.verify(self.records)
 
-    async def warm(self, service: str, keys: Sequence[str]) -> WarmReport:
-        self.warmed += keys
-        return WarmReport(
-            service=service,
-            keys=tuple(KeyOutcome(key=k, outcome=WarmOutcome.WARMED, reason="loaded", ttl_ms=60_000) for k in keys),
-        )
+    async def warm(self, service: str, keys: Sequence[str], course: WarmCourse | None = None) -> WarmReport:
+        course = course or WarmCourse()
+        outcomes = []
+        for key in keys:
+            await asyncio.sleep(0)
+            if course.dry_run:
+                made = KeyOutcome(key=key, outcome=WarmOutcome.WOULD_WARM, reason="missing")
+            elif course.stop() or self.warming_held:
+                made = KeyOutcome(key=key, outcome=WarmOutcome.FAILED, reason="stopped before it was loaded")
+            else:
+                self.warmed.append(key)
+                made = KeyOutcome(key=key, outcome=WarmOutcome.WARMED, reason="loaded", ttl_ms=60_000)
+            course.noted(made)
+            outcomes.append(made)
+            while self.warming_held and not course.stop():
+                await asyncio.sleep(0)
+        return WarmReport(service=service, keys=tuple(outcomes))
+
+    def newest_state(self) -> FleetState | None:
+        return self.known
 
     async def components(self) -> Mapping[str, str]:
         return self.parts

@@ -185,7 +185,7 @@ async def test_warming_is_audited_as_one_operation_without_key_names(site: Site)
 
 
 async def test_warming_that_breaks_off_has_an_ending_in_the_journal(site: Site, monkeypatch: pytest.MonkeyPatch):
-    async def breaks(service: str, keys: object) -> None:
+    async def breaks(service: str, keys: object, course: object) -> None:
         raise TargetUnavailable(service, "gone")
 
     monkeypatch.setattr(site.backend, "warm", breaks)
@@ -206,16 +206,17 @@ async def test_nothing_is_warmed_while_paused_or_without_a_journal(site: Site):
     assert site.backend.warmed == []
 
 
-async def test_a_thousand_keys_are_taken_and_one_more_is_not(site: Site):
+async def test_a_thousand_keys_are_answered_at_once_and_one_more_becomes_a_job(site: Site):
     keys = [f"policy:{'x' * 80}:{i}" for i in range(1001)]
     taken = await site.ask(
         "POST", "/api/v1/cache/warm", json={"service_name": "constitutional_ai", "cache_keys": keys[:1000]}
     )
     assert taken.status_code == 200
-    refused = await site.ask(
+    longer = await site.ask(
         "POST", "/api/v1/cache/warm", json={"service_name": "constitutional_ai", "cache_keys": keys}
     )
-    assert refused.status_code == 422
+    assert longer.status_code == 202
+    assert longer.json()["keys_total"] == 1001
 
 
 @pytest.mark.parametrize(
@@ -279,9 +280,12 @@ async def test_the_published_document_describes_every_route_its_errors_and_the_t
         "/api/v1/cache/optimize",
         "/api/v1/cache/metrics",
         "/api/v1/cache/warm",
+        "/api/v1/cache/warm/{job_id}",
+        *(f"/api/v1/cache/warm/{{job_id}}/{what}" for what in ("outcomes", "events", "cancel")),
         "/api/v1/cache/whatif",
         "/api/v1/cache/services/{name}/curve",
         "/api/v1/cache/services/{name}/memory",
+        "/api/v1/cache/services/{name}/hotkeys",
         "/api/v1/cache/services/{name}/ttl",
         "/api/v1/cache/feed",
         "/api/v1/cache/feed/{service_name}",
@@ -295,6 +299,7 @@ async def test_the_published_document_describes_every_route_its_errors_and_the_t
         "/api/v1/agents",
         "/api/v1/audit",
         "/api/v1/audit/verify",
+        "/api/v1/control/mode",
         "/api/v1/control/pause",
         "/api/v1/control/resume",
         "/api/v1/control/kill",

@@ -11,11 +11,13 @@ import httpx
 import pytest
 from serve_world import fleet
 
+from cachewarden.circuit import CircuitRules
 from cachewarden.errors import ConfigurationError, UnknownService
 from cachewarden.fleet import Fleet, Origin
+from coordination.origin_gate import OriginGate
 from coordination.warm_cache import CacheRefused, Presence
 from coordination.warm_origins import FileOrigin, HttpOrigin, OriginFailed, Value
-from coordination.warm_rules import WarmOutcome, permit
+from coordination.warm_rules import WarmCourse, WarmOutcome, permit
 from coordination.warmer import Warmer
 
 
@@ -159,6 +161,84 @@ async def test_no_load_begins_after_the_deadline():
     assert report.keys[0].outcome is WarmOutcome.FAILED
 
 
+class DownOrigin(DictOrigin):
+    """An origin that does not answer for its first loads."""
+
+    def __init__(self, failing: int) -> None:
+        super().__init__({})
+        self.failing = failing
+
+    async def fetch(self, key: str) -> Value | None:
+        self.loads.append(key)
+        if len(self.loads) <= self.failing:
+            raise OriginFailed("the origin cannot be asked: ConnectError", outage=True)
+        return Value(b"v")
+
+
+def quick_gate() -> OriginGate:
+    return OriginGate(CircuitRules(failures_max=3, open_ms=20, open_ms_max=40))
+
+
+async def test_an_origin_that_is_down_is_left_alone_and_the_keys_are_told_so():
+    origin = DownOrigin(failing=1_000)
+    keys = [f"policy:{i}" for i in range(200)]
+    report = await warmer(DictCache(), origin).warm("constitutional_ai", keys)
+    assert {k.outcome for k in report.keys} == {WarmOutcome.FAILED}
+    assert len(origin.loads) <= 8 + 4
+    assert "left alone" in report.keys[-1].reason
+
+
+async def test_a_patient_job_waits_for_an_origin_and_goes_on():
+    origin = DownOrigin(failing=5)
+    keys = [f"policy:{i}" for i in range(50)]
+    shared = warmer(DictCache(), origin, make_gate=quick_gate)
+    report = await shared.warm("constitutional_ai", keys, WarmCourse(patient=True))
+    assert report.counts()["warmed"] == 45
+
+
+async def test_a_patient_job_gives_up_on_an_origin_that_stays_down():
+    origin = DownOrigin(failing=10_000)
+    keys = [f"policy:{i}" for i in range(300)]
+    shared = warmer(DictCache(), origin, make_gate=quick_gate)
+    report = await shared.warm("constitutional_ai", keys, WarmCourse(patient=True))
+    assert report.counts()["failed"] == 300
+    assert len(origin.loads) < 20
+
+
+async def test_no_more_loads_are_under_way_than_permitted_however_long_the_list_is():
+    origin = DictOrigin({f"policy:{i}": Value(b"v") for i in range(5_000)})
+    most = 0
+    shared = warmer(DictCache(), origin)
+
+    def noted(_: object) -> None:
+        nonlocal most
+        most = max(most, len(shared._lanes["constitutional_ai"].flights))
+
+    keys = list(origin.values)
+    report = await shared.warm("constitutional_ai", keys, WarmCourse(patient=True, noted=noted))
+    assert report.counts()["warmed"] == 5_000
+    assert origin.most <= 4
+    assert most <= 4
+
+
+async def test_what_is_stopped_loads_nothing_more():
+    origin = DictOrigin({f"policy:{i}": Value(b"v") for i in range(100)})
+    course = WarmCourse(patient=True, stop=lambda: len(origin.loads) >= 10)
+    report = await warmer(DictCache(), origin).warm("constitutional_ai", list(origin.values), course)
+    assert len(origin.loads) <= 10 + 4
+    assert report.keys[-1].reason == "stopped before it was loaded"
+
+
+async def test_a_dry_run_loads_and_writes_nothing():
+    cache, origin = DictCache(held=["policy:here"]), DictOrigin({"policy:a": Value(b"v")})
+    report = await warmer(cache, origin).warm(
+        "constitutional_ai", ["policy:a", "policy:here", "other:x"], WarmCourse(dry_run=True)
+    )
+    assert [k.outcome.value for k in report.keys] == ["would_warm", "already_cached", "forbidden"]
+    assert origin.loads == []
+    assert set(cache.values) == {"policy:here"}
+
+
 async def test_an_unknown_service_is_an_error():
     with pytest.raises(UnknownService):
         await warmer(DictCache(), DictOrigin({})).warm("nobody", ["a"])
@@ -173,6 +253,7 @@ async def test_an_unknown_service_is_an_error():
         ("constitutional_ai", "policy:board:x", "another tenant"),
         ("constitutional_ai", "else:x", "outside the patterns"),
         ("blackboard_service", "policy:board:x", "mode `off`"),
+        ("integrity_service", "policy:x", "mode `advise`"),
         ("api_gateway", "x", "no TTL"),
         ("constitutional_ai", "policy:" + "x" * 1024, "1024"),
     ],
@@ -214,6 +295,8 @@ async def test_an_http_origin_without_the_key_says_none(status: int):
         (httpx.Response(500), "500"),
         (httpx.Response(302, headers={"Location": "http://evil/"}), "302"),
         (httpx.Response(200, content=b"x" * 11), "larger"),
+        (httpx.Response(200, headers={"Content-Length": str(10 << 20)}, content=b"x"), "larger"),
+        (httpx.Response(200, headers={"Content-Encoding": "x-garbage"}, content=b"x"), "encoding"),
     ],
 )
 async def test_an_http_origin_that_cannot_give_the_value_fails_in_words(answer: httpx.Response, word: str):
