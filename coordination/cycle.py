@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cachewarden.approval import DecideApproval, SubmitProposal
-from cachewarden.baseline import baseline_of
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
@@ -61,6 +60,7 @@ from coordination.catching_up import CATCH_UP, CatchingUp
 from coordination.decision_log import DecisionLog
 from coordination.fleet_memory import FleetMemory
 from coordination.mode_desk import ModeDesk
+from coordination.orders import order_of
 from coordination.pausing import PauseRecords
 from coordination.peer_desk import PeerDesk
 from coordination.release_gate import held_back
@@ -180,12 +180,11 @@ class Coordinator:
             self._catching_up.note_own(event.record.seq)
 
     def _hindrance(self, order: Execute, now_ms: int) -> str | None:
-        """Return why a change must not begin: since the decision all may have been paused, the approval may have
-        ended, a peer may have come."""
-        holder = self._peers.holder_of(order.proposal, self._memory, now_ms)
+        """Return what has come between since the decision: a peer, a pause, the end of the approval."""
+        if holder := self._peers.holder_of(order.proposal, self._memory, now_ms):
+            return f"`{holder}` holds what it touches"
         paused = f"all changes are paused: {self._memory.pause_reason}" if self._memory.paused else None
-        held = None if holder is None else f"`{holder}` holds what it touches"
-        return held or paused or self._approvals.missing(order.proposal, now_ms)
+        return paused or self._approvals.missing(order.proposal, now_ms)
 
     def _send_order(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
         why = self._hindrance(order, now_ms)
@@ -232,16 +231,18 @@ class Coordinator:
             *self._modes.replay(event.records),
             *projection.register(now_ms),
             *self._peers.step(event, self._memory, now_ms),
-            Record(
-                kind=RecordKind.AGENT_STARTED,
-                service=None,
-                subject_id=self.name,
-                payload={"replayed_records": len(event.records), "services": list(self._fleet.names)},
-            ),
+            self._born(len(event.records)),
             self._catching_up.begin(event.records, now_ms),
             SetTimer(ref="cycle", due_ms=now_ms + 500),
-            SetTimer(ref="heartbeat", due_ms=now_ms + self._settings.agent_heartbeat_interval * 1000),
+            self._next_beat(now_ms),
         )
+
+    def _next_beat(self, now_ms: int) -> SetTimer:
+        return SetTimer(ref="heartbeat", due_ms=now_ms + self._settings.agent_heartbeat_interval * 1000)
+
+    def _born(self, replayed: int) -> Record:
+        payload = {"replayed_records": replayed, "services": list(self._fleet.names)}
+        return Record(kind=RecordKind.AGENT_STARTED, service=None, subject_id=self.name, payload=payload)
 
     def _on_timer(self, ref: str, now_ms: int) -> tuple[Effect, ...]:
         if ref == "cycle":
@@ -249,12 +250,13 @@ class Coordinator:
         if ref == CATCH_UP:
             return self._catching_up.ask(now_ms)
         if ref == "heartbeat":
-            due_ms = now_ms + self._settings.agent_heartbeat_interval * 1000
-            beat = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms, self._life)
-            return (*beat, SetTimer(ref="heartbeat", due_ms=due_ms))
+            return (
+                *projection.heartbeat(now_ms, self._settings.blackboard_kept_ms, self._life),
+                self._next_beat(now_ms),
+            )
         if ref == f"deadline:{self._cycle}:{self._stage}":
-            agent = AGENT_OF_STAGE[self._stage]
-            self._memory.note_trouble(agent, f"did not answer while {self._stage} in cycle {self._cycle}")
+            why = f"did not answer while {self._stage} in cycle {self._cycle}"
+            self._memory.note_trouble(AGENT_OF_STAGE[self._stage], why)
             return self._end(now_ms)
         return self._pauses.again(ref)
 
@@ -379,18 +381,8 @@ class Coordinator:
 
     def _order(self, proposal: Proposal, verdict: Verdict, resolution: Resolution) -> Execute:
         """Return the order, from now on remembered as handed over, so that the service counts as busy."""
-        snapshot = self._memory.snapshot(proposal.service)
-        order = Execute(
-            proposal=proposal,
-            verdict=verdict,
-            resolution=resolution,
-            hit_ratio_before=None if snapshot is None else snapshot.hit_ratio,
-            latency_us_p99_before=None if snapshot is None else snapshot.latency_us_p99,
-            approval=self._approvals.of(proposal),
-            memory_bytes=self._memory.reserved_memory_bytes(),
-            budget_bytes=self._memory.budget_bytes,
-            baseline=baseline_of(snapshot, self._memory.snapshot(self._fleet.service(proposal.service).twin or "")),
-        )
+        twin = self._fleet.service(proposal.service).twin
+        order = order_of(self._memory, twin, proposal, verdict, resolution, self._approvals.of(proposal))
         self._memory.note_handed_over(proposal)
         return order
 

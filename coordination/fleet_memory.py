@@ -1,8 +1,8 @@
 """What the coordinator remembers between two events: snapshots, standing decisions, executions, budgets, health.
 
-Plain bookkeeping, rebuilt from the journal after a restart as far as it bears on what may be done (changes,
-roll-backs, pause). It starts nothing and sends nothing. INVARIANT: memory that a change in flight may still need is reserved, whichever way
-the change ends.
+Plain bookkeeping, rebuilt from the journal after a restart as far as it bears on what may be done (changes, roll-backs,
+pause). It starts nothing and sends nothing. INVARIANT: memory that a change in flight may still need is reserved,
+whichever way the change ends.
 """
 
 from __future__ import annotations
