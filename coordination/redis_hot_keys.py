@@ -82,8 +82,8 @@ class HotKeys:
         return Spread(examined=len(heats), above=sum(heat > _NEW_KEY_COUNTS for heat in heats))
 
     async def touch(self, lease: Lease, times: int, keys_per_s: int) -> int:
-        """TOUCH the remembered keys, the hottest fifth `2 * times` times, the others `times // 2` times, at no more than
-        `keys_per_s` touches; returns how many existed.
+        """TOUCH the remembered keys, the hottest fifth `2 * times` times, the others `times // 2` times, at no more
+        than `keys_per_s` touches; returns how many existed.
 
         Key after key, the hottest first, so that those are safe soonest while keys are written. Lifted all alike, half
         of a cache would be as hard to evict as its hot set, and the hot set fall below new keys when its counters

@@ -41,6 +41,8 @@ SPREAD_SHARE = 0.99
 """Share of the hot keys whose counter must be above that of a new key before pressure may return."""
 
 _HEADROOM_SHARE = 0.10
+_ROOM_SHARE = 0.25
+"""More room than this would cost more hits than the hot set is worth, whatever a proposal was permitted."""
 _EVICTS_BY_AGE = "lru"
 
 
@@ -73,7 +75,8 @@ def _room_bytes(proposal: Proposal) -> int:
     if memory is None or memory.before == "0" or memory.after == "0":
         return 0
     grows = max(0, int(memory.after) - int(memory.before))
-    return max(0, int(proposal.cost.get("room_bytes", 0)) - grows - headroom_bytes(proposal))
+    permitted = min(int(proposal.cost.get("room_bytes", 0)), int(int(memory.before) * _ROOM_SHARE))
+    return max(0, permitted - grows - headroom_bytes(proposal))
 
 
 def _refuses(proposal: Proposal, ground: Ground) -> str | None:
