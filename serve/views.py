@@ -6,9 +6,11 @@ was.
 
 from __future__ import annotations
 
+from typing import Any
+
 from cachewarden.fleet import Fleet, Service
 from cachewarden.messages import AGENT_ID, CAPABILITIES, Execution, Proposal, Resolution, Verdict
-from cachewarden.observation import Snapshot
+from cachewarden.observation import MissSplit, Snapshot
 from cachewarden.protocol import FleetState, History
 from serve.answers import risk_of
 from serve.peer_views import peers_view
@@ -39,6 +41,10 @@ def _situation(state: FleetState, name: str) -> tuple[str, str, str | None]:
     if standing.resolution is not None:
         return standing.resolution.outcome.value, standing.resolution.reason, standing.proposal.proposal_id
     return "proposed", standing.proposal.rationale, standing.proposal.proposal_id
+
+
+def _shares(split: MissSplit) -> dict[str, Any]:
+    return {name: getattr(split, name) for name in ("cold", "expired", "evicted", "refused", "source")}
 
 
 def service_view(service: Service, state: FleetState, score: float | None) -> ServiceView:
@@ -90,15 +96,7 @@ def service_view(service: Service, state: FleetState, score: float | None) -> Se
         "eviction_age_s": None if snapshot.eviction_age_ms is None else snapshot.eviction_age_ms / 1000,
         "round_trip_ms": None if snapshot.round_trip_us is None else snapshot.round_trip_us / 1000,
         "resident_keys": snapshot.resident_keys,
-        "misses": None
-        if split is None
-        else {
-            "cold": split.cold,
-            "expired": split.expired,
-            "evicted": split.evicted,
-            "refused": split.refused,
-            "source": split.source,
-        },
+        "misses": None if split is None else _shares(split),
         "sources": [
             SourceView(
                 name=source.name,
