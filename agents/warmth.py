@@ -57,6 +57,7 @@ _BURST_SHARE: Final = 0.10
 """Of the resident keys, evicted between two looks: as many as no steady cache loses in two seconds."""
 _BURST_KEYS: Final = 100
 _TRIES_MAX: Final = 3
+_PART_MAX: Final = 500
 _SUMMARY_MS: Final = 300_000
 _KINDS: Final = (RecordKind.PAUSED.value, RecordKind.RESUMED.value, RecordKind.MODE_CHANGED.value)
 
@@ -83,6 +84,8 @@ class _Cache:
     """Effects whose answer is awaited: at most one of each kind."""
     permitted: bool = False
     """The journal has it that refreshing begins."""
+    warmed: Counter[str] = field(default_factory=Counter)
+    """Outcomes of the loading under way."""
     refreshed: Counter[str] = field(default_factory=Counter)
     next_summary_ms: int = 0
 
@@ -248,11 +251,22 @@ class Warmth:
             cache.busy = ""
             return (self._record(f"end:{service}", service, {"phase": "failed", "reason": "paused, or another mode"}),)
         cache.busy = "warming"
-        return (WarmHot(ref=f"warm:{service}", service=service, rate_share=cache.origin.background_share),)
+        cache.warmed.clear()
+        return (self._next_part(service, cache),)
+
+    def _next_part(self, service: str, cache: _Cache) -> Effect:
+        """Return the loading of as many keys as about two seconds permit, so that a pause is heeded in between."""
+        share = cache.origin.background_share
+        count = max(1, min(_PART_MAX, int(cache.origin.rate_per_s * share * _LOOK_MS / 1000)))
+        start = sum(cache.warmed.values())
+        return WarmHot(ref=f"warm:{service}", service=service, rate_share=share, start=start, count=count)
 
     def _on_warmed(self, event: HotWarmed, now_ms: int) -> tuple[Effect, ...]:
         cache = self._caches[event.service]
-        counts = dict(event.counts)
+        cache.warmed.update(event.counts)
+        if event.counts and self._acts(event.service):
+            return (self._next_part(event.service, cache),)
+        counts = dict(cache.warmed)
         failed = counts.get("failed", 0)
         cache.busy, cache.tries = "", cache.tries + 1
         cache.not_before_ms = now_ms + _AGAIN_MS * cache.tries

@@ -72,11 +72,13 @@ class RememberHot(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmHot(Effect):
-    """Load the remembered keys that are missing, the hottest first, at `rate_share` (0..1) of the origin's rate;
-    answered by `HotWarmed`."""
+    """Load those of `count` remembered keys from place `start` on that are missing, the hottest first, at `rate_share`
+    (0..1) of the origin's rate; answered by `HotWarmed`."""
 
     service: str
     rate_share: float
+    start: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,7 @@ class HotRemembered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HotWarmed:
-    """`counts`: keys by outcome of warming."""
+    """`counts`: keys by outcome of warming; without any, no more are remembered."""
 
     ref: str
     service: str
@@ -128,7 +130,7 @@ class KeepWarm(Protocol):
 
     async def remember(self, service: str, limit: int) -> int: ...
 
-    async def warm(self, service: str, rate_share: float) -> Mapping[str, int]: ...
+    async def warm(self, service: str, rate_share: float, start: int, count: int) -> Mapping[str, int]: ...
 
     async def refresh(self, service: str, period_ms: int, rate_share: float) -> Mapping[str, int]: ...
 
@@ -150,7 +152,8 @@ def keeping_performers(port: KeepWarm | None) -> dict[type[Effect], Callable[[An
         return HotRemembered(ref=e.ref, service=e.service, keys=await need().remember(e.service, e.limit))
 
     async def warm(e: WarmHot) -> HotWarmed:
-        return HotWarmed(ref=e.ref, service=e.service, counts=await need().warm(e.service, e.rate_share))
+        counts = await need().warm(e.service, e.rate_share, e.start, e.count)
+        return HotWarmed(ref=e.ref, service=e.service, counts=counts)
 
     async def refresh(e: RefreshHot) -> HotRefreshed:
         counts = await need().refresh(e.service, e.period_ms, e.rate_share)

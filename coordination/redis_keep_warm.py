@@ -33,7 +33,6 @@ _CONNECTIONS: Final = 4
 _EXAMINED_MAX: Final = 20_000
 _FORGET: Final = 0.7
 """A key that a round does not find among the hottest keeps this much of its score."""
-_PART: Final = 500
 _FIRST_LOAD_MS: Final = 100.0
 _SMOOTHING: Final = 0.2
 
@@ -126,14 +125,14 @@ class RedisKeepWarm:
         kept.scores = {name: scores[name] for name in best if scores[name] > 0.01}
         return len(kept.scores)
 
-    async def warm(self, service: str, rate_share: float) -> Mapping[str, int]:
-        """Load what is missing of the remembered keys, the hottest first; returns keys by outcome."""
-        names, counts = self._of(service).names, Counter[str]()
-        course = WarmCourse(patient=True, rate_share=rate_share)
-        for start in range(0, len(names), _PART):
-            report = await self._warmer.warm(service, names[start : start + _PART], course)
-            counts.update({name: number for name, number in report.counts().items() if number})
-        return counts
+    async def warm(self, service: str, rate_share: float, start: int, count: int) -> Mapping[str, int]:
+        """Load what is missing of some remembered keys, the hottest first; returns keys by outcome."""
+        names = self._of(service).names[start : start + count]
+        if not names:
+            return {}
+        # Not patient: whoever asks looks after each round whether he still may.
+        report = await self._warmer.warm(service, names, WarmCourse(rate_share=rate_share))
+        return {name: number for name, number in report.counts().items() if number}
 
     async def refresh(self, service: str, period_ms: int, rate_share: float) -> Mapping[str, int]:
         """Load remembered keys anew that are due; returns keys by what became of them."""
@@ -142,11 +141,13 @@ class RedisKeepWarm:
         await self._pacer.spend(len(names))
         replies = await kept.wire.ask([("PTTL", name) for name in names])
         remaining = [require(service, reply) for reply in replies]
-        due = iter(
+        found = [
             name
             for name, left_ms in zip(names, remaining, strict=True)
             if due_early(int(left_ms), kept.load_ms, period_ms, self._draw())
-        )
+        ]
+        # What the origin's share does not permit within this period waits for the next; the hottest go first.
+        due = iter(found[: 1 + int(_rate_of(kept) * rate_share * period_ms / 1000)])
         counts = Counter[str]()
 
         async def work() -> None:
@@ -190,9 +191,8 @@ class RedisKeepWarm:
     async def _turn(self, kept: _Kept, rate_share: float) -> None:
         """Wait so that loads keep to their share of the origin's rate."""
         now_s = asyncio.get_running_loop().time()
-        rate = kept.service.origin.rate_per_s if kept.service.origin is not None else 1.0
         due_s = max(kept.next_load_s, now_s)
-        kept.next_load_s = due_s + 1.0 / (rate * rate_share)
+        kept.next_load_s = due_s + 1.0 / (_rate_of(kept) * rate_share)
         await asyncio.sleep(max(0.0, due_s - now_s))
 
     def _of(self, service: str) -> _Kept:
@@ -208,6 +208,10 @@ class RedisKeepWarm:
             await kept.wire.close()
             await kept.origin.close()
         await self._warmer.close()
+
+
+def _rate_of(kept: _Kept) -> float:
+    return 1.0 if kept.service.origin is None else kept.service.origin.rate_per_s
 
 
 def _text(name: bytes) -> str | None:

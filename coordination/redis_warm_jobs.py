@@ -29,11 +29,12 @@ redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return ARGV[1]
 """
 
-# KEYS: busy, job, outcomes; ARGV: id, status, outcomes, busy ms (0: it has ended), kept ms. Answers 1 to be cancelled.
+# KEYS: busy, job, outcomes; ARGV: id, status, outcomes, busy ms (0: it has ended), kept ms, place of the outcomes.
+# Answers 1 to be cancelled.
 _TELL: Final = """
 redis.call('HSET', KEYS[2], 'status', ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
-if #ARGV[3] > 0 then redis.call('APPEND', KEYS[3], ARGV[3]) end
+if #ARGV[3] > 0 then redis.call('SETRANGE', KEYS[3], ARGV[6], ARGV[3]) end
 redis.call('PEXPIRE', KEYS[3], ARGV[5])
 local found = redis.call('GET', KEYS[1])
 if not found or found == ARGV[1] then
@@ -70,11 +71,12 @@ class RedisWarmJobs:
             await self._run(("EVAL", _BEGIN, 2, *self._of(service, job_id), job_id, status, _BUSY_MS, _KEPT_MS))
         )
 
-    async def tell(self, job_id: str, service: str, status: str, outcomes: bytes, *, ended: bool) -> bool:
-        """Write how it stands and append outcomes; returns whether somebody wants it cancelled."""
+    async def tell(self, job_id: str, service: str, status: str, outcomes: bytes, *, place: int, ended: bool) -> bool:
+        """Write how it stands, and outcomes from `place` on (a gap reads as zeros); returns whether somebody wants it
+        cancelled."""
         busy, job = self._of(service, job_id)
         busy_ms = 0 if ended else _BUSY_MS
-        arguments = (job_id, status, outcomes, busy_ms, _KEPT_MS)
+        arguments = (job_id, status, outcomes, busy_ms, _KEPT_MS, place)
         return bool(await self._run(("EVAL", _TELL, 3, busy, job, f"{job}:outcomes", *arguments)))
 
     async def cancel(self, job_id: str, who: str) -> bool:

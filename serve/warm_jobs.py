@@ -62,11 +62,12 @@ class WarmJob:
         self.counts[outcome.outcome.value] += 1
 
     def code(self, outcome: KeyOutcome) -> int:
-        """Return the number of an outcome with its reason, 0..255; rare reasons beyond the bound share one."""
+        """Return the number of an outcome with its reason, 1..255; rare reasons beyond the bound share one."""
         key = (outcome.outcome.value, outcome.reason)
         if key not in self.codes and len(self.codes) >= _REASONS_MAX:
             key = (outcome.outcome.value, "one of many reasons")
-        return self.codes.setdefault(key, len(self.codes))
+        # 0 is what a part that could not be written down reads as.
+        return self.codes.setdefault(key, len(self.codes) + 1)
 
     def status(self, now_ms: int) -> str:
         """Return what is told of it, as JSON."""
@@ -90,7 +91,7 @@ class WarmJob:
 def outcome_of(status: dict[str, Any], code: int) -> tuple[str, str]:
     """Return (outcome, reason) that a byte of the outcomes stands for."""
     codes = status.get("codes", [])
-    return tuple(codes[code]) if code < len(codes) else (WarmOutcome.FAILED.value, "its outcome was not kept")
+    return tuple(codes[code - 1]) if 0 < code <= len(codes) else (WarmOutcome.FAILED.value, "its outcome was not kept")
 
 
 class WarmDesk:
@@ -170,8 +171,8 @@ class WarmDesk:
             report = await warm_part(backend, job.operation, keys[start : start + PART_KEYS], course, part)
             telemetry.warmed(report.counts())
             outcomes = bytes(job.code(outcome) for outcome in report.keys)
-            job.reached += len(outcomes)
-            await self._tell(backend, job, outcomes)
+            place, job.reached = job.reached, job.reached + len(outcomes)
+            await self._tell(backend, job, outcomes, place)
 
     def _why_stop(self, backend: Backend, job: WarmJob) -> str:
         if job.cancelled:
@@ -189,13 +190,13 @@ class WarmDesk:
             await asyncio.sleep(_TELL_S)
             await self._tell(backend, job, b"")
 
-    async def _tell(self, backend: Backend, job: WarmJob, outcomes: bytes) -> None:
+    async def _tell(self, backend: Backend, job: WarmJob, outcomes: bytes, place: int = 0) -> None:
         ended = job.state != "running"
         operation = job.operation
         try:
             status = job.status(backend.now_ms())
             wanted = await backend.warm_jobs.tell(
-                operation.operation_id, operation.service, status, outcomes, ended=ended
+                operation.operation_id, operation.service, status, outcomes, place=place, ended=ended
             )
         except OperatingError as error:
             # Its progress cannot be told for the moment; the journal has the outcomes, and stops the job if it is gone.

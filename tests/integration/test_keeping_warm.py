@@ -74,7 +74,7 @@ async def test_what_is_remembered_is_loaded_again_and_nothing_else(server):
         assert await keep.remember("shop", 1_000) == 200
         server.admin.flushall()
         server.admin.set("k:7", "newer")
-        counts = await keep.warm("shop", 1.0)
+        counts = await keep.warm("shop", 1.0, 0, 1_000)
         assert counts == {"warmed": 199, "already_cached": 1}
         assert server.admin.get("k:7") == b"newer"
         assert server.admin.get("k:8") == b"fresh-k:8"

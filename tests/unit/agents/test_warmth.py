@@ -82,7 +82,7 @@ class World:
         return {
             ReadLife: lambda e: LifeRead(ref=e.ref, service=e.service, life=self.life),
             RememberHot: lambda e: HotRemembered(ref=e.ref, service=e.service, keys=10),
-            WarmHot: lambda e: HotWarmed(ref=e.ref, service=e.service, counts=self.warm_counts),
+            WarmHot: lambda e: HotWarmed(ref=e.ref, service=e.service, counts=self.warm_counts if e.start == 0 else {}),
             RefreshHot: lambda e: HotRefreshed(ref=e.ref, service=e.service, counts={"refreshed": 1}),
         }[type(effect)](effect)
 
@@ -94,6 +94,10 @@ class World:
 
     def of(self, kind: type) -> list[Any]:
         return [e for e in self.asked if isinstance(e, kind)]
+
+    def loadings(self) -> list[WarmHot]:
+        """Return the first part of each loading."""
+        return [e for e in self.of(WarmHot) if e.start == 0]
 
 
 def phases(world: World) -> list[str]:
@@ -111,14 +115,14 @@ def test_only_what_the_fleet_file_permits_is_kept_warm():
 def test_hot_keys_are_remembered_and_loaded_again_after_a_restart():
     world = World()
     world.looks(4)
-    assert world.of(WarmHot) == []
+    assert world.loadings() == []
     restarted(world)
     world.looks()
-    (warm,) = world.of(WarmHot)
+    (warm,) = world.loadings()
     assert (warm.service, warm.rate_share) == ("pages", 0.5)
     assert phases(world)[-2:] == ["intended", "finished"]
     world.looks(5)
-    assert len(world.of(WarmHot)) == 1
+    assert len(world.loadings()) == 1
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,24 @@ def test_a_failover_and_a_burst_of_evictions_are_losses_too(before: CacheLife, a
     world.looks(4)
     world.life = after
     world.looks()
-    assert len(world.of(WarmHot)) == 1
+    assert len(world.loadings()) == 1
+
+
+def test_a_loading_goes_on_in_parts_that_fit_the_origins_share_and_heeds_a_pause_in_between():
+    world = World()
+    world.looks(4)
+    asked = world.agent.step(
+        LifeRead(ref="life:pages", service="pages", life=CacheLife(run_id="b", role="master", keys=0, evicted_keys=0)),
+        9_000,
+    )
+    (intent,) = asked
+    (first,) = world.agent.step(Recorded(ref=intent.ref, record=record(5, "keys_warmed")), 9_000)
+    assert (first.start, first.count) == (0, 200)
+    (second,) = world.agent.step(HotWarmed(ref=first.ref, service="pages", counts={"warmed": 200}), 11_000)
+    assert second.start == 200
+    world.agent.step(JournalRead(ref="journal", records=(record(6, "paused"),)), 12_000)
+    (end,) = world.agent.step(HotWarmed(ref=second.ref, service="pages", counts={"warmed": 200}), 13_000)
+    assert (end.payload["phase"], end.payload["counts"]) == ("finished", {"warmed": 400})
 
 
 def test_steady_eviction_is_no_loss():
@@ -142,7 +163,7 @@ def test_steady_eviction_is_no_loss():
     for number in range(10):
         world.life = CacheLife(run_id="a", role="master", keys=1_000, evicted_keys=50 * number)
         world.looks()
-    assert world.of(WarmHot) == []
+    assert world.loadings() == []
 
 
 def test_a_server_that_loads_its_own_data_is_waited_for():
@@ -150,10 +171,10 @@ def test_a_server_that_loads_its_own_data_is_waited_for():
     world.looks(4)
     world.life = CacheLife(run_id="b", role="master", keys=0, evicted_keys=0, loading=True)
     world.looks(3)
-    assert world.of(WarmHot) == []
+    assert world.loadings() == []
     restarted(world)
     world.looks()
-    assert len(world.of(WarmHot)) == 1
+    assert len(world.loadings()) == 1
 
 
 def test_nothing_is_loaded_without_the_journals_word():
@@ -162,7 +183,7 @@ def test_nothing_is_loaded_without_the_journals_word():
     restarted(world)
     world.journal_down = True
     world.looks(3)
-    assert world.of(WarmHot) == []
+    assert world.loadings() == []
 
 
 @pytest.mark.parametrize(
@@ -188,7 +209,7 @@ def test_what_happened_during_a_pause_is_not_made_up_for():
     restarted(world)
     world.journal.append(record(2, "resumed"))
     world.looks(3)
-    assert world.of(WarmHot) == []
+    assert world.loadings() == []
 
 
 def test_a_load_that_mostly_failed_is_tried_again_a_few_times_with_pauses():
@@ -197,7 +218,7 @@ def test_a_load_that_mostly_failed_is_tried_again_a_few_times_with_pauses():
     world.looks(4)
     restarted(world)
     world.looks(200)
-    assert len(world.of(WarmHot)) == 3
+    assert len(world.loadings()) == 3
 
 
 def test_refreshing_begins_once_the_journal_has_it_and_is_summed_up():

@@ -225,9 +225,11 @@ class MemoryWarmJobs:
             self.kept[job_id] = (status, "", b"")
         return holder
 
-    async def tell(self, job_id: str, service: str, status: str, outcomes: bytes, *, ended: bool) -> bool:
+    async def tell(self, job_id: str, service: str, status: str, outcomes: bytes, *, place: int, ended: bool) -> bool:
         _, who, before = self.kept[job_id]
-        self.kept[job_id] = (status, who, before + outcomes)
+        if outcomes:
+            before = before.ljust(place, b"\0")[:place] + outcomes
+        self.kept[job_id] = (status, who, before)
         if ended:
             self.busy.pop(service, None)
         return bool(who)

@@ -23,7 +23,7 @@ async def ended(site: Site, job_id: str) -> dict:
             job = (await site.ask("GET", f"/api/v1/cache/warm/{job_id}")).json()
             if job["state"] != "running":
                 return job
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.02)
 
 
 async def begun(site: Site, query: str = "", body: dict = BODY) -> str:
