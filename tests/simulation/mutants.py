@@ -19,7 +19,6 @@ import agents.execution_observing
 import agents.execution_rollback
 import agents.execution_run
 import agents.execution_stepping
-import agents.growth_gate
 import agents.obstacles
 import agents.recovery
 import agents.standby
@@ -253,14 +252,14 @@ def read_back_is_not_compared(monkeypatch):
 
 
 def no_sign_of_life_on_the_blackboard(monkeypatch):
-    monkeypatch.setattr(coordination.projection, "heartbeat", lambda now_ms: ())
+    monkeypatch.setattr(coordination.projection, "heartbeat", lambda *_: ())
 
 
 def consent_is_not_needed(monkeypatch):
-    import agents.consensus
+    import agents.settlement
     import coordination.approvals
 
-    for module in (agents.consensus, agents.admission, coordination.approvals):
+    for module in (agents.settlement, agents.admission, coordination.approvals):
         monkeypatch.setattr(module, "needs_approval", lambda *_: False)
 
 
@@ -269,7 +268,7 @@ def votes_in_our_name_count(monkeypatch):
 
 
 def growth_asks_nobody(monkeypatch):
-    monkeypatch.setattr(agents.growth_gate, "refusal_of_growth", lambda *_: None)
+    monkeypatch.setattr(agents.actuator, "grows", lambda proposal: False)
 
 
 def a_writer_that_was_fenced_off_goes_on(monkeypatch):
@@ -300,7 +299,7 @@ MUTANTS = (
     Mutant("read_back_is_not_compared", read_back_is_not_compared, ("outcomes",), "answers-lost-between-the-steps"),
     Mutant("no_sign_of_life_on_the_blackboard", no_sign_of_life_on_the_blackboard, ("convergence",), "blackboard-lost-while-a-change-runs", seeds=1),
     Mutant("votes_in_our_name_count", votes_in_our_name_count, ("ballots",), "votes-of-honest-slow-and-forging-peers", seeds=2),
-    Mutant("growth_asks_nobody", growth_asks_nobody, ("budget",), "leader-paused-in-the-middle-of-a-step"),
+    Mutant("growth_asks_nobody", growth_asks_nobody, ("budget",), "two-optimizers-that-both-want-to-grow"),
     Mutant("a_writer_that_was_fenced_off_goes_on", a_writer_that_was_fenced_off_goes_on, ("write-ahead", "endings"), "leader-paused-in-the-middle-of-a-step"),
     Mutant("consent_is_not_needed", consent_is_not_needed, ("expectations",), "nobody-approves", seeds=1),
 )  # fmt: skip
