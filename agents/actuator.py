@@ -109,6 +109,11 @@ class Actuator:
             # Nothing of it is in the journal yet: nobody else can know it, and nothing was written.
             stopped = execution.cancel(run, "the cache was somebody else's meanwhile", now_ms, superseded=True)
             return self._settle(run, (*stopped, *execution.step(run, event, now_ms)), now_ms)
+        if isinstance(event, LeaseGranted) and run.phase is Phase.LEASING and run.resumed is None:
+            # Whoever began it has lost the lease, and nobody has ended it yet: first that, then something new.
+            unended = self._standby.unended(run.service)
+            if unended is not None:
+                execution.cancel(run, f"`{unended}` on this cache has not ended yet", now_ms)
         return self._settle(run, execution.step(run, event, now_ms), now_ms)
 
     def intents(self, now_ms: int) -> tuple[Intent, ...]:
@@ -218,9 +223,6 @@ class Actuator:
         busy = next((r for r in self._runs.values() if r.service == order.proposal.service and not r.governed), None)
         if busy is not None:
             return f"`{order.proposal.service}` is busy with `{busy.proposal.proposal_id}`"
-        unended = self._standby.unended(order.proposal.service)
-        if unended is not None:
-            return f"`{order.proposal.service}` is busy with `{unended}`, which another deployment has begun"
         return refusal_of(order, self._fleet, self._settings, now_ms)
 
     def _begin(self, admitted: Admitted, now_ms: int) -> tuple[Effect, ...]:

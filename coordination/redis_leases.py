@@ -4,7 +4,8 @@ Who holds what, until when, is decided by scripts with that server's clock; no c
 touches a managed cache: the epoch becomes a fencing token there by `RedisTarget.raise_fence`.
 
 Keys: `{prefix}:lease:{service}`, a hash (holder, epoch, expires_at_ms) that ends with the lease;
-`{prefix}:epoch:{service}`, the last epoch, for ever; `{prefix}:tenure:{service}`, who got it, until he gives it back.
+`{prefix}:epoch:{service}`, the last epoch, for ever; `{prefix}:tenure:{service}`, that epoch and who got it, until he
+gives it back. A tenure of another epoch than the last one counts for nothing (an older version knows no tenures).
 
 INVARIANT: at any time at most one lease per service is in force, and each tenure has a higher epoch than every one
 before. A tenure ends when another takes the lease or its holder gives it back; a lease that ran out and is taken again
@@ -32,13 +33,11 @@ local epoch = lease[2]
 if lease[1] and tonumber(lease[3]) > now then
   if lease[1] ~= ARGV[1] then return {0, lease[2], lease[3]} end
 else
-  local last = tonumber(redis.call('GET', KEYS[2]) or '0')
-  if last > 0 and redis.call('GET', KEYS[3]) == ARGV[1] then
-    epoch = string.format('%.0f', last)
-  else
-    epoch = string.format('%.0f', math.max(last + 1, now))
+  epoch = redis.call('GET', KEYS[2]) or '0'
+  if redis.call('GET', KEYS[3]) ~= epoch .. ' ' .. ARGV[1] then
+    epoch = string.format('%.0f', math.max(tonumber(epoch) + 1, now))
     redis.call('SET', KEYS[2], epoch)
-    redis.call('SET', KEYS[3], ARGV[1])
+    redis.call('SET', KEYS[3], epoch .. ' ' .. ARGV[1])
   end
 end
 local expires = string.format('%.0f', now + ARGV[2])
@@ -49,9 +48,7 @@ return {1, epoch, expires}
 
 # KEYS[1] lease, KEYS[2] epoch, KEYS[3] tenure; ARGV[1] holder, ARGV[2] epoch. Ends the tenure if it is still this one.
 _RELEASE: Final = """
-if redis.call('GET', KEYS[3]) == ARGV[1] and redis.call('GET', KEYS[2]) == ARGV[2] then
-  redis.call('DEL', KEYS[3])
-end
+if redis.call('GET', KEYS[3]) == ARGV[2] .. ' ' .. ARGV[1] then redis.call('DEL', KEYS[3]) end
 local lease = redis.call('HMGET', KEYS[1], 'holder', 'epoch')
 if lease[1] == ARGV[1] and lease[2] == ARGV[2] then return redis.call('DEL', KEYS[1]) end
 return 0

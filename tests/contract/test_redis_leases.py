@@ -40,6 +40,15 @@ async def test_an_expired_lease_leaves_only_its_epoch_and_who_had_it_on_the_serv
     assert int(server.admin.get("cachewarden:epoch:shop")) == lease.epoch
 
 
+async def test_a_tenure_that_an_older_version_passed_over_does_not_come_back(store):
+    server, leases = store
+    lease = await leases.acquire("shop", "first", 20)
+    server.admin.pexpireat("cachewarden:lease:shop", 1)
+    # A writer that knows no tenures has had the lease in between.
+    server.admin.set("cachewarden:epoch:shop", lease.epoch + 100_000)
+    assert (await leases.acquire("shop", "first", 60_000)).epoch > lease.epoch + 100_000
+
+
 async def test_a_lease_is_taken_by_exactly_one_of_many_that_ask_at_once(store):
     _, leases = store
     answers = await asyncio.gather(*(leases.acquire("shop", f"holder {n}", 60_000) for n in range(20)))

@@ -2,7 +2,8 @@
 
     python -m tests.integration.optimizer_process PLAN ORDER
 
-PLAN is a pickled plan. As soon as ORDER, a pickled order, is there, it is given to this deployment's actuator.
+PLAN is a pickled plan. Whenever ORDER, a pickled order, is there, it is taken away and given to this deployment's
+actuator.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ def read(path: Path) -> Any:
     return pickle.loads(path.read_bytes()) if path.exists() else None
 
 
+def take(path: Path) -> Any:
+    """Return what was pickled and take it away, None while it is not there."""
+    found = read(path)
+    if found is not None:
+        path.unlink()
+    return found
+
+
 async def main(plan: Any, order_path: Path) -> None:
     async with LocalRuntime(plan) as runtime:
-        while (order := read(order_path)) is None:
-            await asyncio.sleep(0.05)
-        await runtime.send("test", "actuator", order)
-        await asyncio.Event().wait()
+        while True:
+            while (order := take(order_path)) is None:
+                await asyncio.sleep(0.05)
+            await runtime.send("test", "actuator", order)
 
 
 if __name__ == "__main__":

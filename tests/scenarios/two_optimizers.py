@@ -185,6 +185,10 @@ class TwoOptimizers:
         return None
 
     def _do_Record(self, node: Deployment, e: m.Record) -> Any:  # noqa: N802
+        for name, epoch in e.fences:
+            if self._leases.get(name, ("", 0, 0))[1] > epoch:
+                details = {"service": name}
+                return m.EffectFailed(ref=e.ref, effect="Record", kind="LeaseLost", reason="stale", details=details)
         record = AuditRecord(
             seq=len(self.journal) + 1,
             at_ms=self.now_ms,
@@ -206,7 +210,8 @@ class TwoOptimizers:
         holder, epoch, until_ms = self._leases.get(e.service, ("", 0, 0))
         if until_ms > self.now_ms and holder != node.holder:
             return m.LeaseDenied(ref=e.ref, service=e.service, holder=holder, reason=f"held by `{holder}`")
-        if until_ms <= self.now_ms:
+        if holder != node.holder:
+            # The same holder with nobody in between is the same tenure, also where it had run out.
             epoch += 1
         end_ms = self.now_ms + e.ttl_ms
         self._leases[e.service] = (node.holder, epoch, end_ms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,6 +196,24 @@ def test_a_change_that_nobody_ended_meanwhile_is_taken_up_again_under_the_new_le
     assert world.last.state is ExecutionState.ROLLED_BACK
     assert world.cache.knobs == KNOBS
     assert world.cache.fence == 8
+
+
+def test_nothing_new_begins_on_a_cache_whose_last_change_nobody_has_ended_yet():
+    world = World()
+    world.tell(order(SHRINK))
+    world.run(until=lambda: len(world.written) == 2)
+    world.foreign_lease = "other"
+    world.run(10_000, until=lambda: False)
+    # The other one lets go without a word, and the next order comes before anybody has looked.
+    world.foreign_lease, world._lease["sessions"] = None, ("other", 7, 0)
+    world._epochs["sessions"] = world.cache.fence = 7
+    world.tell(order(replace(SWITCH, proposal_id="p-next")))
+    world.run(until=lambda: any(r.proposal.proposal_id == "p-next" and r.state.final for r in world.reports))
+    refused = next(r for r in reversed(world.reports) if r.proposal.proposal_id == "p-next")
+    assert refused.state is ExecutionState.ABANDONED
+    assert "has not ended yet" in refused.reason
+    world.run(until=lambda: world.last.proposal.proposal_id == "p-1" and world.last.state.final)
+    assert world.cache.knobs == KNOBS
 
 
 def test_a_record_that_the_journal_refuses_under_an_old_lease_is_the_last_that_we_say():
