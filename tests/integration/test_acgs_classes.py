@@ -1,6 +1,6 @@
 """ACGS's own blackboard class as a peer of a running coordinator: it reads what we write, and is read and answered.
 
-ACGS's repository names no licence, so none of its code is kept here. `ACGS_CHECKOUT` names a checkout of it, from which
+ACGS's repository names no licence, so none of its code is kept here. `TEST_ACGS_CHECKOUT` names a checkout of it, from which
 `services/shared/blackboard/blackboard_service.py` is loaded; without it these tests are skipped, and the same is asked
 of a peer that was written from the description of the wire (`tests/acgs_blackboard_peer.py`).
 """
@@ -21,11 +21,11 @@ from tests.contract.real_servers import RealServer
 from tests.peer_stage import PeerStage, wanting
 from tests.unit.policy.builders import knob
 
-CHECKOUT = os.environ.get("ACGS_CHECKOUT", "")
+CHECKOUT = os.environ.get("TEST_ACGS_CHECKOUT", "")
 SOURCE = Path(CHECKOUT) / "services" / "shared" / "blackboard" / "blackboard_service.py"
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not (CHECKOUT and SOURCE.is_file()), reason="ACGS_CHECKOUT names no checkout of ACGS"),
+    pytest.mark.skipif(not (CHECKOUT and SOURCE.is_file()), reason="TEST_ACGS_CHECKOUT names no checkout of ACGS"),
 ]
 H = {"constitutional_hash": CONSTITUTIONAL_HASH}
 SAMPLES = ("maxmemory-samples", 5, 10)
