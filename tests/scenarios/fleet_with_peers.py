@@ -31,7 +31,14 @@ from tests.scenarios.two_optimizers import SETTINGS, Deployment, TwoOptimizers
 
 KNOB = "maxmemory-samples"
 WITH_PEERS = SETTINGS.model_copy(
-    update={"blackboard_poll_ms": 10_000, "conflict_wait_ms": 30_000, "changes_per_hour": 6, "cool_down_ms": 60_000}
+    update={
+        "blackboard_poll_ms": 10_000,
+        "conflict_wait_ms": 30_000,
+        "changes_per_hour": 6,
+        "cool_down_ms": 60_000,
+        # What a peer sets was announced, and is no reason to rest for a day.
+        "manual_change_rest_ms": 0,
+    }
 )
 UNDER_WAY = ("approved", "in_progress")
 DONE_MS = 60_000
