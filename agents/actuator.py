@@ -50,6 +50,8 @@ __all__ = ["Actuator"]
 _FINISHED_KEPT = 500
 _TELL_AGAIN_MS = 60_000
 _REST_MS = 5_000
+_NOT_YET = (ExecutionState.LEASING, ExecutionState.CHECKING)
+"""Before the intention of a change is durable."""
 
 
 class Actuator:
@@ -65,6 +67,8 @@ class Actuator:
         self._held: dict[str, Unfinished] = {}
         """Changes that an earlier life left, of services that may not be written to now."""
         self._paused = False
+        self._killed = 0, ""
+        """What began before that moment is taken back, and why."""
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, Execution] = {}
         self._passed_on: dict[str, Execution] = {}
@@ -183,20 +187,22 @@ class Actuator:
         if isinstance(message, SetPaused):
             self._paused = message.paused
             if message.paused and message.kill:
-                return self._on_cancel("*", f"kill switch, pulled by `{message.by}`: {message.reason}", now_ms)
+                self._killed = now_ms, f"kill switch, pulled by `{message.by}`: {message.reason}"
+                return self._on_cancel("*", self._killed[1], now_ms)
         return ()
 
     def _on_modes(self, message: ModesChanged, now_ms: int) -> tuple[Effect, ...]:
         self._fleet = with_modes(self._filed, message.modes)
         effects: list[Effect] = []
-        for key, change in list(self._held.items()):
-            if self._silent(change.proposal.service):
-                continue
+        # Told again in each cycle, so a lost order to stop is made up for here.
+        for service in sorted({r.service for r in self._runs.values() if not r.governed and self._silent(r.service)}):
+            why = "the mode of the service permits no writes any more"
+            effects += self._on_cancel(service, why, now_ms, in_flight_only=True)
+        freed = [key for key, change in self._held.items() if not self._silent(change.proposal.service)]
+        for key in freed:
             del self._held[key]
-            run, first = execution.resume(change, self._settings, now_ms, self._fleet.find(change.proposal.service))
-            self._runs[run.key] = run
-            effects += first
-        return tuple(effects)
+        # Another deployment may have ended it meanwhile: it is taken up under a new lease, by the journal of then.
+        return (*effects, self._standby.look()) if freed else tuple(effects)
 
     def _silent(self, service: str) -> bool:
         """Whether the mode of a service forbids that its cache is written to."""
@@ -209,6 +215,9 @@ class Actuator:
         known = self._known(order.proposal.proposal_id, now_ms)
         if known is not None:
             # The same order again, e.g. repeated by whoever lost the first answer: it is not carried out twice.
+            if known.state in _NOT_YET:
+                # Nothing is told before the intention is in the journal: nobody could ever end it.
+                return ()
             return (Send(to="coordinator", message=ExecutionReport(execution=known)),)
         if any(o.proposal.proposal_id == order.proposal.proposal_id for o in self._growth.orders):
             return ()
@@ -278,7 +287,7 @@ class Actuator:
     def _on_stray(self, event: Any) -> tuple[Effect, ...]:
         # A renewal that was granted after its change had ended would keep the cache closed to others until it expires.
         if isinstance(event, LeaseGranted) and not self._holds(event.lease.service):
-            if self._leads.leads(event.lease) or self._lease_queue.asks(event.lease.service):
+            if self._leads.leads(event.lease) or self._lease_queue.waits(event.lease.service):
                 return ()
             return (ReleaseLease(lease=event.lease),)
         return ()
@@ -299,12 +308,16 @@ class Actuator:
                 later = turn.pauses[number + 1 :]
                 resumed_ms = next((r.at_ms for r in later if r.kind == RecordKind.RESUMED.value), None)
                 why = f"kill switch: {record.payload.get('reason', '')}"
+                self._killed = now_ms if resumed_ms is None else resumed_ms, why
                 effects += self._on_cancel("*", why, now_ms, begun_before_ms=resumed_ms)
-        if turn.adopt is not None:
+        if turn.adopt is not None and not self._silent(turn.adopt.proposal.service):
             wishes = self._fleet.find(turn.adopt.proposal.service)
             run, first = execution.resume(turn.adopt, self._settings, now_ms, wishes)
             self._runs[run.key] = run
             effects += first
+            if run.started_ms < self._killed[0] and not run.governed:
+                # It was nobody's when all was killed, and is taken back as what was under way then.
+                effects += self._settle(run, execution.cancel(run, self._killed[1], now_ms), now_ms)
         return tuple(effects)
 
     def _pass_on(self, run: Run, now_ms: int) -> tuple[Effect, ...]:
@@ -316,7 +329,8 @@ class Actuator:
         del self._runs[run.key]
         self._lease_queue.forget(run.key)
         self._finished.pop(run.proposal.proposal_id, None)
-        self._passed_on[run.proposal.proposal_id] = run.execution(now_ms)
+        if run.state not in _NOT_YET:
+            self._passed_on[run.proposal.proposal_id] = run.execution(now_ms)
         while len(self._passed_on) > _FINISHED_KEPT:
             self._passed_on.pop(next(iter(self._passed_on)))
         return (self._standby.look(),)

@@ -27,9 +27,9 @@ class LeaseQueue:
         """Service to the ref of the question that is on its way."""
         self._waiting: dict[str, deque[AcquireLease]] = {}
 
-    def asks(self, service: str) -> bool:
-        """Say whether a question about a service is on its way or waits."""
-        return service in self._asked
+    def waits(self, service: str) -> bool:
+        """Say whether a question about a service waits for the one before it."""
+        return bool(self._waiting.get(service))
 
     def admit(self, effects: Iterable[Effect]) -> tuple[Effect, ...]:
         """Return the effects without the questions that have to wait; a newer one of the same ref replaces an older."""

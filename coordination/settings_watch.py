@@ -60,6 +60,10 @@ class SettingsWatch:
         self._touched: dict[str, dict[str, set[str]]] = {}
         """Values that changes of ours may have left since the last look at which none was under way."""
         self._proposals: dict[str, Proposal] = {}
+        self._kept: dict[str, None] = {}
+        """Proposals known to have been kept, oldest first."""
+        self._ended_ms: dict[str, int] = {}
+        """When the newest change of a service ended: a look that began before may show what is no more."""
 
     # --- Learning ---
 
@@ -83,7 +87,11 @@ class SettingsWatch:
         touched = self._touched.setdefault(proposal.service, {})
         for change in proposal.knob_changes:
             touched.setdefault(change.knob, set()).update((change.before, change.after))
-        if execution.state is ExecutionState.KEPT:
+        if execution.state.final:
+            ended_ms = self._ended_ms.get(proposal.service, 0)
+            self._ended_ms[proposal.service] = max(ended_ms, execution.updated_at_ms)
+        # Told again by a new life of the actuator it is no news, and whoever set the knob since stays respected.
+        if execution.state is ExecutionState.KEPT and proposal.proposal_id not in self._kept:
             self._remember(proposal)
             self._keep(proposal, "")
 
@@ -94,6 +102,9 @@ class SettingsWatch:
             self._proposals.pop(next(iter(self._proposals)))
 
     def _keep(self, proposal: Proposal, run_id: str) -> None:
+        self._kept[proposal.proposal_id] = None
+        while len(self._kept) > _PROPOSALS_KEPT:
+            self._kept.pop(next(iter(self._kept)))
         ours = self._ours.setdefault(proposal.service, {})
         for change in proposal.knob_changes:
             known = ours.get(change.knob)
@@ -123,6 +134,8 @@ class SettingsWatch:
         for snapshot in snapshots:
             if "knobs" in snapshot.incomplete or not snapshot.knobs or snapshot.service in busy:
                 continue
+            if snapshot.taken_at_ms < self._ended_ms.get(snapshot.service, 0):
+                continue
             effects += self._look_at(snapshot, now_ms)
             self._last[snapshot.service] = snapshot.run_id, dict(snapshot.knobs)
             self._touched.pop(snapshot.service, None)
@@ -138,6 +151,10 @@ class SettingsWatch:
             mine, suspected = ours.get(knob), self._suspected.get(service, {}).get(knob)
             if mine is not None:
                 effects += self._look_at_ours(snapshot, knob, value, mine, now_ms)
+            elif suspected is not None and value == suspected[0]:
+                # It is as it was, so there is nothing of another hand to respect.
+                del self._suspected[service][knob]
+                self._by_hand.get(service, {}).pop(knob, None)
             elif value in touched.get(knob, ()) or last_run != snapshot.run_id or last.get(knob, value) == value:
                 if suspected is not None and suspected[1] == value:
                     effects += self._suspect(service, knob, suspected[0], value, None, now_ms)

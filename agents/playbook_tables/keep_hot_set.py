@@ -15,7 +15,7 @@ INVARIANT: no step between the switch and the spread check lowers maxmemory.
 from __future__ import annotations
 
 from agents.playbook_tables.grow import refusal_of_growth, refusal_of_size
-from agents.playbook_tables.shrink import refusal_of_shrinking, steps_down
+from agents.playbook_tables.shrink import refusal_of_shrinking, steps_down, unevictable_bytes
 from agents.playbook_tables.steps import Ground, Step, StepKind, memory_of, memory_step, others_of, start_bytes
 from agents.playbook_tables.table import OBSERVE, Failure, Playbook, Stage
 from cachewarden.messages import KnobChange, Proposal
@@ -44,6 +44,7 @@ _HEADROOM_SHARE = 0.10
 _ROOM_SHARE = 0.25
 """More room than this would cost more hits than the hot set is worth, whatever a proposal was permitted."""
 _EVICTS_BY_AGE = "lru"
+_UNEVICTABLE_MARGIN = 1.05
 
 
 def becomes_lfu(proposal: Proposal) -> bool:
@@ -83,9 +84,24 @@ def _refuses(proposal: Proposal, ground: Ground) -> str | None:
     if not becomes_lfu(proposal):
         return refusal_of_growth(proposal, ground) or refusal_of_shrinking(proposal, ground)
     memory, room = memory_of(proposal), headroom_bytes(proposal)
+    refused = None if memory is None else _refusal_of_room(proposal, memory, ground)
+    if refused is not None:
+        return refused
     if memory is not None and room and int(memory.after) + room > int(memory.before):
         return refusal_of_size(int(memory.after) + room, ground)
     return refusal_of_growth(proposal, ground) or refusal_of_shrinking(proposal, ground)
+
+
+def _refusal_of_room(proposal: Proposal, memory: KnobChange, ground: Ground) -> str | None:
+    """Return why room cannot be made under the old policy, or its LRU sibling of the same scope."""
+    made = _room_bytes(proposal)
+    if not made:
+        return None
+    low, used = int(memory.after) - made, ground.facts.used_memory_bytes
+    kept = unevictable_bytes(ground.policy_after(proposal), ground)
+    if low <= 0 or (used is not None and used > low and (kept is None or kept * _UNEVICTABLE_MARGIN > low)):
+        return f"the room for the switch would leave {low} bytes, and not enough of what is in use can be evicted"
+    return None
 
 
 def _plan(proposal: Proposal, ground: Ground) -> list[Step]:

@@ -96,7 +96,7 @@ def ladder(start: int, target_bytes: int, step_share: float) -> tuple[int, ...]:
     step.
     """
     values: list[int] = []
-    current = start
+    current, target_bytes = start, max(0, target_bytes)
     while current > target_bytes:
         current = max(target_bytes, current - max(1, int(current * step_share)))
         values.append(current)

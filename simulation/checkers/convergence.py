@@ -37,8 +37,11 @@ class Convergence(Checker):
                 found.append(f"{name}: the coordinator does not live")
                 continue
             known = {e.proposal.proposal_id: e.state.value for e in state.executions}
+            # A deployment reads what others did once in a lease's time.
+            since_ms = world.now_ms - world.settings.lease_ttl_ms
+            unread = {r.subject_id for r in servers.journal.records if r.at_ms >= since_ms}
             for proposal_id, ending in list(_endings(servers.journal.records).items())[-_LATELY:]:
-                if known.get(proposal_id, ending) != ending:
+                if proposal_id not in unread and known.get(proposal_id, ending) != ending:
                     found.append(f"{name}: `{proposal_id}` is {ending}, the coordinator shows {known[proposal_id]}")
             if AGENT_ID not in servers.blackboard.active:
                 found.append(f"{name}: the blackboard does not show that we live")

@@ -50,7 +50,7 @@ def leases():
 
 @pytest.fixture
 def journal():
-    return CrashingJournal("journal", HandClock(), lambda fact: None)
+    return CrashingJournal("journal", HandClock(), lambda fact: None, CrashingLeases(HandClock(), lambda fact: None))
 
 
 async def test_a_look_at_a_model_brings_counters_that_never_fall_and_settings(cache):
@@ -85,7 +85,7 @@ async def test_a_command_that_comes_after_the_fence_was_written_again_does_nothi
 
 async def test_a_crash_takes_the_newest_second_of_the_journal_and_no_more():
     clock = HandClock()
-    journal = CrashingJournal("journal", clock, lambda fact: None)
+    journal = CrashingJournal("journal", clock, lambda fact: None, CrashingLeases(clock, lambda fact: None))
     await journal.append(drafts(2))
     clock.at_ms += 1_500
     await journal.append(drafts(3))

@@ -38,9 +38,13 @@ CHECKS = (
 NEVER_RIGHT = {
     "GET /api/v1/cache/plans/{plan_id}",
     "POST /api/v1/cache/feed",
+    "GET /api/v1/cache/warm/{job_id}",
+    "GET /api/v1/cache/warm/{job_id}/events",
+    "GET /api/v1/cache/warm/{job_id}/outcomes",
+    "POST /api/v1/cache/warm/{job_id}/cancel",
     *(f"POST /api/v1/cache/plans/{{plan_id}}/{verb}" for verb in ("approve", "edit", "reject", "rollback")),
 }
-"""Needs the name of a plan that there is, or the fingerprint of the deployment's secret: nobody guesses them."""
+"""Needs the name of a plan or job that there is, or the fingerprint of the deployment's secret: nobody guesses them."""
 QUIET = {"mode": Mode.APPROVE, "capture": False, "feed": True, "minimum_memory_bytes": 2 * MIB}
 
 

@@ -237,7 +237,16 @@ async def test_a_server_that_is_loading_is_not_changed(server, tmp_path):
     server.kill()
     dump = next(tmp_path.glob("*.rdb"))
     assert dump.stat().st_size > 0
-    server.start_loading("--maxmemory", "8mb", "--maxmemory-policy", "allkeys-lru", "--key-load-delay", "3000")
+    server.start_loading(
+        "--maxmemory",
+        "8mb",
+        "--maxmemory-policy",
+        "allkeys-lru",
+        "--key-load-delay",
+        "10000",
+        "--loading-process-events-interval-bytes",
+        "1024",
+    )
     async with Bench(server, tmp_path) as bench:
         bench.begin(KnobChange(knob="maxmemory-samples", before="5", after="8"), playbook="tune")
         done = await bench.ended()

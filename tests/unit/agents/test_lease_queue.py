@@ -23,8 +23,7 @@ def test_questions_about_one_service_leave_one_after_the_other_and_others_are_no
     failed = m.EffectFailed(ref="b", effect="AcquireLease", kind="k", reason="r")
     assert queue.answered(failed) == (ask("c"),)
     assert queue.answered(m.LeaseDenied(ref="c", service="shop", holder="they", reason="r")) == ()
-    assert not queue.asks("shop")
-    assert queue.asks("pages")
+    assert not queue.waits("shop")
 
 
 def test_a_newer_question_of_the_same_kind_takes_the_place_of_the_one_that_waits():

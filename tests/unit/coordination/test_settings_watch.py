@@ -28,7 +28,7 @@ BEFORE = {"maxmemory-policy": "noeviction", "maxmemory": str(40 * MIB), "maxmemo
 
 
 def seen(knobs, run_id="r1", **other):
-    return built("sessions", knobs=knobs, run_id=run_id, role="master", **other)
+    return built("sessions", **{"knobs": knobs, "run_id": run_id, "role": "master", "taken_at_ms": T0 + 1, **other})
 
 
 def kept(wanted=OURS, state=ExecutionState.KEPT):
@@ -68,6 +68,33 @@ class Watched:
     @property
     def lost(self):
         return {one.knob: one.value for one in self.watch.lost("sessions")}
+
+
+def test_a_look_that_began_before_a_change_of_ours_ended_says_nothing_of_other_hands():
+    world = Watched(seen(AFTER))
+    world.watch.note_execution(
+        replace(
+            kept(proposal(change("maxmemory-samples", 7), proposal_id="p-2"), ExecutionState.ROLLED_BACK),
+            updated_at_ms=T0 + 60_000,
+        )
+    )
+    world.look(seen({**AFTER, "maxmemory-samples": "7"}, taken_at_ms=T0 + 59_000))
+    for _ in range(3):
+        world.look(seen(AFTER, taken_at_ms=T0 + 61_000))
+    assert world.records == []
+
+
+def test_a_suspicion_that_was_none_is_lifted():
+    world = Watched(seen(AFTER), seen({**AFTER, "maxmemory-samples": "9"}), seen(AFTER))
+    assert (world.records, world.watch.by_hand("sessions")) == ([], {})
+
+
+def test_a_kept_change_that_is_told_again_does_not_undo_a_hand():
+    by_hand = {**AFTER, "maxmemory": str(60 * MIB)}
+    world = Watched(seen(AFTER), seen(by_hand), seen(by_hand))
+    assert "maxmemory" in world.watch.by_hand("sessions")
+    world.watch.note_execution(kept())
+    assert "maxmemory" in world.watch.by_hand("sessions")
 
 
 def test_settings_that_stand_are_no_news():
