@@ -6,7 +6,7 @@ import pytest
 
 from cachewarden import machine as m
 from cachewarden.messages import AuditRecord, ExecutionState, Mode, RecordKind
-from cachewarden.protocol import CancelExecution, ModesChanged
+from cachewarden.protocol import CancelExecution, ModesChanged, SetPaused
 from tests.unit.agents.actuator_world import RULE, World, change, order, proposal
 
 WRITES = (m.AcquireLease, m.WriteKnobs, m.ExtendTtls, m.TouchHotKeys)
@@ -88,3 +88,38 @@ def test_a_cancellation_of_what_is_in_flight_leaves_kept_rules_as_they_stand():
     world.tell(CancelExecution(service="sessions", reason="x", in_flight_only=True))
     world.run(10_000, until=lambda: False)
     assert world.last.state is ExecutionState.KEPT
+
+
+def test_a_stop_that_was_lost_is_made_up_for_when_the_mode_is_told_again():
+    world = World()
+    world.tell(order(SAMPLES))
+    world.run(until=lambda: "step_applied" in world.kinds)
+    world.tell(silenced())
+    world.run()
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert world.cache.knobs["maxmemory-samples"] == "5"
+
+
+def test_a_kill_reaches_what_a_mode_held_back():
+    world = World()
+    world.tell(order(SAMPLES))
+    world.run(until=lambda: "step_applied" in world.kinds)
+    world.journal.append(
+        AuditRecord(
+            seq=10_000,
+            at_ms=world.now_ms,
+            kind=RecordKind.MODE_CHANGED.value,
+            agent="coordinator",
+            service="sessions",
+            subject_id="sessions",
+            payload={"mode": "advise", "file_mode": "auto"},
+        )
+    )
+    world.start()
+    assert quiet_for(world, 5_000)
+    world.tell(SetPaused(paused=True, by="a person", reason="stop", kill=True))
+    world.tell(SetPaused(paused=False, by="a person", reason="go on", kill=False))
+    world.tell(ModesChanged(modes={}))
+    world.run()
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert world.cache.knobs["maxmemory-samples"] == "5"

@@ -126,6 +126,25 @@ def test_a_policy_that_evicts_nothing_is_replaced_by_its_lru_sibling_while_room_
     assert policies == [("noeviction", "allkeys-lru"), ("allkeys-lru", "allkeys-lfu")]
 
 
+def test_no_room_is_made_below_what_cannot_be_evicted():
+    wanted = proposal(
+        change("maxmemory-policy", "volatile-lfu", "volatile-lru"),
+        change("maxmemory", 40 * MIB, 40 * MIB),
+        playbook="keep_hot_set",
+        cost={"room_bytes": 8 * MIB},
+    )
+    knobs = {**KNOBS, "maxmemory-policy": "volatile-lru"}
+    told = refusal(wanted, facts=seen(db0="keys=20000,expires=1000"), knobs=knobs)
+    assert told is not None
+    assert "not enough of what is in use can be evicted" in told
+    assert refusal(wanted, facts=seen(db0="keys=20000,expires=19000"), knobs=knobs) is None
+
+
+@given(start=st.integers(1, 2**40), target=st.integers(-(2**40), 2**40))
+def test_a_ladder_never_goes_below_nothing(start, target):
+    assert min(ladder(start, target, SHARE)) >= 0
+
+
 def test_a_cache_that_grows_as_it_switches_to_lfu_evicts_nothing_for_room():
     wanted = proposal(
         change("maxmemory-policy", "allkeys-lfu", "allkeys-lru"),
