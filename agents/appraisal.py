@@ -13,8 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-
 from agents.choice import Choice
 from agents.evidence import evidence_of
 from agents.ttl_review import TTL_GAIN_SHARE
@@ -48,9 +46,8 @@ _SEARCH_ACCESSES = 10_000_000
 so all candidates are evaluated on all of it."""
 _CAUTION = 0.25
 """Share of the lower half of the interval that is taken off the hit ratio of sizes below the present one."""
-_CURVE_POINTS = 12
-_CURVE_TIMES = 4.0
-"""How far beyond its present size a cache is imagined."""
+_CURVE_TIMES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 2.0)
+"""The sizes at which a cache is imagined, over its present one: close together as far as one round may move it."""
 
 
 def appraise(
@@ -148,30 +145,49 @@ class Appraisal:
         return tuple(ratio for _, ratio in self._curve)
 
     def best_at(self, maxmemory_bytes: int) -> Choice:
-        """Return the chosen configuration at a size, with its prediction."""
-        chosen = self.chosen
+        """Return the best configuration found for a size, with its prediction."""
+        chosen = self._chosen_at(maxmemory_bytes)
         if isinstance(chosen, str):
             return self._unchanged(chosen)
-        wanted = replace(chosen, maxmemory_bytes=maxmemory_bytes)
-        if wanted == self.evidence.current:
+        if chosen == self.evidence.current:
             return self._unchanged("nothing is to be gained by another configuration")
-        rules = self._rules_for(wanted.ttl_ms)
-        answer = self._inquiry.ask([self._under(wanted, rules)])[0]
-        if isinstance(answer, Insufficient):
-            return self._unchanged(answer.reason)
-        after = self._predicted(answer, rules)
-        if replace(wanted, maxmemory_bytes=self.evidence.current.maxmemory_bytes) == self.evidence.current:
-            after = self._no_miracle(after, maxmemory_bytes)
-        words = self._words(wanted, rules)
-        return Choice(
-            configuration=wanted,
-            ttl_rules=rules,
-            before=self._observed,
-            after=after,
-            words=words,
-            method=answer.method,
-            interval_factor=self.interval_factor,
-        )
+        found = self.choice_of(chosen, self._rules_for(chosen.ttl_ms))
+        return self._unchanged(found) if isinstance(found, str) else found
+
+    def _chosen_at(self, maxmemory_bytes: int) -> CacheConfiguration | str:
+        """Return the configuration to have at a size: the one chosen at the present size, unless the capture itself
+        shows that another eviction policy surely gives more there. Policies change places with the size: what is
+        right for a cache that holds nearly all that is asked for may be wrong for one half as large.
+        """
+        chosen = self.chosen
+        if isinstance(chosen, str):
+            return chosen
+        best = replace(chosen, maxmemory_bytes=maxmemory_bytes)
+        if maxmemory_bytes == self.evidence.current.maxmemory_bytes:
+            return best
+        for other in self._rivals:
+            rival = replace(other, maxmemory_bytes=maxmemory_bytes, ttl_ms=best.ttl_ms)
+            lead = self._inquiry.replayed(rival, best)
+            handicap = _LFU_HANDICAP if rival.family == "lfu" else 0.0
+            if lead is not None and lead.low > _SWITCH_GAIN and lead.value > _SWITCH_GAIN + handicap:
+                best = rival
+        return best
+
+    @cached_property
+    def _rivals(self) -> tuple[CacheConfiguration, ...]:
+        """Return the best candidate of each other family of eviction, as it did at the present size."""
+        chosen = self.chosen
+        if isinstance(chosen, str):
+            return ()
+        best: dict[str, tuple[float, CacheConfiguration]] = {}
+        for trail in self._policy_search.trail:
+            family, gain = trail.candidate.family, trail.gain
+            if gain is not None and family != chosen.family and gain.value > best.get(family, (-1.0, None))[0]:
+                best[family] = gain.value, trail.candidate
+        current = self.evidence.current
+        if current.family != chosen.family and best.get(current.family, (-1.0, None))[0] < 0.0:
+            best[current.family] = 0.0, current
+        return tuple(candidate for _, candidate in best.values())
 
     def choice_of(self, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> Choice | str:
         """Return a configuration that somebody else has chosen, with its prediction, or why nothing can be said of it.
@@ -249,27 +265,36 @@ class Appraisal:
         if isinstance(chosen, str) or now <= 0:
             return ()
         low = max(self.service.minimum_memory_bytes, self.evidence.fixed_overhead_bytes + 1024 * 1024)
-        grid = {int(x) for x in np.geomspace(min(low, now), now * _CURVE_TIMES, _CURVE_POINTS)} | {now}
+        grid = {max(int(now * times), min(low, now)) for times in _CURVE_TIMES}
         # Where memory does not bind and nothing changes that, more of it gives nothing: do not let noise ask for it.
         idle = not self.evidence.full and chosen == self.evidence.current
-        sizes = sorted(s for s in grid if s <= now or not idle)
-        # Replaying another family of eviction at every size would cost more than it tells: the shape is LRU's, the
-        # level is ours.
-        shape = replace(chosen, eviction_policy="allkeys-lru") if chosen.family == "lfu" else chosen
-        lift = self._lift(chosen, shape)
-        rules = self._rules_for(chosen.ttl_ms)
-        answers = self._inquiry.ask([self._under(replace(shape, maxmemory_bytes=s), rules) for s in sizes])
         points = []
-        for size, answer in zip(sizes, answers, strict=True):
-            if isinstance(answer, Answer):
-                predicted = self._predicted(answer, rules)
+        for size in sorted(s for s in grid if s <= now or not idle):
+            found = self._imagined(chosen, size)
+            if found is not None:
                 # Whoever gives memory bears the risk: weigh what may be lost more than what is expected.
-                caution = _CAUTION * (predicted.value - predicted.low) if size < now else 0.0
-                ratio = predicted.value + lift * (1.0 - predicted.value) - caution
-                points.append((size, max(ratio, 0.0)))
+                caution = _CAUTION * (found.value - found.low) if size < now else 0.0
+                points.append((size, max(found.value - caution, 0.0)))
             elif size == now:
                 points.append((size, self.evidence.hit_ratio))
         return tuple(points) if len(points) > 1 else ()
+
+    def _imagined(self, chosen: CacheConfiguration, size: int) -> Estimate | None:
+        """Return the hit ratio to count on at a size, None where nothing tells."""
+        wanted = self._chosen_at(size)
+        rules = self._rules_for(chosen.ttl_ms)
+        if isinstance(wanted, str):
+            return None
+        modelled_lfu = wanted.family == "lfu" and self._inquiry.replayed(wanted, self.evidence.current) is None
+        # Where no capture shows LFU itself, replaying it after a drawn past at every size would cost more than it
+        # tells: the shape is LRU's, the level is ours.
+        shape = replace(wanted, eviction_policy="allkeys-lru") if modelled_lfu else wanted
+        (answer,) = self._inquiry.ask([self._under(shape, rules)])
+        if not isinstance(answer, Answer):
+            return None
+        found = self._predicted(answer, rules)
+        lift = self._lift(chosen, replace(chosen, eviction_policy="allkeys-lru")) if modelled_lfu else 0.0
+        return Estimate(*(min(part + lift * (1.0 - part), 1.0) for part in (found.value, found.low, found.high)))
 
     def _lift(self, chosen: CacheConfiguration, shape: CacheConfiguration) -> float:
         """Return which share of the misses of `shape` the chosen configuration avoids at the present size."""

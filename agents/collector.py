@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from agents.captured_reads import CapturedReads, read_capture
+from agents.capture_book import CaptureBook, pause_after_ms
 from agents.feed_intake import FeedIntake
 from agents.feed_watch import FeedVerdict
 from agents.observation_sources import SourceChoice, SourceFacts, choose_sources
@@ -26,7 +26,7 @@ from agents.value_looks import ValueLook
 from cachewarden.fed_accesses import FeedBatch, FeedReport
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, EffectFailed, Observe, Observed, Received, Send, SetTimer, TimerFired
-from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot
+from cachewarden.observation import KeyspaceSample, Observation, Snapshot
 from cachewarden.protocol import FleetObserved, ObserveFleet
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -60,14 +60,15 @@ class _Cycle:
 
 @dataclass(slots=True)
 class _Capture:
-    """The newest access sample of a service and when the next capture may begin."""
+    """What captures have brought of a service and when the next one may begin."""
 
-    access: AccessSample | None = None
-    reads: CapturedReads | None = None
-    arrived_ms: int = 0
+    book: CaptureBook = field(default_factory=CaptureBook)
     knobs: dict[str, str] = field(default_factory=dict)
     running: bool = False
+    begun_ms: int = 0
     not_before_ms: int = 0
+    pause_ms: int | None = None
+    """What the budget asked for after the newest capture; 0: they may run on end, None: not known."""
     failures: int = 0
     problem: str | None = None
 
@@ -234,7 +235,7 @@ class Collector:
             window,
             sample=cache.sample,
             access=choice.access,
-            reads=cache.capture.reads if feed is None else feed.reads,
+            reads=cache.capture.book.reads if feed is None else feed.reads,
             values=cache.values.sample,
             remarks=self._remarks(cache, observation, choice),
             sources=choice.reports,
@@ -265,7 +266,7 @@ class Collector:
                 feed_needed_ms=0 if feed is None else feed.needed_ms,
                 capture_permitted=cache.may_capture,
                 capture_problem=problem,
-                capture_access=capture.access,
+                capture_access=capture.book.access,
                 capture_ms=self._settings.capture_ms,
                 sample=cache.sample,
                 sample_problem=self._sample_problem(cache, observation),
@@ -333,7 +334,7 @@ class Collector:
         effects: list[Effect] = []
         for name in sorted(due, key=lambda n: (self._caches[n].capture.not_before_ms, n))[: max(0, free)]:
             capture = self._caches[name].capture
-            capture.running = True
+            capture.running, capture.begun_ms = True, now_ms
             newest = self._caches[name].ring.newest
             capture.knobs = {} if newest is None else hit_knobs(newest)
             effects.append(
@@ -358,9 +359,8 @@ class Collector:
             return False
         newest = cache.ring.newest
         changed = newest is not None and hit_knobs(newest) != capture.knobs
-        return (
-            capture.access is None or changed or now_ms - capture.arrived_ms >= self._settings.capture_history_ms // 2
-        )
+        old = now_ms - capture.book.arrived_ms >= self._settings.capture_pause_ms
+        return capture.book.access is None or changed or old or capture.pause_ms == 0
 
     def _capture_rate(self, cache: _Cache) -> float:
         """Return the spatial rate that keeps enough keys for a good curve and not many more rows than that takes."""
@@ -377,18 +377,20 @@ class Collector:
         if access is None:
             reasons = observation.incomplete if isinstance(observation, Observation) else {}
             return self._capture_failed(service, reasons.get("access", "the capture brought nothing"), now_ms)
-        capture = cache.capture
+        capture, settings = cache.capture, self._settings
         capture.running = False
         capture.problem = access.aborted
         self._forget_old_capture(capture, now_ms)
-        # A capture that broke off early must not push out a longer one that is still fresh.
-        kept = capture.access.trace.duration_ms if capture.access is not None else 0
-        if len(access.trace) and (access.aborted is None or 2 * access.trace.duration_ms >= kept):
-            capture.access, capture.reads, capture.arrived_ms = access, read_capture(access), now_ms
+        capture.book.take(access, from_ms=capture.begun_ms, to_ms=now_ms, history_ms=settings.capture_history_ms)
+        lasted_ms = max(1, now_ms - capture.begun_ms)
+        commands_per_s = 1000.0 * access.lines_seen / lasted_ms
+        capture.pause_ms = pause_after_ms(lasted_ms, commands_per_s, settings.capture_server_share)
         if access.aborted is None:
-            # Whatever calls for the next capture, MONITOR is on for at most half of the time.
-            capture.failures, capture.not_before_ms = 0, now_ms + self._settings.capture_ms
+            # Where it is no trifle, MONITOR is on for at most half of the time, whatever calls for the next capture.
+            pause_ms = max(capture.pause_ms, settings.capture_ms) if capture.pause_ms else 0
+            capture.failures, capture.not_before_ms = 0, now_ms + pause_ms
         else:
+            capture.pause_ms = max(capture.pause_ms, 1)
             self._back_off(capture, now_ms)
         return self._start_captures(now_ms)
 
@@ -403,13 +405,16 @@ class Collector:
 
     def _back_off(self, capture: _Capture, now_ms: int) -> None:
         pause_ms = max(self._settings.capture_ms, _BACKOFF_MIN_MS) << min(capture.failures, _BACKOFF_DOUBLINGS_MAX)
+        pause_ms = max(pause_ms, capture.pause_ms or 0)
         capture.failures += 1
         capture.not_before_ms = now_ms + pause_ms
 
     def _forget_old_capture(self, capture: _Capture, now_ms: int) -> None:
-        remembered_ms = max(self._settings.capture_history_ms, 2 * self._settings.capture_ms)
-        if capture.access is not None and now_ms - capture.arrived_ms > remembered_ms:
-            capture.access = capture.reads = None
+        """Drop what no capture has renewed for two pauses; where the budget asks for longer ones, for that long."""
+        settings = self._settings
+        renewed_ms = max(settings.capture_pause_ms, settings.capture_ms, capture.pause_ms or 0)
+        if now_ms - capture.book.arrived_ms > 2 * renewed_ms:
+            capture.book.forget()
 
 
 def _parse_ref(ref: str) -> tuple[str, int, str]:

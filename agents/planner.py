@@ -22,6 +22,7 @@ from agents.appraisal import appraise
 from agents.choice import Choice
 from agents.drafting import draft
 from agents.reapplying import reapplied
+from agents.recent_appraisals import RecentAppraisals
 from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, Received, Send
@@ -68,16 +69,17 @@ Appraise = Callable[[Snapshot, Service, CacheOptimizerSettings, tuple[TtlRule, .
 
 
 class Planner:
-    """Answers PlanFleet with FleetPlanned; holds no state between two questions but the modes."""
+    """Answers PlanFleet with FleetPlanned; holds no state between two questions but the modes and, where nothing else
+    appraises, the appraisals of the last minute."""
 
     name = "planner"
     heavy_step = True
     """One answer may take seconds of arithmetic: a shell that shares its loop takes the step to a thread."""
 
-    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, appraise_cache: Appraise = appraise) -> None:
+    def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings, appraise_cache: Appraise | None = None) -> None:
         self._filed = self._fleet = fleet
         self._settings = settings
-        self._appraise = appraise_cache
+        self._appraise = RecentAppraisals() if appraise_cache is None else appraise_cache
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event; everything but a PlanFleet and other modes is ignored."""

@@ -17,6 +17,7 @@ import numpy as np
 from agents.collector import Collector
 from agents.guardrails import Ruling, judge, promise_of
 from agents.planner import plan_fleet
+from agents.recent_appraisals import RecentAppraisals
 from agents.windows import Window
 from benchmarks.autopilot_streams import ENTRY_BYTES, Stream
 from cachewarden.cachemodel import eviction_state as state
@@ -81,11 +82,7 @@ class SimulatedCache:
         if self._capture_from is None:
             self._running.run(self._row, until)
         else:
-            for row in range(self._row, until):
-                before = self.hits
-                self._running.run(row, row + 1)
-                if self.hits == before:
-                    self._missed.append(row)
+            self._missed.extend(self._running.run_noting_misses(self._row, until))
         self._row, self.now_ms = until, to_ms
 
     def begin_capture(self) -> None:
@@ -274,6 +271,7 @@ class _Loop:
         self._fleet = fleet
         self._settings = settings
         self._collector = Collector(fleet, settings)
+        self._appraisals = RecentAppraisals()
         self._log = log
         self._feed_ms = feed_ms
         self._number = 0
@@ -301,6 +299,7 @@ class _Loop:
             self._fleet,
             self._settings,
             now_ms,
+            self._appraisals,
         )
         self.idle.update(planned.idle_reasons)
         for proposal in planned.proposals:

@@ -258,15 +258,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=240.0, help="length of a run on real servers")
     parser.add_argument("--rate", type=float, default=600.0, help="requests per second to each real server")
+    engines = ("redis", "valkey", "redis8")
+    parser.add_argument("--engine", choices=engines, action="append", help="of the real servers; all without it")
     given = parser.parse_args()
     folder = Path(os.environ.get("CACHEWARDEN_TRACES", "../shared/traces"))
     names = given.workload or [name for name in (*FILES, *SYNTHETIC) if name in SYNTHETIC or folder.is_dir()]
     if given.servers:
         from benchmarks.passive_servers import measure
 
-        table([one for name in names for one in measure(name, keys_of(name, folder), given.seconds, given.rate)])
+        served = given.engine or engines
+        rows = [one for n in names for one in measure(n, keys_of(n, folder), given.seconds, given.rate, served)]
+        table(rows)
         return
-    rows: list[Row] = []
+    rows = []
     for name in names:
         for scene in scenes(name, folder, given.sizes, given.ttl or [0]):
             rows.extend(rows_of(name, scene, range(given.seeds), given.keys))

@@ -20,28 +20,29 @@ from benchmarks.replay_accuracy import BATCH, Cell, Driven, pieces
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, ResidentSample, TtlStats
 from cachewarden.cachemodel.whatif import evaluate
 from cachewarden.observation import KeyspaceSample
-from cluster.demo.servers import EmbeddedServer, ServerHome, ServerOptions, start_all
+from cluster.demo.servers import EmbeddedServer, Engine, ServerHome, ServerOptions, start_all
 from coordination.redis_probe import Pacer, probe_capabilities, read_info, sample_keyspace
 from coordination.redis_wire import RedisWire
 
 __all__ = ["measure"]
 
 FACTORS = (1.0, 0.5, 0.75, 1.5)
-ENGINES = ("redis", "valkey")
 WARM_SHARE = 0.4
 PARTS = 6
 VALUE_BYTES = 200
 SEED = 1
 
 
-def measure(name: str, keys: npt.NDArray[np.uint64], seconds: float, rate: float) -> list[Row]:
+def measure(
+    name: str, keys: npt.NDArray[np.uint64], seconds: float, rate: float, engines: Sequence[Engine]
+) -> list[Row]:
     """Run one workload against four servers of each engine, and return a row for each size but the present one."""
     requests = keys[: int(seconds * rate)]
     _, numbers = np.unique(requests, return_inverse=True)
-    return [found for engine in ENGINES for found in _engine(name, engine, numbers.tolist(), seconds)]
+    return [found for engine in engines for found in _engine(name, engine, numbers.tolist(), seconds)]
 
 
-def _engine(name: str, engine: str, keys: list[int], seconds: float) -> list[Row]:
+def _engine(name: str, engine: Engine, keys: list[int], seconds: float) -> list[Row]:
     # A tenth of what the keys of the whole run would take keeps them for a good part of the run.
     memory = int(0.12 * len(set(keys)) * (VALUE_BYTES + 120))
     cells = [Cell(engine, "allkeys-lru", int(memory * factor)) for factor in FACTORS]

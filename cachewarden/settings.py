@@ -182,8 +182,14 @@ class CacheOptimizerSettings(BaseSettings):
     )
     capture_ms: int = Field(20_000, ge=0, le=600_000, description="bound of one MONITOR capture")
     capture_lines: int = Field(200_000, ge=0, le=10_000_000, description="bound of one MONITOR capture")
+    capture_pause_ms: int = Field(
+        120_000, ge=1_000, le=3_600_000, description="between two MONITOR captures that cannot follow upon each other"
+    )
+    capture_server_share: float = Field(
+        0.02, gt=0.0, le=0.5, description="of one core of the server that MONITOR may take in the long run"
+    )
     capture_history_ms: int = Field(
-        240_000, ge=0, le=3_600_000, description="how much of captured accesses is remembered"
+        1_800_000, ge=0, le=86_400_000, description="how much of captured or reported accesses is remembered"
     )
 
     value_sample_keys: int = Field(

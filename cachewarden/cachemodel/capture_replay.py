@@ -6,7 +6,7 @@ The capture's first half fills both caches, over the second half their hits are 
 pieces differ is what the interval is made of. It never answers for a cache that the first half does not fill and
 exchange: that says nothing about a steady state, and the models of `whatif` have to do.
 
-INVARIANT: the difference of the present configuration to itself is exactly nothing.
+INVARIANT: the difference of a configuration to itself is exactly nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _PIECES = 6
 """Of the measured half. A piece should be longer than a burst and there must be some for a spread."""
 _STUDENT_90 = 2.015
 """Student's t at 95 % for `_PIECES` - 1 degrees of freedom."""
-_EXCHANGES = {"lru": 1.0, "random": 1.0, "lfu": 2.0}
-"""How often the first half must have exchanged the content. LFU's counters need longer to settle than a list does."""
+_EXCHANGES = 1.0
+"""How often the first half must have exchanged the content."""
+_FAMILIES = ("lru", "lfu", "random")
 _SAMPLING_SHARE = 0.5
 """Error of a difference by sampling over that of a level: two to five times smaller on nine traces."""
 _SERVER_MARGIN = 0.002
@@ -59,12 +60,12 @@ class CaptureReplay:
         middle = len(times) // 2
         self._edges = np.linspace(middle, len(times), _PIECES + 1).astype(np.int64)
 
-    def difference(self, wanted: CacheConfiguration) -> Estimate | None:
-        """Return the hit ratio of `wanted` less that of the present configuration; None if the capture cannot tell."""
-        theirs = self._hit_ratios(self._evidence.current)
+    def difference(self, wanted: CacheConfiguration, base: CacheConfiguration) -> Estimate | None:
+        """Return the hit ratio of `wanted` less that of `base`; None if the capture cannot tell."""
+        theirs = self._hit_ratios(base)
         if self._indexed is None or theirs is None:
             return None
-        if wanted == self._evidence.current:
+        if wanted == base:
             return Estimate(0.0, 0.0, 0.0)
         ours = self._hit_ratios(wanted)
         if ours is None:
@@ -92,9 +93,8 @@ class CaptureReplay:
     def _replay(self, wanted: CacheConfiguration) -> npt.NDArray[np.float64] | None:
         """Return the hit ratio of each piece, None where the first half does not bring the cache to a steady state."""
         evidence, indexed = self._evidence, self._indexed
-        exchanges = _EXCHANGES.get(wanted.family)
         capacity = evidence.capacity_bytes(wanted) * evidence.sampling_rate
-        if indexed is None or exchanges is None or wanted.only_volatile or wanted.ttl_ms is not None:
+        if indexed is None or wanted.family not in _FAMILIES or wanted.only_volatile or wanted.ttl_ms is not None:
             return None
         entry_bytes = max(1, round(evidence.mean_entry_bytes))
         if not math.isfinite(capacity) or capacity < 20 * entry_bytes:
@@ -112,7 +112,7 @@ class CaptureReplay:
         running = RunningReplay(indexed, config, start_ms, start_ms, self._seed, None)
         running.run(0, int(self._edges[0]))
         first = running.result()
-        if first.evicted < exchanges * max(first.resident_keys, 1):
+        if first.evicted < _EXCHANGES * max(first.resident_keys, 1):
             return None
         hits, reads = first.hits, first.reads
         found = np.zeros(_PIECES)

@@ -20,6 +20,7 @@ from cachewarden.cachemodel import eviction_state as state
 from cachewarden.cachemodel.access_field import counters_after_switch_to_lfu, idle_after_switch_to_lru
 from cachewarden.cachemodel.eviction_bounds import belady, exact_lru
 from cachewarden.cachemodel.eviction_config import EvictionConfig, ReplaySchedule, ScheduledChange, kernel_config
+from cachewarden.cachemodel.eviction_misses import run_noting_misses
 from cachewarden.cachemodel.trace import AccessTrace
 
 __all__ = [
@@ -253,6 +254,22 @@ class RunningReplay:
                 trace.size_bytes[rows],
                 trace.ttl_ms[rows],
             )
+
+    def run_noting_misses(self, first: int, until: int) -> list[int]:
+        """Replay the rows from `first` to before `until`; returns the rows of reads that missed."""
+        trace, rows = self.indexed.trace, slice(first, until)
+        self.register[state.REG.measuring] = True
+        missed = np.zeros(until - first, np.bool_)
+        run_noting_misses(
+            *self._arrays(),
+            trace.time_ms[rows],
+            self.indexed.key[rows],
+            trace.op[rows],
+            trace.size_bytes[rows],
+            trace.ttl_ms[rows],
+            missed,
+        )
+        return [first + int(row) for row in np.flatnonzero(missed)]
 
     def change(self, change: ScheduledChange) -> None:
         """Switch to another configuration as CONFIG SET does: old fields are misread, then what is too much goes."""

@@ -212,7 +212,7 @@ class Inquiry:
         if (evidence := self._evidence).trace is None and _has_room(evidence, candidate):
             certain = Estimate(evidence.hit_ratio, evidence.hit_ratio, evidence.hit_ratio)
             return Answer(candidate, certain, evidence.hit_ratio, "nothing is evicted, so memory does not bind")
-        replayed = self._replayed(candidate)
+        replayed = self.replayed(candidate, evidence.current)
         if replayed is not None:
             # A capture that warms its own caches needs no model.
             now = evidence.hit_ratio
@@ -229,13 +229,16 @@ class Inquiry:
                 return _passive_answer(evidence, subject.notes, subject.levels.source, passive, candidate)
         return _answer(subject, self._base, candidate)
 
-    def _replayed(self, candidate: CacheConfiguration) -> Estimate | None:
-        """Return the difference that the capture itself shows; TTLs other than the present ones it does not."""
+    def replayed(self, candidate: CacheConfiguration, base: CacheConfiguration) -> Estimate | None:
+        """Return the hit ratio of `candidate` less that of `base` as the capture itself shows it, without a model; None
+        where it does not. TTLs other than the present ones it never shows.
+        """
         if self._lived is None:
-            return None if candidate.prefix_ttls_ms else self._capture.difference(candidate)
-        if changed_ttls(self._evidence, candidate):
+            asked = candidate.prefix_ttls_ms or base.prefix_ttls_ms
+            return None if asked else self._capture.difference(candidate, base)
+        if changed_ttls(self._evidence, candidate) or changed_ttls(self._evidence, base):
             return None
-        return self._capture.difference(replace(candidate, ttl_ms=None))
+        return self._capture.difference(replace(candidate, ttl_ms=None), replace(base, ttl_ms=None))
 
 
 def _has_room(evidence: Evidence, candidate: CacheConfiguration) -> bool:
@@ -364,7 +367,13 @@ def _answer(subject: _Subject, base: _Modelled | str | None, candidate: CacheCon
     observed = evidence.hit_ratio
     notes = [*subject.notes, *wanted.notes]
     floor, doubt = (_FLOOR, _DIFFERENCE_ERROR) if subject.captured else (_PASSIVE_FLOOR, _PASSIVE_DIFFERENCE_ERROR)
-    anchored = isinstance(base, _Modelled) and abs(observed - base.value) <= subject.anchor_limit
+    # At the same memory and TTLs the levels of both are the same, however wrong, and cancel.
+    same_level = (candidate.maxmemory_bytes, candidate.ttl_ms, candidate.prefix_ttls_ms) == (
+        evidence.current.maxmemory_bytes,
+        evidence.current.ttl_ms,
+        evidence.current.prefix_ttls_ms,
+    )
+    anchored = isinstance(base, _Modelled) and (same_level or abs(observed - base.value) <= subject.anchor_limit)
     if anchored and isinstance(base, _Modelled):
         residual = (observed - base.value) * _residual_share(evidence, candidate)
         value = wanted.value + residual

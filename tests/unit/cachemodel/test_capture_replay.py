@@ -46,19 +46,27 @@ STEADY = CaptureReplay(evidence_of(capture()), seed=1)
 
 
 def test_the_present_configuration_differs_by_exactly_nothing() -> None:
-    found = STEADY.difference(NOW)
+    found = STEADY.difference(NOW, NOW)
     assert found is not None
     assert (found.low, found.value, found.high) == (0.0, 0.0, 0.0)
 
 
+def test_any_two_configurations_can_be_compared_on_the_same_pieces() -> None:
+    small, large = (replace(NOW, maxmemory_bytes=n * ENTRY_BYTES) for n in (300, 900))
+    whole, parts = STEADY.difference(large, small), (STEADY.difference(large, NOW), STEADY.difference(small, NOW))
+    assert whole is not None
+    assert None not in parts
+    assert whole.value == pytest.approx(parts[0].value - parts[1].value)  # type: ignore[union-attr]
+
+
 def test_on_a_steady_workload_lfu_surely_leads() -> None:
-    found = STEADY.difference(LFU)
+    found = STEADY.difference(LFU, NOW)
     assert found is not None
     assert found.low > 0.03
 
 
 def test_where_the_hot_set_moves_the_lead_of_lfu_is_smaller_and_less_sure() -> None:
-    still, moving = STEADY.difference(LFU), CaptureReplay(evidence_of(capture(moves=True)), seed=1).difference(LFU)
+    still, moving = STEADY.difference(LFU, NOW), CaptureReplay(evidence_of(capture(moves=True)), seed=1).difference(LFU, NOW)
     assert still is not None
     assert moving is not None
     assert moving.value < still.value
@@ -66,16 +74,16 @@ def test_where_the_hot_set_moves_the_lead_of_lfu_is_smaller_and_less_sure() -> N
 
 
 def test_more_memory_gives_more_and_less_gives_less() -> None:
-    more = STEADY.difference(replace(NOW, maxmemory_bytes=2 * NOW.maxmemory_bytes))
-    less = STEADY.difference(replace(NOW, maxmemory_bytes=NOW.maxmemory_bytes // 2))
+    more = STEADY.difference(replace(NOW, maxmemory_bytes=2 * NOW.maxmemory_bytes), NOW)
+    less = STEADY.difference(replace(NOW, maxmemory_bytes=NOW.maxmemory_bytes // 2), NOW)
     assert more is not None
     assert less is not None
     assert more.low > 0 > less.high
 
 
 def test_a_sample_of_the_keys_gives_nearly_the_same_with_a_wider_interval() -> None:
-    whole = STEADY.difference(LFU)
-    part = CaptureReplay(evidence_of(capture(), 0.4), seed=1).difference(LFU)
+    whole = STEADY.difference(LFU, NOW)
+    part = CaptureReplay(evidence_of(capture(), 0.4), seed=1).difference(LFU, NOW)
     assert whole is not None
     assert part is not None
     assert part.value == pytest.approx(whole.value, abs=0.03)
@@ -93,11 +101,11 @@ def test_a_sample_of_the_keys_gives_nearly_the_same_with_a_wider_interval() -> N
     ],
 )
 def test_what_the_capture_does_not_bring_to_a_steady_state_is_left_to_the_models(wanted: CacheConfiguration) -> None:
-    assert STEADY.difference(wanted) is None
+    assert STEADY.difference(wanted, NOW) is None
 
 
 def test_a_short_capture_says_nothing() -> None:
-    assert CaptureReplay(evidence_of(capture(3_000)), seed=1).difference(LFU) is None
+    assert CaptureReplay(evidence_of(capture(3_000)), seed=1).difference(LFU, NOW) is None
 
 
 def test_an_inquiry_takes_the_replay_where_there_is_one() -> None:

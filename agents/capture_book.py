@@ -1,0 +1,136 @@
+"""Captures of one service that follow one upon the other, put together into one history of its accesses.
+
+A capture of seconds says little about a cache whose keys live for minutes. Captures that begin where the last one ended
+are kept as one sample: the moments in between, in which MONITOR was set up again, are a thousandth of the time. How
+long the next pause must be follows from what MONITOR costs the server, so a quiet cache is watched without a pause and
+a busy one rarely.
+
+It starts nothing and asks no server. INVARIANT: the sample never holds more than `rows_max` rows, lies within the
+history, and has the spatial rate of its coarsest part.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from agents.captured_reads import CapturedReads, read_capture
+from cachewarden.cachemodel.shards import MODULUS, SpatialFilter
+from cachewarden.cachemodel.trace import AccessTrace
+from cachewarden.observation import AccessSample
+
+__all__ = ["MONITOR_COST_US", "CaptureBook", "pause_after_ms"]
+
+MONITOR_COST_US: Final = 13.0
+"""Server time that a MONITOR client adds to a command: GET fell from 104,000 to 45,000 a second with one client
+(Redis's own page on MONITOR), 9.6 to 22.2 us each."""
+_GAP_MAX_MS: Final = 2_000
+"""Between two captures that still are one history; MONITOR needs some tens of milliseconds to be set up again."""
+_THINNED_TO: Final = 0.75
+"""Share of the bound that is left after thinning, so that not each capture thins anew."""
+
+
+def pause_after_ms(captured_ms: int, commands_per_s: float, server_share: float) -> int:
+    """Return how long MONITOR must rest after `captured_ms`, so that it takes at most `server_share` (0..1] of one core
+    of the server in the long run; 0 where it takes less than that all the time.
+
+    Raises ValueError for a share outside of that range.
+    """
+    if not 0.0 < server_share <= 1.0:
+        raise ValueError(f"a share of `{server_share}` of the server is out of range, use one above 0 and up to 1")
+    taken = commands_per_s * MONITOR_COST_US / 1e6
+    return max(0, round(captured_ms * (taken / server_share - 1.0)))
+
+
+class CaptureBook:
+    """See the module. `rows_max` > 0 bounds what is held."""
+
+    def __init__(self, *, rows_max: int = 200_000) -> None:
+        self.access: AccessSample | None = None
+        self.reads: CapturedReads | None = None
+        """Of the newest capture alone: which reads miss depends on the configuration, which may have changed since."""
+        self.arrived_ms = 0
+        self._rows_max = rows_max
+
+    def __len__(self) -> int:
+        return 0 if self.access is None else len(self.access.trace)
+
+    @property
+    def duration_ms(self) -> int:
+        return 0 if self.access is None else self.access.trace.duration_ms
+
+    def take(self, capture: AccessSample, *, from_ms: int, to_ms: int, history_ms: int) -> None:
+        """Take in a capture that ran from `from_ms` to `to_ms` by the collector's clock.
+
+        It is added to what is held if it follows upon it, else it takes its place, except that one that was broken off
+        early does not take the place of one more than twice as long. Nothing older than `history_ms` before the
+        newest access is kept.
+        """
+        if len(capture.trace) == 0:
+            return
+        held = self.access
+        follows = held is not None and from_ms - self.arrived_ms <= _GAP_MAX_MS and _in_order(held, capture)
+        if held is not None and not follows and capture.aborted and 2 * capture.trace.duration_ms < self.duration_ms:
+            return
+        self.reads, self.arrived_ms = read_capture(capture), to_ms
+        whole = _joined(held, capture) if held is not None and follows else capture
+        self.access = self._bounded(whole, history_ms)
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self.access = self.reads = None
+
+    def _bounded(self, access: AccessSample, history_ms: int) -> AccessSample:
+        time = access.trace.time_ms
+        first = int(np.searchsorted(time, time[-1] - history_ms)) if history_ms > 0 else 0
+        if first:
+            access = _chosen(access, np.arange(len(time)) >= first, access.spatial_rate)
+        rows = len(access.trace)
+        if rows <= self._rows_max:
+            return access
+        rate = max(access.spatial_rate * _THINNED_TO * self._rows_max / rows, 1.0 / MODULUS)
+        thinned = _thinned(access, rate)
+        if not 0 < len(thinned.trace) <= self._rows_max:
+            # All rows are of a handful of keys that no filter tells apart: time has to go after all.
+            return _chosen(access, np.arange(rows) >= rows - self._rows_max, access.spatial_rate)
+        return thinned
+
+
+def _in_order(held: AccessSample, capture: AccessSample) -> bool:
+    """Say whether a capture is of the same patterns and lies after what is held by the server's own clock."""
+    same = held.patterns == capture.patterns and held.source == capture.source
+    return same and int(capture.trace.time_ms[0]) >= int(held.trace.time_ms[-1])
+
+
+def _joined(held: AccessSample, capture: AccessSample) -> AccessSample:
+    rate = min(held.spatial_rate, capture.spatial_rate)
+    one, other = _thinned(held, rate), _thinned(capture, rate)
+    return AccessSample(
+        trace=AccessTrace.concat([one.trace, other.trace]),
+        pattern=np.concatenate([one.pattern, other.pattern]),
+        patterns=capture.patterns,
+        spatial_rate=rate,
+        lines_seen=capture.lines_seen,
+        aborted=capture.aborted,
+        source=capture.source,
+    )
+
+
+def _thinned(access: AccessSample, rate: float) -> AccessSample:
+    if rate >= access.spatial_rate:
+        return access
+    return _chosen(access, SpatialFilter(rate).keeps_each(access.trace.key), rate)
+
+
+def _chosen(access: AccessSample, rows: npt.NDArray[np.bool_], rate: float) -> AccessSample:
+    return AccessSample(
+        trace=access.trace.rows(rows),
+        pattern=access.pattern[rows],
+        patterns=access.patterns,
+        spatial_rate=rate,
+        lines_seen=access.lines_seen,
+        aborted=access.aborted,
+        source=access.source,
+    )
