@@ -5,7 +5,7 @@ are kept as one sample: the moments in between, in which MONITOR was set up agai
 long the next pause must be follows from what MONITOR costs the server, so a quiet cache is watched without a pause and
 a busy one rarely.
 
-It starts nothing and asks no server. INVARIANT: the sample never holds more than `rows_max` rows, lies within the
+It starts nothing and asks no server. INVARIANT: what is held never has more than `rows_max` rows, lies within the
 history, and has the spatial rate of its coarsest part.
 """
 
@@ -28,6 +28,8 @@ MONITOR_COST_US: Final = 13.0
 (Redis's own page on MONITOR), 9.6 to 22.2 us each."""
 _GAP_MAX_MS: Final = 2_000
 """Between two captures that still are one history; MONITOR needs some tens of milliseconds to be set up again."""
+_NEWS_SHARE: Final = 0.08
+"""Of a history: by so much it must have grown before it is handed out anew."""
 _THINNED_TO: Final = 0.75
 """Share of the bound that is left after thinning, so that not each capture thins anew."""
 
@@ -53,13 +55,16 @@ class CaptureBook:
         """Of the newest capture alone: which reads miss depends on the configuration, which may have changed since."""
         self.arrived_ms = 0
         self._rows_max = rows_max
+        self._whole: AccessSample | None = None
+        """All that is held; `access` follows it by steps."""
 
     def __len__(self) -> int:
-        return 0 if self.access is None else len(self.access.trace)
+        return 0 if self._whole is None else len(self._whole.trace)
 
     @property
     def duration_ms(self) -> int:
-        return 0 if self.access is None else self.access.trace.duration_ms
+        """Return from the first to the last access that is held."""
+        return 0 if self._whole is None else self._whole.trace.duration_ms
 
     def take(self, capture: AccessSample, *, from_ms: int, to_ms: int, history_ms: int) -> None:
         """Take in a capture that ran from `from_ms` to `to_ms` by the collector's clock.
@@ -70,17 +75,27 @@ class CaptureBook:
         """
         if len(capture.trace) == 0:
             return
-        held = self.access
+        held = self._whole
         follows = held is not None and from_ms - self.arrived_ms <= _GAP_MAX_MS and _in_order(held, capture)
         if held is not None and not follows and capture.aborted and 2 * capture.trace.duration_ms < self.duration_ms:
             return
         self.reads, self.arrived_ms = read_capture(capture), to_ms
         whole = _joined(held, capture) if held is not None and follows else capture
-        self.access = self._bounded(whole, history_ms)
+        self._whole = self._bounded(whole, history_ms)
+        if self.access is None or not follows or self._tells_more(self.access, self._whole):
+            self.access = self._whole
 
     def forget(self) -> None:
         """Drop everything."""
-        self.access = self.reads = None
+        self.access = self.reads = self._whole = None
+
+    @staticmethod
+    def _tells_more(known: AccessSample, whole: AccessSample) -> bool:
+        """Say whether a history has grown enough that whoever examined it should do so again: that costs some dozen
+        replays, and a twentieth more of the past changes no answer.
+        """
+        grown_ms = int(whole.trace.time_ms[-1]) - int(known.trace.time_ms[-1])
+        return grown_ms >= _NEWS_SHARE * whole.trace.duration_ms
 
     def _bounded(self, access: AccessSample, history_ms: int) -> AccessSample:
         time = access.trace.time_ms

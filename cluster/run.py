@@ -49,7 +49,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "observation_window_ms": 15_000,
     "cool_down_ms": 10_000,
     "capture_ms": 45_000,
-    "capture_history_ms": 120_000,
+    "capture_pause_ms": 60_000,
     "changes_per_hour": 60,
 }
 """A demo is watched for minutes, production for weeks: faster cycles, shorter windows. Overridden by the

@@ -69,11 +69,8 @@ _PASSIVE_FLOOR = 0.015
 _PASSIVE_DIFFERENCE_ERROR = 0.5
 # Hit ratio per doubling of the residence time beyond what the evidence covers.
 _EXTRAPOLATION = 0.015
-# A current configuration that the model misses by more than this is not a base for differences.
-_ANCHOR_LIMIT = 0.08
-# The same by prefix, whose differences stay true where their level is off: in the one case of that kind in
-# `benchmarks/own_lifetimes.py` they were within 2.5 points where the level was off by 8.
-_PREFIX_ANCHOR_LIMIT = 0.2
+# Of that the answer says so in words.
+_LEVEL_OFF = 0.08
 # Keys that would leave sooner than this are not told apart by idle times of whole seconds.
 _PASSIVE_AGE_MIN_S = 3.0
 
@@ -164,9 +161,7 @@ class Inquiry:
             if self.by_prefix.unknown:
                 return f"the prefixes live by different TTLs, and {self.by_prefix.unknown}"
             levels_by_prefix = OwnLifetimes(self.by_prefix, self._evidence)
-            return _Subject(
-                self._evidence, levels_by_prefix, self._policy_difference, anchor_limit=_PREFIX_ANCHOR_LIMIT
-            )
+            return _Subject(self._evidence, levels_by_prefix, self._policy_difference)
         fitted = self._fitted
         if isinstance(fitted, str):
             return fitted
@@ -317,7 +312,6 @@ class _Subject:
     policy_difference: Callable[[CacheConfiguration], PolicyDifference | str]
     captured: bool = True
     notes: tuple[str, ...] = ()
-    anchor_limit: float = _ANCHOR_LIMIT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -367,28 +361,22 @@ def _answer(subject: _Subject, base: _Modelled | str | None, candidate: CacheCon
     observed = evidence.hit_ratio
     notes = [*subject.notes, *wanted.notes]
     floor, doubt = (_FLOOR, _DIFFERENCE_ERROR) if subject.captured else (_PASSIVE_FLOOR, _PASSIVE_DIFFERENCE_ERROR)
-    # At the same memory and TTLs the levels of both are the same, however wrong, and cancel.
-    same_level = (candidate.maxmemory_bytes, candidate.ttl_ms, candidate.prefix_ttls_ms) == (
-        evidence.current.maxmemory_bytes,
-        evidence.current.ttl_ms,
-        evidence.current.prefix_ttls_ms,
-    )
-    anchored = isinstance(base, _Modelled) and (same_level or abs(observed - base.value) <= subject.anchor_limit)
-    if anchored and isinstance(base, _Modelled):
+    if isinstance(base, _Modelled):
+        # However far the model's level is off: a difference of levels is less wrong than the level itself, and the
+        # interval holds by how much it is off.
         residual = (observed - base.value) * _residual_share(evidence, candidate)
         value = wanted.value + residual
         spread = np.std([ours - theirs for ours, theirs in zip(wanted.replicates, base.replicates, strict=True)])
         missed = abs(observed - base.value)
         margin_parts = [_Z90 * float(spread), floor, doubt * abs(value - observed), missed]
         method = f"observed hit ratio plus modelled difference, from {levels.source}"
+        if missed > _LEVEL_OFF:
+            notes.append(f"the model gives {base.value:.3f} for the current configuration, which has {observed:.3f}")
     else:
         value = wanted.value
         margin_parts = [_Z90 * float(np.std(wanted.replicates)), 2.0 * floor]
         method = f"modelled hit ratio as such, from {levels.source}"
-        if isinstance(base, _Modelled):
-            margin_parts.append(abs(observed - base.value))
-            notes.append(f"the model gives {base.value:.3f} for the current configuration, which has {observed:.3f}")
-        elif base is None:
+        if base is None:
             notes.append("the cache refuses writes now, so what it holds says nothing about its workload")
         else:
             notes.append(f"the current configuration is not modelled: {base}")

@@ -59,7 +59,7 @@ FAST: Mapping[str, Any] = {
     "observation_window_ms": 5_000,
     "observation_windows_max": 2,
     "capture_ms": 6_000,
-    "capture_history_ms": 60_000,
+    "capture_pause_ms": 30_000,
     "cool_down_ms": 1_000,
     # Three tests share two cores, and a fit in one of them must not make the coordinator of another look dead.
     "state_age_max_ms": 15_000,

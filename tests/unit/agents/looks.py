@@ -74,11 +74,16 @@ def keyspace(idle_ms, *, ttl_ms=None, pattern=None, patterns=(), size_bytes=None
     )
 
 
-def capture(rows, *, pattern=None, patterns=(), rate=1.0, aborted=None):
+def capture(rows, *, pattern=None, patterns=(), rate=1.0, aborted=None, lines=None):
     """An access sample of (time_ms, key, op, size_bytes, ttl_ms) rows in any order."""
     table = np.array(sorted(rows, key=lambda r: r[0]), dtype=np.int64).reshape(-1, 5)
     trace = AccessTrace.of(table[:, 0], table[:, 1], table[:, 2], table[:, 3], table[:, 4])
     of_row = np.full(len(trace), -1, dtype=np.int32) if pattern is None else pattern(trace).astype(np.int32)
     return AccessSample(
-        trace=trace, pattern=of_row, patterns=tuple(patterns), spatial_rate=rate, lines_seen=len(trace), aborted=aborted
+        trace=trace,
+        pattern=of_row,
+        patterns=tuple(patterns),
+        spatial_rate=rate,
+        lines_seen=len(trace) if lines is None else lines,
+        aborted=aborted,
     )

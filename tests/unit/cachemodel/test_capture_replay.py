@@ -66,7 +66,10 @@ def test_on_a_steady_workload_lfu_surely_leads() -> None:
 
 
 def test_where_the_hot_set_moves_the_lead_of_lfu_is_smaller_and_less_sure() -> None:
-    still, moving = STEADY.difference(LFU, NOW), CaptureReplay(evidence_of(capture(moves=True)), seed=1).difference(LFU, NOW)
+    still, moving = (
+        STEADY.difference(LFU, NOW),
+        CaptureReplay(evidence_of(capture(moves=True)), seed=1).difference(LFU, NOW),
+    )
     assert still is not None
     assert moving is not None
     assert moving.value < still.value
