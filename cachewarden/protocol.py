@@ -226,12 +226,14 @@ class RunCycle(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetPaused(Message):
-    """Pause or resume; `kill` also takes back what is in flight."""
+    """Pause or resume; `kill` also takes back what is in flight. `order_id` finds the order in the journal again; the
+    coordinator gives it."""
 
     paused: bool
     by: str
     reason: str
     kill: bool = False
+    order_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
