@@ -79,6 +79,8 @@ class History(Message):
     led_until_ms: int = 0
     by_hand: Mapping[str, int] = field(default_factory=dict)
     """Knob that somebody else than us has set to when that was seen; it is left alone for a while."""
+    by_peer: Mapping[str, str] = field(default_factory=dict)
+    """Knob that another agent has set, as it had announced, to that agent."""
     lost: tuple[LostSetting, ...] = ()
     """Settings of ours that a restart or failover took away and nobody has set since."""
     kept: tuple[str, ...] = ()

@@ -308,7 +308,7 @@ class Coordinator:
         self._snapshots = message.snapshots
         self._memory.note_snapshots(message.snapshots, message.missing, now_ms)
         busy = frozenset(name for name in self._fleet.names if self._memory.in_flight(name, now_ms))
-        told = self._memory.watch.look(message.snapshots, busy, now_ms)
+        told = self._memory.watch.look(message.snapshots, busy, now_ms, self._peers.announced(now_ms))
         if self._memory.paused:
             why = f"paused: {self._memory.pause_reason}"
             self._memory.note_idle({s.service: why for s in message.snapshots}, now_ms)
