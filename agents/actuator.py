@@ -42,6 +42,7 @@ from cachewarden.machine import (
 )
 from cachewarden.messages import Execution, ExecutionState, Intent, Lease, RecordKind
 from cachewarden.modes import acts, modes_of, with_modes
+from cachewarden.pausing import OrdersOfPause
 from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, ModesChanged, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -67,6 +68,7 @@ class Actuator:
         self._held: dict[str, Unfinished] = {}
         """Changes that an earlier life left, of services that may not be written to now."""
         self._paused = False
+        self._pauses = OrdersOfPause()
         self._killed = 0, ""
         """What began before that moment is taken back, and why."""
         self._runs: dict[str, Run] = {}
@@ -185,6 +187,7 @@ class Actuator:
         if isinstance(message, ModesChanged):
             return self._on_modes(message, now_ms)
         if isinstance(message, SetPaused):
+            self._pauses.tell(message)
             self._paused = message.paused
             if message.paused and message.kill:
                 self._killed = now_ms, f"kill switch, pulled by `{message.by}`: {message.reason}"
@@ -300,12 +303,13 @@ class Actuator:
         elif isinstance(event, EffectFailed) and event.ref == f"{STANDBY_REF}{GROWTH}":
             again, admitted = self._growth.failed(event.reason, now_ms)
             effects += (*again, *self._admit(admitted, now_ms))
-        for number, record in enumerate(turn.pauses):
+        pauses = tuple(record for record in turn.pauses if self._pauses.counts(record))
+        for number, record in enumerate(pauses):
             # Of whichever deployment: a pause stops all optimizers of the fleet. In their order, since what was killed
             # stays killed although all was resumed before we read of it.
             self._paused = record.kind == RecordKind.PAUSED.value
             if self._paused and record.payload.get("kill"):
-                later = turn.pauses[number + 1 :]
+                later = pauses[number + 1 :]
                 resumed_ms = next((r.at_ms for r in later if r.kind == RecordKind.RESUMED.value), None)
                 why = f"kill switch: {record.payload.get('reason', '')}"
                 self._killed = now_ms if resumed_ms is None else resumed_ms, why

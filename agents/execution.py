@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from agents.execution_checking import on_intending, on_reading_counters, on_reading_knobs
-from agents.execution_keeping import on_persist_intending, on_persisting
+from agents.execution_keeping import note_rewritten, on_persist_intending, on_persisting
 from agents.execution_observing import begin_observing, on_observing, on_observing_control, on_window_recording
 from agents.execution_rollback import (
     abandon,
@@ -200,7 +200,7 @@ def _recover(run: Run, values: dict[str, str], now_ms: int) -> Effects:
 
 def cancel(run: Run, reason: str, now_ms: int, *, superseded: bool = False) -> Effects:
     """Stop a change: at once where it only waits, else as soon as the answer is there that it waits for."""
-    if run.phase in (Phase.ENDING, Phase.DONE, *_PERSISTS):
+    if run.phase in (Phase.ENDING, Phase.DONE) or (superseded and run.phase in _PERSISTS):
         # It is decided that it is kept, only the record of that is not there yet.
         return ()
     if run.phase is Phase.GOVERNING:
@@ -233,6 +233,9 @@ def _absorb(run: Run, event: Any) -> None:
         isinstance(event, HotKeysCollected) and run.phase is Phase.TOUCHING
     ):
         run.dirty = True
+    elif run.phase is Phase.PERSISTING:
+        # The file may hold the new values now, and is written again once they have been taken back.
+        note_rewritten(run, event)
     elif isinstance(event, EffectFailed) and event.outcome_unknown and run.phase in _WRITING:
         run.dirty = True
         run.distrust_lease()

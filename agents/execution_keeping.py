@@ -5,7 +5,8 @@ is announced in the journal, done under the fence, and its outcome stands in the
 was lost, or the want of a file change nothing about the change: it is kept as long as the process lives, and
 `coordination/settings_watch.py` sees when it is gone.
 
-INVARIANT: a change is kept once it was judged so, whatever becomes of the file.
+INVARIANT: a change that was judged to be kept is kept whatever becomes of the file, unless it is stopped before its
+last record is on its way: then no rewrite is begun any more, and the change is taken back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cachewarden.errors import InvariantViolation
 from cachewarden.machine import ConfigRewritten, Effect, EffectFailed, RewriteConfig, TimerFired
 from cachewarden.messages import ExecutionState, RecordKind
 
-__all__ = ["on_persist_intending", "on_persisting", "persist"]
+__all__ = ["note_rewritten", "on_persist_intending", "on_persisting", "persist"]
 
 Effects = tuple[Effect, ...]
 
@@ -67,6 +68,12 @@ def on_persist_intending(run: Run, event: Any, now_ms: int) -> Effects:
 
 def on_persisting(run: Run, event: Any, _now_ms: int) -> Effects:
     """Take the server's answer, whatever it is."""
+    note_rewritten(run, event)
+    return _kept(run)
+
+
+def note_rewritten(run: Run, event: Any) -> None:
+    """Note what has become of the file; raises InvariantViolation for what is no answer to CONFIG REWRITE."""
     if isinstance(event, ConfigRewritten):
         run.persisted = {"rewritten": event.rewritten, "reason": event.reason}
     elif isinstance(event, EffectFailed):
@@ -74,7 +81,6 @@ def on_persisting(run: Run, event: Any, _now_ms: int) -> Effects:
         run.persisted = {"rewritten": False, "reason": f"{unknown}{event.reason}"}
     else:
         raise InvariantViolation(f"`{type(event).__name__}` is no answer to CONFIG REWRITE")
-    return _kept(run)
 
 
 def _kept(run: Run) -> Effects:

@@ -110,7 +110,11 @@ class Admitted:
 
 
 class GrowthGate:
-    """Machine of one order after the other: lease, journal, sum. `done` opens it for the next."""
+    """Machine of one order after the other: lease, journal, sum. `done` opens it for the next.
+
+    The lease is either given back or asked for, never both at once: the two would be on their way together, and a
+    release that comes second would take away what was just granted. So the next order renews the lease of the last.
+    """
 
     def __init__(self, settings: CacheOptimizerSettings, fleet: Fleet) -> None:
         self._settings = settings
@@ -165,8 +169,8 @@ class GrowthGate:
     def done(self) -> tuple[Effect, ...]:
         """Let the next one in: the intention of the last one is in the journal, or never will be."""
         lease, self._lease = self._lease, None
-        released = () if lease is None else (ReleaseLease(lease=lease),)
-        return (*released, *self._next())
+        asked = self._next()
+        return asked if asked or lease is None else (ReleaseLease(lease=lease),)
 
     def cancel(self, service: str, proposal_id: str | None, reason: str) -> None:
         """Call orders off while they are here: they come out refused."""

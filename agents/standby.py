@@ -31,6 +31,7 @@ from cachewarden.machine import (
     TimerFired,
 )
 from cachewarden.messages import AuditRecord, ExecutionState, Lease, RecordKind
+from cachewarden.pausing import PAUSE_KINDS
 from cachewarden.protocol import ExecutionReport
 
 __all__ = ["GROWTH", "LEAD_REF", "STANDBY_REF", "Leads", "Standby", "Turn"]
@@ -42,7 +43,6 @@ GROWTH: Final = "growth"
 _PAGE: Final = 1_000
 _LATELY_MS: Final = 600_000
 """So long an ending counts for who may not have seen its outcome yet."""
-_PAUSES: Final = (RecordKind.PAUSED.value, RecordKind.RESUMED.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Standby:
         return Turn()
 
     def _on_read(self, step: str, key: str, event: JournalRead, now_ms: int) -> Turn:
-        pauses = tuple(r for r in event.records if r.kind in _PAUSES)
+        pauses = tuple(r for r in event.records if r.kind in PAUSE_KINDS)
         self._absorb(event.records)
         if len(event.records) >= _PAGE:
             return Turn((self._read(f"{step}:{key}" if key else step),), pauses=pauses)

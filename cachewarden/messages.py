@@ -147,6 +147,7 @@ class RecordKind(StrEnum):
     REQUEST_REFUSED = "request_refused"
     KEYS_WARMED = "keys_warmed"
     SETTING_CHANGED_BY_HAND = "setting_changed_by_hand"
+    SETTING_CHANGED_BY_PEER = "setting_changed_by_peer"
     SETTING_LOST = "setting_lost"
     MODE_CHANGED = "mode_changed"
     PAUSED = "paused"

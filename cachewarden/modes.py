@@ -27,11 +27,11 @@ def acts(fleet: Fleet, service: str) -> bool:
     return service in fleet.names and fleet.service(service).mode in ACTING
 
 
-def modes_of(records: Iterable[AuditRecord], fleet: Fleet) -> dict[str, Mode]:
-    """Return the overrides in force after `records`, oldest first; `fleet` is that of the file. A record that cannot
-    be read is passed over."""
+def modes_of(records: Iterable[AuditRecord], fleet: Fleet, before: Mapping[str, Mode] | None = None) -> dict[str, Mode]:
+    """Return the overrides in force after `records`, oldest first, where `before` were in force before them; `fleet` is
+    that of the file. A record that cannot be read is passed over."""
     filed = {s.name: s.mode for s in fleet.services}
-    found: dict[str, Mode] = {}
+    found = dict(before or {})
     for record in records:
         if record.kind != RecordKind.MODE_CHANGED or record.service not in filed:
             continue

@@ -79,6 +79,8 @@ class History(Message):
     led_until_ms: int = 0
     by_hand: Mapping[str, int] = field(default_factory=dict)
     """Knob that somebody else than us has set to when that was seen; it is left alone for a while."""
+    by_peer: Mapping[str, str] = field(default_factory=dict)
+    """Knob that another agent has set, as it had announced, to that agent."""
     lost: tuple[LostSetting, ...] = ()
     """Settings of ours that a restart or failover took away and nobody has set since."""
     kept: tuple[str, ...] = ()
@@ -226,12 +228,14 @@ class RunCycle(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetPaused(Message):
-    """Pause or resume; `kill` also takes back what is in flight."""
+    """Pause or resume; `kill` also takes back what is in flight. `order_id` finds the order in the journal again; the
+    coordinator gives it."""
 
     paused: bool
     by: str
     reason: str
     kill: bool = False
+    order_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

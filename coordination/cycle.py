@@ -29,10 +29,18 @@ from cachewarden.machine import (
     Started,
     TimerFired,
 )
-from cachewarden.messages import Execution, ExecutionState, Proposal, RecordKind, Resolution, ResolutionOutcome, Verdict
+from cachewarden.messages import (
+    AuditRecord,
+    Execution,
+    ExecutionState,
+    Proposal,
+    RecordKind,
+    Resolution,
+    ResolutionOutcome,
+    Verdict,
+)
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import (
-    CancelExecution,
     ChainChecked,
     Execute,
     ExecutionReport,
@@ -61,7 +69,7 @@ from coordination.decision_log import DecisionLog
 from coordination.fleet_memory import FleetMemory
 from coordination.mode_desk import ModeDesk
 from coordination.orders import order_of
-from coordination.pausing import PauseRecords
+from coordination.pausing import PauseDesk
 from coordination.peer_desk import PeerDesk
 from coordination.release_gate import held_back
 from coordination.stages import AGENT_OF_STAGE, STAGE_DEADLINE_MS
@@ -86,7 +94,8 @@ class Coordinator:
         self._life = life
         self._memory = FleetMemory(fleet, settings)
         self._approvals = ApprovalBook(fleet, settings)
-        self._catching_up = CatchingUp()
+        # As often as those who stand by look: a restriction of another deployment reaches us as fast as its changes.
+        self._catching_up = CatchingUp(min(settings.lease_ttl_ms, 60_000))
         self._hurry = False
         """Whether somebody waits for the next cycle."""
         self._cycle = 0
@@ -97,7 +106,7 @@ class Coordinator:
         self._verdicts: dict[str, Verdict] = {}
         self._log = DecisionLog()
         self._peers = PeerDesk(fleet, settings, life)
-        self._pauses = PauseRecords()
+        self._pauses = PauseDesk(life)
         self._modes = ModeDesk(fleet)
         self._approvals.use_modes(self._modes.modes)
         self._peers.use_modes(self._modes.modes)
@@ -154,9 +163,7 @@ class Coordinator:
         if isinstance(event, EffectFailed):
             return self._on_not_recorded(event, now_ms) if event.effect == "Record" else ()
         if isinstance(event, JournalRead):
-            lost = self._memory.unheard(event.records)
-            told = (e for x in lost for e in self._on_execution(ExecutionReport(execution=x), self.name, now_ms))
-            return (*told, *self._catching_up.read(event, now_ms))
+            return (*self._on_journal_read(event.records, now_ms), *self._catching_up.read(event, now_ms))
         if isinstance(event, Received):
             self._memory.hear(event.message, event.sender, now_ms)
             handler = self._handlers.get(type(event.message))
@@ -164,6 +171,12 @@ class Coordinator:
         return ()
 
     # --- Journal ----------------------------------------------------------------------------------------------------
+
+    def _on_journal_read(self, records: tuple[AuditRecord, ...], now_ms: int) -> tuple[Effect, ...]:
+        lost = self._memory.unheard(records)
+        effects = [e for x in lost for e in self._on_execution(ExecutionReport(execution=x), self.name, now_ms)]
+        moded, resumed = self._modes.follow(records), self._pauses.follow(records, self._memory)
+        return (*effects, *moded, *(self._hasten(now_ms) if moded or resumed else ()))
 
     def _on_recorded(self, event: Recorded, now_ms: int) -> tuple[Effect, ...]:
         self._note_own(event)
@@ -295,7 +308,7 @@ class Coordinator:
         self._snapshots = message.snapshots
         self._memory.note_snapshots(message.snapshots, message.missing, now_ms)
         busy = frozenset(name for name in self._fleet.names if self._memory.in_flight(name, now_ms))
-        told = self._memory.watch.look(message.snapshots, busy, now_ms)
+        told = self._memory.watch.look(message.snapshots, busy, now_ms, self._peers.announced(now_ms))
         if self._memory.paused:
             why = f"paused: {self._memory.pause_reason}"
             self._memory.note_idle({s.service: why for s in message.snapshots}, now_ms)
@@ -429,20 +442,9 @@ class Coordinator:
         return self._approvals.submit(message, busy, now_ms)
 
     def _on_set_paused(self, message: SetPaused, _sender: str, now_ms: int) -> tuple[Effect, ...]:
-        self._memory.note_pause(message.reason, paused=message.paused)
-        # The actuator must know even when nothing is in flight: an order may be on its way to it.
-        effects: list[Effect] = [self._pauses.note(message), Send(to="actuator", message=message)]
-        if message.paused and message.kill:
-            stop = CancelExecution(service="*", reason=f"kill switch, pulled by `{message.by}`: {message.reason}")
-            effects.append(Send(to="actuator", message=stop))
-        if not message.paused and self._stage == "idle":
-            effects.append(SetTimer(ref="cycle", due_ms=now_ms))
-        return tuple(effects)
+        effects = self._pauses.order(message, self._memory, now_ms)
+        at_once = not message.paused and self._stage == "idle"
+        return (*effects, SetTimer(ref="cycle", due_ms=now_ms)) if at_once else effects
 
     def _on_chain_checked(self, message: ChainChecked, _sender: str, now_ms: int) -> tuple[Effect, ...]:
-        told = projection.chain_checked(message, now_ms)
-        if message.ok or self._memory.paused:
-            return told
-        # A journal that does not verify cannot vouch for anything: stop acting until a person has looked.
-        order = SetPaused(paused=True, by="auditor", reason="the audit chain does not verify", kill=False)
-        return (*told, *self._on_set_paused(order, "auditor", now_ms))
+        return (*projection.chain_checked(message, now_ms), *self._pauses.heed(message, self._memory, now_ms))

@@ -20,6 +20,7 @@ from cachewarden.codec import digest
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Intent, Proposal, RecordKind, TtlRule, Verdict
 from cachewarden.observation import Snapshot
+from cachewarden.pausing import PAUSE_KINDS
 from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, PeerHealth, PeerReport, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.execution_records import STATE_OF_RECORD, followed, opened
@@ -39,13 +40,10 @@ _HANDED_OVER_MS = 30_000
 """How long a service counts as busy after its proposal was handed over, until the actuator says something."""
 
 
-_BY_HAND = RecordKind.SETTING_CHANGED_BY_HAND
-
-
 class FleetMemory:
     """Mutable state of one coordinator; `state` gives it out as one immutable value."""
 
-    replay_kinds = tuple(kind.value for kind in (*STATE_OF_RECORD, RecordKind.PAUSED, RecordKind.RESUMED, _BY_HAND))
+    replay_kinds = tuple(str(kind) for kind in (*STATE_OF_RECORD, *sorted(PAUSE_KINDS), *SettingsWatch.replay_kinds))
 
     def __init__(self, fleet: Fleet, settings: CacheOptimizerSettings) -> None:
         self.paused = False
@@ -366,6 +364,7 @@ class FleetMemory:
                 led_by=led_by if now_ms < led_until_ms else None,
                 led_until_ms=led_until_ms if now_ms < led_until_ms else 0,
                 by_hand=self.watch.by_hand(service),
+                by_peer=self.watch.by_peer(service),
                 lost=self.watch.lost(service),
                 kept=kept.get(service, ()),
             )

@@ -1,40 +1,71 @@
-"""Pausing and resuming, until the journal has it: an order that the journal did not take is written down again.
+"""Pausing and resuming: orders that were given here, and those of other deployments as the journal has them.
 
-It stops nothing by itself; the coordinator does, at once, whatever the journal says. INVARIANT: only the newest order
-is written again, so an older one never comes after it.
+An order counts at once, whatever the journal says, and is written down until the journal has it. Of itself it only
+stops, and only for a journal that does not verify. INVARIANT: only the newest order is written again, so an older one
+never comes after it; and what is read in the journal never ends a pause that is newer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
-from cachewarden.machine import Effect, Record, SetTimer
-from cachewarden.messages import RecordKind
-from cachewarden.protocol import SetPaused
+from cachewarden.machine import Effect, Record, Send, SetTimer
+from cachewarden.messages import AuditRecord, RecordKind
+from cachewarden.pausing import PAUSE_KINDS, OrdersOfPause
+from cachewarden.protocol import CancelExecution, ChainChecked, SetPaused
+from coordination.fleet_memory import FleetMemory
 
-__all__ = ["PauseRecords"]
+__all__ = ["PauseDesk"]
 
 _AGAIN_MS: Final = 1_000
 
 
-class PauseRecords:
-    """The last pause or resumption, while the journal has not taken it."""
+class PauseDesk:
+    """The last pause or resumption, while the journal has not taken it. `life` names this life of the coordinator."""
 
-    def __init__(self) -> None:
+    def __init__(self, life: str) -> None:
+        self._life = life
         self._record: Record | None = None
         self._orders = 0
+        self._known = OrdersOfPause()
 
-    def note(self, order: SetPaused) -> Record:
-        """Return the record of an order."""
+    def order(self, message: SetPaused, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        """Take an order: it is in force, and its record and what the actuator has to know are returned."""
+        memory.note_pause(message.reason, paused=message.paused)
         self._orders += 1
+        told = replace(message, order_id=f"{self._life}:{now_ms}:{self._orders}")
+        self._known.tell(told)
         self._record = Record(
             ref=f"pause:{self._orders}",
-            kind=RecordKind.PAUSED if order.paused else RecordKind.RESUMED,
+            kind=RecordKind.PAUSED if told.paused else RecordKind.RESUMED,
             service=None,
-            subject_id=order.by,
-            payload={"by": order.by, "reason": order.reason, "kill": order.kill},
+            subject_id=told.by,
+            payload={"by": told.by, "reason": told.reason, "kill": told.kill, "order_id": told.order_id},
         )
-        return self._record
+        # The actuator must know even when nothing is in flight: an order may be on its way to it.
+        effects: list[Effect] = [self._record, Send(to="actuator", message=told)]
+        if told.paused and told.kill:
+            stop = CancelExecution(service="*", reason=f"kill switch, pulled by `{told.by}`: {told.reason}")
+            effects.append(Send(to="actuator", message=stop))
+        return tuple(effects)
+
+    def heed(self, message: ChainChecked, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        """Stop acting until a person has looked, where the journal does not verify: it cannot vouch for anything."""
+        if message.ok or memory.paused:
+            return ()
+        order = SetPaused(paused=True, by="auditor", reason="the audit chain does not verify", kill=False)
+        return self.order(order, memory, now_ms)
+
+    def follow(self, records: Iterable[AuditRecord], memory: FleetMemory) -> bool:
+        """Take what the journal was read on for; returns whether all goes on by it. The actuator reads by itself."""
+        before = memory.paused
+        for record in records:
+            if record.kind in PAUSE_KINDS and self._known.counts(record):
+                paused = record.kind == RecordKind.PAUSED
+                memory.note_pause(str(record.payload.get("reason", "")), paused=paused)
+        return before and not memory.paused
 
     def recorded(self, ref: str) -> None:
         """Take note that the journal has a record."""

@@ -38,7 +38,7 @@ from coordination.conflict_desk import ConflictDesk
 from coordination.conflicts import Clash, ClashKind, clash_with_kept, find_clashes, matter_of
 from coordination.fleet_memory import FleetMemory
 from coordination.peer_ballots import live_ballots
-from coordination.peer_plans import PeerPlan, plan_of
+from coordination.peer_plans import PeerPlan, PlanState, plan_of
 from coordination.peer_reader import PLANS_MAX, PeerReader
 from coordination.peer_watch import LOOK_REF, PeerWatch
 from coordination.projection import task_id_of
@@ -144,6 +144,17 @@ class PeerDesk:
         reserved[proposal.service] = max([reserved.get(proposal.service, 0), *sizes])
         wanted = sum(reserved.values()) + sum(i.amount for i in growing)
         return max(growing, key=lambda i: (i.amount, i.holder)).holder if wanted > memory.budget_bytes else None
+
+    def announced(self, now_ms: int) -> dict[tuple[str, str, str], str]:
+        """Return the values that peers say they set, by (service, knob, value), and who says so; of a plan that came to
+        nothing those that it puts back."""
+        return {
+            (touch.service, touch.resource, value): plan.agent_id
+            for plan in self._plans_in_sight
+            if now_ms < plan.until_ms
+            for touch in plan.touches
+            if (value := touch.before if plan.state is PlanState.ENDED else touch.after)
+        }
 
     def announce(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
         """Write down that a change is going to begin, and look once more; it leaves by `take_passed`."""

@@ -1,18 +1,20 @@
 """What we last set on each cache, and what has become of it: still there, lost with a restart, or set by somebody else.
 
-A value that a person sets by hand is respected: it is written down, shown, and the knob is left alone for a while. A
+A value that a person sets by hand is respected: it is written down, shown, and the knob is left alone for a while. One
+that another agent had announced is that agent's: written down and shown as such, and no reason to rest. A
 value that a restart or failover took away is set again, but only while our own decision is the last word on it: the
 server has the very value that it had before that decision, and nobody has set the knob since. It compares looks and
 remembers; it never writes to a cache and never decides whether a setting is set again (the planner proposes that, and
 constitution and consensus are asked as for every other change).
 
-INVARIANT: of one knob of one cache either our decision or somebody's hand is the last word, never both.
+INVARIANT: of one knob of one cache either our decision or somebody else's is the last word, never both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from pydantic import ValidationError
 
@@ -45,6 +47,7 @@ class SettingsWatch:
         RecordKind.CHANGE_INTENDED.value,
         RecordKind.CHANGE_KEPT.value,
         RecordKind.SETTING_CHANGED_BY_HAND.value,
+        RecordKind.SETTING_CHANGED_BY_PEER.value,
     )
 
     def __init__(self, rest_ms: int) -> None:
@@ -52,6 +55,9 @@ class SettingsWatch:
         self._rest_ms = rest_ms
         self._ours: dict[str, dict[str, _Ours]] = {}
         self._by_hand: dict[str, dict[str, int]] = {}
+        self._by_peer: dict[str, dict[str, str]] = {}
+        self._announced: Mapping[tuple[str, str, str], str] = {}
+        """(service, knob, value) to the peer that says it sets it, as of this look."""
         self._lost: dict[str, dict[str, _Ours]] = {}
         self._suspected: dict[str, dict[str, tuple[str, str]]] = {}
         """Per service and knob (was, is): a value that is not ours in one look, and not confirmed by a second."""
@@ -80,6 +86,8 @@ class SettingsWatch:
                 self._keep(self._proposals[record.subject_id], str(record.payload.get("run_id") or ""))
             elif record.kind == RecordKind.SETTING_CHANGED_BY_HAND and record.service:
                 self._note_hand(record.service, str(record.payload["knob"]), record.at_ms)
+            elif record.kind == RecordKind.SETTING_CHANGED_BY_PEER and record.service:
+                self._note_peer(record.service, str(record.payload["knob"]), str(record.payload["peer"]))
 
     def note_execution(self, execution: Execution) -> None:
         """Take what a change does, or has done, to its knobs."""
@@ -115,21 +123,36 @@ class SettingsWatch:
                 value=change.after, before=before, proposal_id=proposal.proposal_id, run_id=run_id
             )
             self._by_hand.get(proposal.service, {}).pop(change.knob, None)
+            self._by_peer.get(proposal.service, {}).pop(change.knob, None)
             self._suspected.get(proposal.service, {}).pop(change.knob, None)
             self._lost.get(proposal.service, {}).pop(change.knob, None)
 
     def _note_hand(self, service: str, knob: str, at_ms: int) -> None:
         self._by_hand.setdefault(service, {})[knob] = at_ms
+        self._by_peer.get(service, {}).pop(knob, None)
+        self._ours.get(service, {}).pop(knob, None)
+        self._lost.get(service, {}).pop(knob, None)
+
+    def _note_peer(self, service: str, knob: str, peer: str) -> None:
+        self._by_peer.setdefault(service, {})[knob] = peer
         self._ours.get(service, {}).pop(knob, None)
         self._lost.get(service, {}).pop(knob, None)
 
     # --- Looking ---
 
-    def look(self, snapshots: Iterable[Snapshot], busy: frozenset[str], now_ms: int) -> tuple[Effect, ...]:
+    def look(
+        self,
+        snapshots: Iterable[Snapshot],
+        busy: frozenset[str],
+        now_ms: int,
+        announced: Mapping[tuple[str, str, str], str] = MappingProxyType({}),
+    ) -> tuple[Effect, ...]:
         """Compare new looks with what should be; returns the records of what is not as we left it.
 
-        `busy` names the services with a change of ours under way: the actuator watches their knobs itself.
+        `busy` names the services with a change of ours under way: the actuator watches their knobs itself. `announced`
+        is (service, knob, value) to the peer that has said it sets that value.
         """
+        self._announced = announced
         effects: list[Effect] = []
         for snapshot in snapshots:
             if "knobs" in snapshot.incomplete or not snapshot.knobs or snapshot.service in busy:
@@ -166,6 +189,14 @@ class SettingsWatch:
         """Leave a knob alone at once, and say so once a second look finds the same value: another deployment may have
         set it, and its records are read a little later than its value."""
         suspected = self._suspected.setdefault(service, {})
+        if (peer := self._announced.get((service, knob, now))) is not None:
+            if suspected.pop(knob, None) is not None:
+                # It was suspected before the announcement was read; a hand that is sure keeps its rest.
+                self._by_hand.get(service, {}).pop(knob, None)
+            self._note_peer(service, knob, peer)
+            payload = {"knob": knob, "was": was, "now": now, "proposal_id": ours, "peer": peer}
+            kind = RecordKind.SETTING_CHANGED_BY_PEER.value
+            return [Record(kind=kind, service=service, subject_id=service, payload=payload)]
         if suspected.get(knob, ("", ""))[1] != now:
             suspected[knob] = was, now
             self._by_hand.setdefault(service, {}).setdefault(knob, now_ms)
@@ -203,6 +234,10 @@ class SettingsWatch:
     def by_hand(self, service: str) -> dict[str, int]:
         """Return the knobs that other hands have set to when that was seen."""
         return dict(self._by_hand.get(service, {}))
+
+    def by_peer(self, service: str) -> dict[str, str]:
+        """Return the knobs that other agents have set as they had announced, to those agents."""
+        return dict(self._by_peer.get(service, {}))
 
     def lost(self, service: str) -> tuple[LostSetting, ...]:
         """Return the settings of ours that a restart or failover took away and nobody has set since."""

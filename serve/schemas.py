@@ -98,6 +98,9 @@ class ServiceView(CacheMetrics):
     set_by_hand: dict[str, str] = Field(
         default_factory=dict, description="knob that somebody else has set to when that was seen; it is left alone"
     )
+    set_by_peer: dict[str, str] = Field(
+        default_factory=dict, description="knob to the other agent that has set it, as it had announced"
+    )
     lost_settings: dict[str, str] = Field(
         default_factory=dict, description="knob to the value of ours that a restart or failover took away"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -70,6 +71,18 @@ async def patient(server, peer):
     """A stage that waits for an answer for as long as a loaded machine may need to give one."""
     async with PeerStage(f"{server.url}/1", conflict_wait_ms=60_000) as stage:
         yield stage
+
+
+@pytest.fixture
+def consensus(monkeypatch):
+    """ACGS's consensus engine, which works in its own process and is given the blackboard class."""
+    monkeypatch.syspath_prepend(CHECKOUT)
+    module = pytest.importorskip(
+        "services.core.consensus_engine.consensus_mechanisms", reason="the checkout has no consensus engine that loads"
+    )
+    yield module
+    for name in [n for n in sys.modules if n == "services" or n.startswith("services.")]:
+        del sys.modules[name]
 
 
 async def until(found):
@@ -158,6 +171,43 @@ async def test_it_reads_everything_that_we_write(acgs, stage, peer):
     assert await peer.get_available_tasks() == await peer.get_pending_tasks() == []
     assert [c for c in await peer.get_open_conflicts() if AGENT_ID in c.involved_agents] == []
     assert (await peer.get_metrics())["agents"]["active"] == 2
+
+
+@pytest.mark.parametrize(
+    ("votes", "outcome"),
+    [
+        ((AGENT_ID, AGENT_ID, "operational_agent"), "won"),
+        (("operational_agent",), "lost"),
+        ((AGENT_ID, "other"), "lost"),
+    ],
+    ids=["ours", "theirs", "a tie"],
+)
+async def test_a_session_of_its_consensus_engine_decides_a_conflict_and_one_without_a_majority_does_not(
+    acgs, consensus, patient, peer, votes, outcome
+):
+    await peer.add_knowledge(plan(acgs, priority=5 if outcome == "lost" else 1))
+    await patient.until(lambda: patient.held)
+    patient.plans = wanting(patient, knob(*SAMPLES))
+
+    async def conflict():
+        return next((c for c in await peer.get_open_conflicts() if AGENT_ID in c.involved_agents), None)
+
+    found = await until(conflict)
+    engine = consensus.ConsensusEngine(peer)
+    options = {
+        name: consensus.VoteOption(option_name=name, description="goes first", proposed_by=name)
+        for name in (AGENT_ID, "operational_agent", "other")
+    }
+    voters = [f"voter-{n}" for n in range(len(votes))]
+    session = await engine.initiate_consensus(
+        found, consensus.ConsensusAlgorithm.MAJORITY_VOTE, voters, list(options.values())
+    )
+    for voter, name in zip(voters, votes, strict=True):
+        assert await engine.cast_vote(session, voter, "agent", options[name].option_id, 0.9)
+    await engine.execute_consensus(session)
+    [settled] = await patient.journalled(1, RecordKind.CONFLICT_SETTLED)
+    assert (settled.subject_id, settled.payload["outcome"]) == (found.id, outcome)
+    assert "consensus engine" in settled.payload["decided_by"]
 
 
 async def test_it_sees_us_alive_after_hours_of_its_timeout_checks(acgs, server, peer, monkeypatch):

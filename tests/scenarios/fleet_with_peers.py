@@ -36,8 +36,6 @@ WITH_PEERS = SETTINGS.model_copy(
         "conflict_wait_ms": 30_000,
         "changes_per_hour": 6,
         "cool_down_ms": 60_000,
-        # What a peer sets was announced, and is no reason to rest for a day.
-        "manual_change_rest_ms": 0,
     }
 )
 UNDER_WAY = ("approved", "in_progress")

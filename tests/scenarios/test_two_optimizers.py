@@ -8,6 +8,9 @@ from collections import Counter
 import pytest
 
 from agents.actuator import Actuator
+from cachewarden.machine import Received
+from cachewarden.messages import Mode
+from cachewarden.protocol import SetMode, SetPaused
 from coordination.fleet_memory import LED_REST_MS
 from tests.scenarios.two_optimizers import SETTINGS, TwoOptimizers
 
@@ -95,9 +98,6 @@ def test_a_leader_that_was_stalled_and_wakes_up_writes_nothing_more_to_that_chan
 
 
 def test_a_pause_of_one_deployment_stops_the_actuator_of_the_other():
-    from cachewarden.machine import Received
-    from cachewarden.protocol import SetPaused
-
     world = TwoOptimizers()
     world.run(100)
     pause = SetPaused(paused=True, by="ann", reason="look first")
@@ -106,6 +106,20 @@ def test_a_pause_of_one_deployment_stops_the_actuator_of_the_other():
     actuator = world.nodes["b"].agents["actuator"]
     assert isinstance(actuator, Actuator)
     assert actuator._paused
+
+
+def test_a_restriction_that_one_deployment_was_told_takes_back_what_the_other_has_under_way():
+    world = TwoOptimizers()
+    assert world.run(5 * MINUTE_MS, begun(world))
+    first = leader(world)
+    restriction = SetMode(service="sessions", mode=Mode.ADVISE, by="ann", reason="a sale")
+    message = Received(sender="api", message=restriction)
+    world._later(world.nodes[other(first)], "coordinator", message, 0)
+    assert world.run(SETTINGS.lease_ttl_ms + 5_000, lambda: "change_rolled_back" in world.kinds("sessions"))
+    assert world.caches["sessions"].knobs["maxmemory-samples"] == "5"
+    written = len(world.writes)
+    world.run(HOUR_MS)
+    assert not [w for w in world.writes[written:] if w[2] == "sessions"]
 
 
 @pytest.mark.parametrize("seed", range(8))

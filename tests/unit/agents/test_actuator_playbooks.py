@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from agents.recovery import PERSIST
 from cachewarden import machine as m
 from cachewarden.baseline import Baseline
 from cachewarden.messages import ExecutionState
+from cachewarden.protocol import CancelExecution
 from tests.unit.agents.actuator_world import (
     FENCE_EVICTED,
     KNOBS,
@@ -226,6 +228,27 @@ def test_a_change_that_is_taken_back_is_never_written_to_the_file():
     world = played(REWRITTEN, ratio=0.60)
     assert world.last.state is ExecutionState.ROLLED_BACK
     assert not world.count(m.RewriteConfig)
+
+
+def announced(world: World) -> bool:
+    """Whether a rewrite of the file was announced and its record is not durable yet."""
+    newest = world.performed[-1]
+    return isinstance(newest, m.Record) and newest.payload.get("what", {}).get("kind") == PERSIST
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_kill_before_the_last_record_takes_the_change_back_and_begins_no_rewrite(sent):
+    world = World()
+    world.tell(order(REWRITTEN))
+    world.run(until=lambda: bool(world.count(m.RewriteConfig)) if sent else announced(world))
+    before = world.count(m.RewriteConfig)
+    world.tell(CancelExecution(service="*", reason="kill switch"))
+    world.run()
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert world.caches["pages"].knobs["maxmemory"] == str(40 * MIB)
+    # What had left already is put right: the file holds the old values again.
+    assert world.count(m.RewriteConfig) == (before + 1 if sent else 0)
+    assert (world.caches["pages"].file or {}).get("maxmemory") == (str(40 * MIB) if sent else None)
 
 
 def test_a_file_that_may_hold_the_new_values_is_rewritten_when_they_are_taken_back_after_all():

@@ -11,7 +11,7 @@ from agents.recovery import read_journal
 from agents.standby import Leads, Standby
 from cachewarden import machine as m
 from cachewarden.messages import AuditRecord, ExecutionState, Lease, RecordKind, ResolutionOutcome
-from cachewarden.protocol import History
+from cachewarden.protocol import History, SetPaused
 from coordination.fleet_memory import LED_REST_MS, FleetMemory
 from tests.unit.agents.actuator_world import FLEET, SETTINGS, T0, World, change, order, proposal
 from tests.unit.agents.settlements import Table, verdict
@@ -244,3 +244,12 @@ def test_a_change_that_began_after_the_resumption_is_not_killed():
     read_words(world, T0 + 5_000)
     world.run()
     assert world.last.state is ExecutionState.KEPT
+
+
+def test_a_resumption_from_before_our_own_pause_does_not_end_it_however_late_it_is_read():
+    world = World()
+    world.tell(SetPaused(paused=True, by="op", reason="look first", order_id="o-2"))
+    world._step(m.JournalRead(ref="standby:read", records=(word("resumed", T0, order_id="o-1"),)))
+    assert world.actuator._paused
+    world._step(m.JournalRead(ref="standby:read", records=(word("paused", T0, order_id="o-2"), word("resumed", T0))))
+    assert not world.actuator._paused

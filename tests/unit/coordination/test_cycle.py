@@ -383,6 +383,32 @@ def test_a_pause_that_the_journal_did_not_take_is_written_again_until_it_did():
     assert desk.coordinator.step(TimerFired(ref=timer.ref), NOW) == ()
 
 
+def test_a_pause_of_another_deployment_is_learned_from_the_journal_and_so_is_its_end():
+    desk = _Desk()
+    _catch_up(desk, _record(2, RecordKind.PAUSED, {"reason": "elsewhere"}))
+    assert desk.coordinator.state(NOW).phase == "paused: elsewhere"
+    effects = _catch_up(desk, _record(3, RecordKind.RESUMED, {"reason": "all is well"}))
+    assert not desk.coordinator.state(NOW).paused
+    assert any(isinstance(e, SetTimer) and e.ref == "cycle" for e in effects)
+
+
+def test_a_resumption_from_before_our_pause_does_not_end_it():
+    desk = _Desk()
+    (ours,) = [e for e in desk.hear(SetPaused(paused=True, by="ann", reason="alarm")) if isinstance(e, Record)]
+    _catch_up(desk, _record(2, RecordKind.RESUMED, {"reason": "of before"}))
+    assert desk.coordinator.state(NOW).paused
+    _catch_up(desk, _record(3, RecordKind.PAUSED, dict(ours.payload)), _record(4, RecordKind.RESUMED, {"reason": "x"}))
+    assert not desk.coordinator.state(NOW).paused
+
+
+def test_a_mode_that_another_deployment_ordered_counts_at_the_next_reading_of_the_journal():
+    desk = _Desk()
+    payload = {"mode": "off", "file_mode": "auto", "by": "bob", "reason": "elsewhere"}
+    effects = _catch_up(desk, _record(2, RecordKind.MODE_CHANGED, payload))
+    assert _sent(effects, CancelExecution)[0].service == "api"
+    assert desk.coordinator.state(NOW).modes == {"api": "off"}
+
+
 def _record(seq: int, kind: RecordKind, payload: dict[str, Any], proposal_id: str = "p-1") -> AuditRecord:
     return AuditRecord(
         seq=seq, at_ms=NOW, kind=kind, agent="actuator", service="api", subject_id=proposal_id, payload=payload

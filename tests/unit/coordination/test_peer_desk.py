@@ -127,3 +127,17 @@ def test_where_there_are_too_many_plans_those_that_are_being_carried_out_are_kep
     late = item("z", agent="zealous", status="in_progress", priority=5, service="cart")
     life.look(records=(*crowd, late))
     assert life.holder() == "zealous"
+
+
+def test_what_peers_say_that_they_set_is_known_as_the_server_reads_it_for_as_long_as_the_plan_counts():
+    life = Life()
+    changes = [{"knob": "maxmemory", "before": "32mb", "after": "64mb"}]
+    kept = item("k", agent="tuner", status="completed", service="cart", changes=changes)
+    undone = item("u", agent="other", status="rolled_back", service="pages", changes=changes)
+    whole = item("w", agent="vague", status="in_progress", service="pages")
+    life.look(records=(kept, undone, whole))
+    assert life.desk.announced(NOW) == {
+        ("cart", "maxmemory", str(64 << 20)): "tuner",
+        ("pages", "maxmemory", str(32 << 20)): "other",
+    }
+    assert life.desk.announced(NOW + 600_000) == {}

@@ -56,9 +56,9 @@ class Watched:
         for look in looks:
             self.look(look)
 
-    def look(self, snapshot, busy=()):
+    def look(self, snapshot, busy=(), announced=None):
         self.now_ms += 10_000
-        self.records += self.watch.look([snapshot], frozenset(busy), self.now_ms)
+        self.records += self.watch.look([snapshot], frozenset(busy), self.now_ms, announced or {})
         return self
 
     @property
@@ -112,6 +112,52 @@ def test_a_value_that_a_person_sets_is_left_alone_at_once_and_told_once_it_is_su
     assert world.records[0].payload == {
         "knob": "maxmemory", "was": str(50 * MIB), "now": str(60 * MIB), "proposal_id": "p-1"
     }  # fmt: skip
+
+
+BY_PEER = {**AFTER, "maxmemory": str(60 * MIB)}
+ANNOUNCED = {("sessions", "maxmemory", str(60 * MIB)): "tuner"}
+
+
+def test_what_a_peer_had_announced_is_the_peers_and_rests_for_nobody():
+    world = Watched(seen(AFTER)).look(seen(BY_PEER), announced=ANNOUNCED).look(seen(BY_PEER), announced=ANNOUNCED)
+    assert world.kinds == ["setting_changed_by_peer"]
+    assert world.records[0].payload["peer"] == "tuner"
+    assert (world.watch.by_hand("sessions"), world.watch.by_peer("sessions")) == ({}, {"maxmemory": "tuner"})
+    # It is the last word: what we had set is not ours to put back after a restart.
+    assert world.look(seen(BEFORE, "r2")).lost.keys() == {"maxmemory-policy"}
+
+
+def test_a_value_that_was_seen_before_its_announcement_is_the_peers_once_that_is_read():
+    world = Watched(seen(AFTER), seen(BY_PEER))
+    assert set(world.watch.by_hand("sessions")) == {"maxmemory"}
+    world.look(seen(BY_PEER), announced=ANNOUNCED)
+    assert (world.kinds, world.watch.by_hand("sessions")) == (["setting_changed_by_peer"], {})
+
+
+@pytest.mark.parametrize(
+    "other", [("pages", "maxmemory", str(60 * MIB)), ("sessions", "maxmemory", "1"), ("sessions", "maxclients", "1")]
+)
+def test_an_announcement_of_something_else_credits_nobody(other):
+    world = Watched(seen(AFTER))
+    for _ in range(2):
+        world.look(seen(BY_PEER), announced={other: "tuner"})
+    assert world.kinds == ["setting_changed_by_hand"]
+
+
+def test_a_rest_that_a_person_has_set_off_outlives_what_a_peer_sets_after_it():
+    theirs = {**AFTER, "maxmemory": str(45 * MIB)}
+    world = Watched(seen(AFTER), seen(theirs), seen(theirs)).look(seen(BY_PEER), announced=ANNOUNCED)
+    assert set(world.watch.by_hand("sessions")) == {"maxmemory"}
+
+
+def test_a_new_life_knows_from_the_journal_what_a_peer_has_set():
+    memory = FleetMemory(FLEET, SETTINGS)
+    memory.replay(
+        [INTENDED, KEPT, record(3, "setting_changed_by_peer", {"knob": "maxmemory", "peer": "t"}, "sessions")]
+    )
+    memory.watch.look([seen(BEFORE, "r2")], frozenset(), T0 + HOUR_MS)
+    history = memory.history(T0 + HOUR_MS)["sessions"]
+    assert ({one.knob for one in history.lost}, history.by_peer) == ({"maxmemory-policy"}, {"maxmemory": "t"})
 
 
 def test_a_knob_that_we_never_set_is_respected_too():

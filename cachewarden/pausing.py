@@ -1,0 +1,46 @@
+"""Which of two orders to pause or resume is the newer one: one that was told directly, or one that the journal has.
+
+Of several deployments on one journal each reads the orders of all, a little later than it is told its own. It only
+compares; whoever uses it stops and goes on. INVARIANT: a resumption that the journal has from before a pause that was
+told directly never ends that pause, however late it is read.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cachewarden.messages import AuditRecord, RecordKind
+from cachewarden.protocol import SetPaused
+
+__all__ = ["PAUSE_KINDS", "OrdersOfPause"]
+
+PAUSE_KINDS: Final = frozenset({RecordKind.PAUSED.value, RecordKind.RESUMED.value})
+
+
+class OrdersOfPause:
+    """What was told and not yet read back from the journal; all of it is forgotten with the newest of it."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._newest = ""
+        self._pausing = False
+
+    def tell(self, order: SetPaused) -> None:
+        """Take an order that is in force from now on. One without an `order_id` cannot be found in the journal."""
+        if order.order_id:
+            self._told.add(order.order_id)
+        self._newest, self._pausing = order.order_id, order.paused
+
+    def counts(self, record: AuditRecord) -> bool:
+        """Say whether a record of one of `PAUSE_KINDS`, read in the journal's order, changes what is in force."""
+        order_id = record.payload.get("order_id")
+        if isinstance(order_id, str) and order_id in self._told:
+            newest = order_id == self._newest
+            self._told.discard(order_id)
+            if newest:
+                self._told.clear()
+                self._newest = ""
+            return newest
+        # Before ours stands in the journal, nothing that is read can be newer than it. A pause of others counts all
+        # the same: stopping once too often does no harm.
+        return record.kind == RecordKind.PAUSED.value or not (self._newest and self._pausing)

@@ -1,0 +1,53 @@
+"""Which order to pause or resume is the newer one: what was told directly, or what the journal has."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachewarden.messages import AuditRecord
+from cachewarden.pausing import OrdersOfPause
+from cachewarden.protocol import SetPaused
+
+
+def told(orders: OrdersOfPause, order_id: str, *, paused: bool) -> None:
+    orders.tell(SetPaused(paused=paused, by="ann", reason="x", order_id=order_id))
+
+
+def counts(orders: OrdersOfPause, kind: str, order_id: str | None = None) -> bool:
+    payload = {} if order_id is None else {"order_id": order_id}
+    return orders.counts(
+        AuditRecord(seq=1, at_ms=0, kind=kind, agent="o", service=None, subject_id="x", payload=payload)
+    )
+
+
+def test_a_resumption_from_before_our_pause_does_not_end_it():
+    orders = OrdersOfPause()
+    told(orders, "p1", paused=True)
+    assert not counts(orders, "resumed")
+    assert counts(orders, "paused", "p1")
+    # Behind ours in the journal it is newer.
+    assert counts(orders, "resumed")
+
+
+def test_our_own_older_orders_do_not_come_back_when_they_are_read():
+    orders = OrdersOfPause()
+    told(orders, "p1", paused=True)
+    told(orders, "r1", paused=False)
+    assert not counts(orders, "paused", "p1")
+    assert counts(orders, "resumed", "r1")
+    assert counts(orders, "paused", "p1")
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_pause_of_others_always_counts(paused: bool):
+    orders = OrdersOfPause()
+    told(orders, "o1", paused=paused)
+    assert counts(orders, "paused", "of-another")
+
+
+def test_without_an_order_of_ours_the_journal_alone_counts():
+    orders = OrdersOfPause()
+    assert counts(orders, "paused")
+    assert counts(orders, "resumed")
+    told(orders, "", paused=True)
+    assert counts(orders, "resumed")
