@@ -153,7 +153,7 @@ class FakeBlackboard:
         parse = {"knowledge": records.parse_knowledge, "tasks": records.parse_task}.get(kind, records.parse_conflict)
         found: list[Mapping[str, Any]] = []
         bad = 0
-        for record_id, text in sorted(texts.items()):
+        for record_id, text in texts.items():
             record = self._parsed(parse, text)
             if isinstance(record, BadRecord) or record["id"] != record_id:
                 bad += (area, text) not in self._bad_seen
@@ -354,11 +354,11 @@ class FakeBlackboard:
     def _readable(self, parse: Any, text: str | None) -> dict[str, Any] | None:
         if text is None:
             return None
-        record: dict[str, Any] | BadRecord = parse(text)
+        record = self._parsed(parse, text)
         if isinstance(record, BadRecord):
             self.bad_records += 1
             return None
-        return record
+        return dict(record)
 
     def _require_available(self) -> None:
         if not self.available:

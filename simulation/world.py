@@ -163,6 +163,7 @@ class World:
     def _broken(self, checker: Checker, words: Sequence[str]) -> None:
         for text in words:
             self.violations.append(Violation(at_ms=self.now_ms, checker=checker.name, words=text))
+            self.time.halt()
 
     def _carried(self, deployment: str, sender: str, effect: Send) -> None:
         self._hash.update(f"{self.now_ms} {deployment} {sender}>{effect.to} {type(effect.message).__name__}\n".encode())
@@ -178,17 +179,14 @@ class World:
             deployment.start()
         self.time.after(_TICK_MS, self._tick)
         hostile_ms = int(self.scenario.minutes * 60_000)
-        self._pass(START_MS + hostile_ms)
+        self.time.run_until(START_MS + hostile_ms)
         if self.violations:
             return
         self.quiet = True
         self.note(QuietBegan(at_ms=self.now_ms))
-        self._pass(START_MS + hostile_ms + int(self.scenario.quiet_minutes * 60_000))
+        self.time.run_until(START_MS + hostile_ms + int(self.scenario.quiet_minutes * 60_000))
         for checker in () if self.violations else self._checkers:
             self._broken(checker, checker.at_end(self))
-
-    def _pass(self, end_ms: int) -> None:
-        self.time.run_until(end_ms, lambda: bool(self.violations))
 
     def _tick(self) -> None:
         for action in self.ticks:
