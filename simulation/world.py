@@ -17,7 +17,7 @@ from cachewarden.policy.constitution import Constitution, load_constitution
 from simulation.checkers.checker import Checker, Violation
 from simulation.deployment import Deployment, Servers
 from simulation.dice import Dice
-from simulation.facts import Fact, QuietBegan
+from simulation.facts import Fact, FencedWrite, QuietBegan
 from simulation.fake_blackboard import FakeBlackboard
 from simulation.model_cache import ModelCache
 from simulation.network import Host, Network
@@ -59,6 +59,8 @@ class World:
         """(deployment, sender, message) of the newest messages, for who replays them."""
         self.ticks: list[Callable[[World], None]] = []
         """Called every ten seconds of virtual time."""
+        self._writes = 0
+        self._after_writes: dict[int, list[Callable[[], object]]] = {}
         self._hash = hashlib.sha256()
         self._checkers = tuple(checkers)
         self.fleet = scenario.fleet()
@@ -159,6 +161,14 @@ class World:
         for checker in self._checkers:
             if isinstance(fact, checker.sees):
                 self._broken(checker, checker.see(fact, self))
+        if isinstance(fact, FencedWrite):
+            self._writes += 1
+            for action in self._after_writes.pop(self._writes, ()):
+                action()
+
+    def after_write(self, number: int, action: Callable[[], object]) -> None:
+        """Call `action` once that many writes of ours were carried out, by whichever deployment and cache."""
+        self._after_writes.setdefault(number, []).append(action)
 
     def _broken(self, checker: Checker, words: Sequence[str]) -> None:
         for text in words:

@@ -42,7 +42,10 @@ pytestmark = [
 
 
 class Nodes:
-    """Ray nodes of our own on this machine, and the actors on them."""
+    """Ray nodes of our own on this machine, and the actors on them.
+
+    Ray sets signal handlers when a node is begun, so nodes begin and end in the main thread; the load waits meanwhile.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -127,7 +130,7 @@ async def strike(world: ChaosWorld, nodes: Nodes, dice: random.Random) -> str:
         what = dice.choice(ALL_AGENTS)
         await asyncio.to_thread(nodes.kill_agent, what)
     elif what == "node":
-        await asyncio.to_thread(nodes.lose_worker, dice.randrange(len(nodes.workers)))
+        nodes.lose_worker(dice.randrange(len(nodes.workers)))
     elif what == "cache":
         what = dice.choice(sorted(world.caches))
         await asyncio.to_thread(world.crash, world.caches[what])
@@ -152,7 +155,7 @@ async def test_whatever_dies_the_journal_keeps_every_promise_and_the_loop_goes_o
         async with ChaosWorld(tmp_path, *specs, minimum_gain=0.01) as world:
             world.mailbox = RayMailbox(NAMESPACE)
             try:
-                await asyncio.to_thread(nodes.start, world.plan)
+                nodes.start(world.plan)
                 await until(world.state, 90, "the coordinator")
                 await until(lambda: world.records("change_intended"), 120, "the first change")
                 ends = time.monotonic() + SECONDS
@@ -163,8 +166,8 @@ async def test_whatever_dies_the_journal_keeps_every_promise_and_the_loop_goes_o
                     if head_dies is not None and time.monotonic() > head_dies:
                         head_dies = None
                         struck.append("head")
-                        await asyncio.to_thread(nodes.stop)
-                        await asyncio.to_thread(nodes.start, world.plan)
+                        nodes.stop()
+                        nodes.start(world.plan)
                 sys.stderr.write(f"struck, seed {SEED}: {' '.join(struck)}\n")
                 # Then nothing fails any more: cycles run, and everything that was begun comes to its end.
                 first = await until(world.state, 90, "the coordinator after everything")
@@ -178,7 +181,7 @@ async def test_whatever_dies_the_journal_keeps_every_promise_and_the_loop_goes_o
                     return moved and all(ended.get(key, 0) > seq for key, seq in begun.items())
 
                 await until(at_rest, 180, "rest")
-                await asyncio.to_thread(nodes.stop)
+                nodes.stop()
                 records = await world.records()
                 broken = judge_journal(records, world.fleet, world.settings)
                 assert not broken, [f"{v.checker}: {v.words}" for v in broken]
@@ -187,6 +190,6 @@ async def test_whatever_dies_the_journal_keeps_every_promise_and_the_loop_goes_o
                     f"{len(records)} records, {sum(r.kind == 'change_intended' for r in records)} changes\n"
                 )
             finally:
-                await asyncio.to_thread(nodes.stop)
+                nodes.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
