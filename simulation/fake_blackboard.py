@@ -359,6 +359,7 @@ class FakeBlackboard:
             stream = known()
             if stream is not None:
                 stream.waiting.append(event)
+                stream.on_event()
 
     def _publish(self, event_type: str, at_ms: int, data: Mapping[str, Any]) -> None:
         self.publish_text(f"events:{event_type}", records.event_message(event_type, at_ms, data))
@@ -385,6 +386,8 @@ class _EventStream:
 
     def __init__(self) -> None:
         self.waiting: deque[dict[str, Any]] = deque(maxlen=_EVENTS_MAX)
+        self.on_event: Callable[[], None] = _nothing
+        """Called whenever there is one more."""
 
     def __aiter__(self) -> _EventStream:
         return self
@@ -393,6 +396,10 @@ class _EventStream:
         if not self.waiting:
             raise StopAsyncIteration
         return self.waiting.popleft()
+
+
+def _nothing() -> None:
+    """Nobody waits."""
 
 
 def _place(record: Mapping[str, Any]) -> tuple[int, str]:

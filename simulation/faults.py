@@ -166,6 +166,7 @@ def _failover(world: World, fault: FaultSpec) -> Undo:
 
 def _down(host: Host) -> Undo:
     host.up = False
+    host.downs += 1
 
     def undo() -> None:
         host.up = True

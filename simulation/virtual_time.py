@@ -46,7 +46,7 @@ class VirtualTime:
         """Run `action` at `due_ms`, or as soon as possible where that is past."""
         handle = Handle(action)
         self._entered += 1
-        heapq.heappush(self._heap, (due_ms if due_ms > self._now_ms else self._now_ms, self._entered, handle))
+        heapq.heappush(self._heap, (max(due_ms, self._now_ms), self._entered, handle))
         return handle
 
     def after(self, delay_ms: int, action: Callable[[], None]) -> Handle:

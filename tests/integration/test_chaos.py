@@ -30,6 +30,8 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 HEAD_DIES_FROM_S = 240.0
 NAMESPACE = "chaos"
+# Whoever joins a Ray at 127.0.0.1 is led to the machine's outer address, where this one does not listen.
+_NODE = {"node_ip_address": "127.0.0.2", "object_store_memory": 80 * MIB, "num_cpus": 1}
 
 pytestmark = [
     pytest.mark.skipif("CHAOS_SECONDS" not in os.environ, reason="set CHAOS_SECONDS to the time that it may take"),
@@ -64,12 +66,12 @@ class Nodes:
 
         os.environ.update({k: v for k, v in ALWAYS.items() if k not in os.environ})
         self._times += 1
-        here = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 * MIB, "num_cpus": 1}
-        head = {**here, "include_dashboard": False, "temp_dir": str(self._folder / str(self._times))}
+        head = {**_NODE, "include_dashboard": False, "temp_dir": str(self._folder / str(self._times))}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.workers = [self.cluster.add_node(**here) for _ in range(2)]
+        self.workers = [self.cluster.add_node(**_NODE) for _ in range(2)]
         ray.init(
             address=self.cluster.address,
+            _node_ip_address=_NODE["node_ip_address"],
             namespace=NAMESPACE,
             runtime_env=runtime_env(ship=False),
             logging_level="ERROR",
@@ -81,9 +83,7 @@ class Nodes:
     def lose_worker(self, which: int) -> None:
         """End one node without a word, and let another one come in its place."""
         self.cluster.remove_node(self.workers.pop(which), allow_graceful=False)
-        self.workers.append(
-            self.cluster.add_node(node_ip_address="127.0.0.1", object_store_memory=80 * MIB, num_cpus=1)
-        )
+        self.workers.append(self.cluster.add_node(**_NODE))
 
     def kill_agent(self, name: str) -> None:
         import ray
