@@ -32,7 +32,7 @@ test: $(STAMP) ## everything that CI runs
 	# Two deployments at once on two cores would wait for each other until something times out.
 	$(BIN)/python -m pytest --reruns 1 -m ray tests/integration $(ARGS)
 
-mutants: $(STAMP) ## 22 seeded bugs, each of which the simulation must find; minutes
+mutants: $(STAMP) ## 23 seeded bugs, each of which the simulation must find; minutes
 	$(BIN)/python -m pytest -n 2 -m slow tests/simulation $(ARGS)
 
 unit: $(STAMP) ## seconds, without Ray and without servers

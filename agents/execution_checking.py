@@ -15,7 +15,7 @@ from agents.execution_rollback import abandon, end
 from agents.execution_run import Run
 from agents.execution_stepping import next_step
 from agents.execution_table import Phase
-from agents.info_facts import InfoFacts, facts_of_info
+from agents.info_facts import InfoFacts, facts_of
 from agents.playbook_tables.book import refusal_of_plan, steps_of
 from cachewarden.codec import to_jsonable
 from cachewarden.machine import Effect, EffectFailed, ReadCounters
@@ -56,7 +56,7 @@ def on_reading_counters(run: Run, event: Any, now_ms: int) -> Effects:
     """See whether this server may be changed now, make the plan, and write the intention down."""
     if isinstance(event, EffectFailed):
         return abandon(run, f"the counters cannot be read: {event.reason}; nothing had been applied")
-    facts = facts_of_info(event.observation.info)
+    facts = facts_of(event.observation)
     run.seen, run.seen_knobs = facts, dict(event.observation.knobs)
     why = _unfit(facts) or (_NOT_SEEN if facts.used_memory_bytes is None or facts.role is None else None)
     try:

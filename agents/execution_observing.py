@@ -19,7 +19,7 @@ from agents.execution_rollback import abandon, begin_rollback
 from agents.execution_run import RECORD_TRIES_NOTED, Run
 from agents.execution_table import Phase
 from agents.guardrails import Ruling, alarm, judge, traffic_shifted
-from agents.info_facts import facts_of_info
+from agents.info_facts import facts_of
 from agents.windows import Window, guardrail_window, own_lookups_unknown, window_between
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import InvariantViolation
@@ -143,8 +143,8 @@ def _look_without_lookups(run: Run, seen: Observation, unknown: str, now_ms: int
 
 def _somebody_else(run: Run, seen: Observation) -> Effects | None:
     """End where the cache is no longer the one that was changed; None where it is."""
-    facts = facts_of_info(seen.info)
-    known = facts_of_info(run.last_look.info) if run.last_look is not None else run.seen
+    facts = facts_of(seen)
+    known = facts_of(run.last_look) if run.last_look is not None else run.seen
     restarted = known is not None and None not in (known.run_id, facts.run_id) and known.run_id != facts.run_id
     found = {k: seen.knobs[k] for k in sorted(run.current) if k in seen.knobs and seen.knobs[k] != run.current[k]}
     told = ", ".join(f"`{k}` is `{v}`" for k, v in found.items())

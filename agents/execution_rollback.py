@@ -20,7 +20,7 @@ from typing import Any
 
 from agents.execution_run import RECORD_TRIES_NOTED, Ending, Run
 from agents.execution_table import Phase
-from agents.info_facts import InfoFacts, facts_of_info
+from agents.info_facts import InfoFacts, facts_of
 from agents.playbook_tables.book import steps_back
 from agents.playbook_tables.steps import Step
 from cachewarden.codec import to_jsonable
@@ -246,7 +246,7 @@ def on_undo(run: Run, event: Any, now_ms: int) -> Effects:
     if run.halt is not None and run.halt.superseded:
         return _next_undo(run, now_ms)
     if isinstance(event, Observed):
-        return _undo_settled(run, facts_of_info(event.observation.info), now_ms)
+        return _undo_settled(run, facts_of(event.observation), now_ms)
     if isinstance(event, TimerFired):
         return _undo_timer(run, now_ms)
     if isinstance(event, KnobsWritten):

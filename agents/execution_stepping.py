@@ -19,7 +19,7 @@ from agents.execution_rollback import abandon, begin_rollback, foreign_values, h
 from agents.execution_run import RECORD_TRIES_NOTED, WRITES, Passes, Run, fence_found_higher, fence_missing
 from agents.execution_table import Phase
 from agents.guardrails import alarm, limits_of
-from agents.info_facts import facts_of_info
+from agents.info_facts import facts_of
 from agents.playbook_tables.steps import Step, StepKind
 from agents.ttl_governor import RuleRounds
 from agents.windows import Window, guardrail_window
@@ -368,7 +368,7 @@ def on_settling(run: Run, event: Any, now_ms: int) -> Effects:
         return (run.ask(ReadCounters(service=run.service), Phase.SETTLING),)
     run.tries += 1
     if isinstance(event, Observed):
-        facts = facts_of_info(event.observation.info)
+        facts = facts_of(event.observation)
         window = None if run.last_look is None else guardrail_window(run.last_look, event.observation)
         run.last_look = event.observation
         if window is not None:

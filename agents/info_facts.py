@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["InfoFacts", "command_stats", "facts_of_info", "fields_of", "memory_figures", "whole"]
+from cachewarden.observation import Observation
+
+__all__ = ["InfoFacts", "command_stats", "facts_of", "facts_of_info", "fields_of", "memory_figures", "whole"]
 
 _MEMORY_FIELDS = (
     "used_memory", "used_memory_rss", "used_memory_dataset", "used_memory_overhead", "used_memory_startup",
@@ -210,6 +213,24 @@ def _forks(info: Mapping[str, str]) -> bool | None:
     busy = [whole(info.get(n)) for n in ("rdb_bgsave_in_progress", "aof_rewrite_in_progress")]
     known = [value for value in (*told, *busy) if value is not None]
     return any(value > 0 for value in known) if known else None
+
+
+_READ_MAX: Final = 256
+_read_before: dict[int, tuple[Mapping[str, str], InfoFacts]] = {}
+"""INFO texts read lately, by identity; each is held, so no other one can have its identity."""
+
+
+def facts_of(observation: Observation) -> InfoFacts:
+    """Return what a look's INFO says; the same looks are compared again and again, so each is read once."""
+    info = observation.info
+    known = _read_before.get(id(info))
+    if known is not None and known[0] is info:
+        return known[1]
+    facts = facts_of_info(info)
+    if len(_read_before) >= _READ_MAX:
+        _read_before.clear()
+    _read_before[id(info)] = info, facts
+    return facts
 
 
 def facts_of_info(info: Mapping[str, str]) -> InfoFacts:

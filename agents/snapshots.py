@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from agents.captured_reads import CapturedReads
 from agents.eviction_age import eviction_age
-from agents.info_facts import InfoFacts, facts_of_info, memory_figures
+from agents.info_facts import InfoFacts, facts_of, memory_figures
 from agents.miss_split import flows_of, split_misses
 from agents.pattern_stats import pattern_stats
 from agents.windows import Window, elapsed_between, own_lookups_unknown, window_between
@@ -70,7 +70,7 @@ class LookRing:
     def add(self, observation: Observation) -> Window:
         """Take in the newest look and return the longest window up to it that the ring allows."""
         # Arrays of samples are megabytes; the ring needs counters only.
-        look = _Look(replace(observation, sample=None, access=None, values=None), 0)
+        look = _Look(observation.light(), 0)
         unknown = own_lookups_unknown(observation)
         if unknown is not None:
             # The ring waits for the next look, which finds a restart or another knob just as this one would have.
@@ -140,7 +140,7 @@ def make_snapshot(
 
     `remarks` are the collector's own reasons why a part is missing, by the names of `Observation.incomplete`.
     """
-    facts = facts_of_info(observation.info)
+    facts = facts_of(observation)
     knobs = _knobs(observation)
     evicted_per_s = window.per_s(window.evicted)
     age = eviction_age(

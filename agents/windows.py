@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from agents.info_facts import InfoFacts, facts_of_info
+from agents.info_facts import InfoFacts, facts_of
 from cachewarden.observation import Observation
 
 __all__ = [
@@ -112,7 +112,7 @@ def elapsed_between(earlier: Observation, later: Observation) -> Elapsed | None:
     which is the finer; where they do not, the server's, unless that one did not move forward.
     """
     ours = later.at_ms - earlier.at_ms
-    before, after = facts_of_info(earlier.info), facts_of_info(later.info)
+    before, after = facts_of(earlier), facts_of(later)
     server: int | None = None
     tolerance = _CLOCK_TOLERANCE_MS
     if before.server_time_ms is not None and after.server_time_ms is not None:
@@ -146,7 +146,7 @@ def guardrail_window(earlier: Observation, later: Observation) -> Window:
 
 def _compare(earlier: Observation, later: Observation, commands: Iterable[str]) -> Window:
     """Compare two looks, taking the totals of our own lookups as they are."""
-    before, after = facts_of_info(earlier.info), facts_of_info(later.info)
+    before, after = facts_of(earlier), facts_of(later)
     problem = _incomparable(before, after)
     if problem is not None:
         return Window(problem=problem)

@@ -134,6 +134,12 @@ class Observation:
     own_lookups_basis: str = ""
     """Totals of our own lookups are only comparable between looks of the same basis."""
 
+    def light(self) -> Observation:
+        """Return the look without its samples: counters only."""
+        if self.sample is None and self.access is None and self.values is None:
+            return self
+        return replace(self, sample=None, access=None, values=None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissSplit(Message):
@@ -244,6 +250,8 @@ class Snapshot(Message):
 
     def light(self) -> Snapshot:
         """Return the snapshot without its samples, small enough to be sent to many."""
+        if self.sample is None and self.access is None and self.values is None:
+            return self
         return replace(self, sample=None, access=None, values=None)
 
     @property

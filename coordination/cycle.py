@@ -141,7 +141,9 @@ class Coordinator:
         return self._feed.news(self.state(now_ms), seen) if self._life_ms > 0 else None
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
-        """Take one event; unknown messages change nothing."""
+        """Take one event; unknown messages change nothing, and a sign of life is nothing else."""
+        if isinstance(event, Received) and self._memory.hear(event.message, event.sender, now_ms):
+            return ()
         effects = self._stepped(event, now_ms)
         self._memory.note_modes(self._modes.overrides)
         self._memory.note_approvals(self._approvals.known, self._approvals.answers, now_ms)
@@ -165,7 +167,6 @@ class Coordinator:
         if isinstance(event, JournalRead):
             return (*self._on_journal_read(event.records, now_ms), *self._catching_up.read(event, now_ms))
         if isinstance(event, Received):
-            self._memory.hear(event.message, event.sender, now_ms)
             handler = self._handlers.get(type(event.message))
             return () if handler is None else handler(event.message, event.sender, now_ms)
         return ()

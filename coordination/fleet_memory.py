@@ -256,12 +256,13 @@ class FleetMemory:
             name=sender, alive=True, last_seen_ms=now_ms, restarts=restarts, detail=beat.detail
         )
 
-    def hear(self, message: object, sender: str, now_ms: int) -> None:
-        """Take note of who lives, whatever else the message means."""
+    def hear(self, message: object, sender: str, now_ms: int) -> bool:
+        """Take note of who lives, whatever else the message means; return whether it means nothing else."""
         if isinstance(message, AgentBeat):
             self.note_beat(message, sender, now_ms)
         elif isinstance(message, PeerReport):
             self.note_peers(message, now_ms)
+        return isinstance(message, AgentBeat)
 
     def note_trouble(self, agent: str, detail: str) -> None:
         old = self._health.get(agent)

@@ -110,7 +110,7 @@ class PeerDesk:
                 self._gate.note_look(failed=False)
             elif isinstance(event, EffectFailed) and event.effect == "ReadPeers":
                 self._gate.note_look(failed=True)
-        if not isinstance(event, Started):
+        if not isinstance(event, (Started, TimerFired)):
             self._tell(memory, now_ms)
         memory.note_intents(self.intents(now_ms), now_ms)
         return effects

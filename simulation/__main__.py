@@ -65,9 +65,7 @@ def main(
     if len(work) == 1 and not ray:
         outcomes: Iterator[Outcome] = iter([run(work[0])])
     elif ray:
-        from simulation.ray_spread import spread_on_ray
-
-        outcomes = spread_on_ray(work, run, ray)
+        outcomes = _on_ray(work, run, ray, console)
     else:
         outcomes = _spread(work, run, jobs)
     seen: list[Outcome] = []
@@ -112,6 +110,18 @@ def _spread(
         finally:
             for future in running:
                 future.cancel()
+
+
+def _on_ray(
+    work: list[tuple[Scenario, int]], run: Callable[[tuple[Scenario, int]], Outcome], address: str, console: Console
+) -> Iterator[Outcome]:
+    from simulation.ray_spread import RayUnreachable, spread_on_ray
+
+    try:
+        yield from spread_on_ray(work, run, address)
+    except RayUnreachable as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from None
 
 
 def _follow(

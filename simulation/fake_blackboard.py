@@ -48,6 +48,8 @@ class FakeBlackboard:
         self._bad_seen: set[tuple[str, str]] = set()
         self._read_before: dict[tuple[Any, str], dict[str, Any] | BadRecord] = {}
         self._times: dict[str, int | None] = {}
+        self._paged: dict[str, tuple[list[tuple[str, str]], list[dict[str, Any]]]] = {}
+        """What an area held when it was last read, and what of it was wanted."""
         self._ours: set[tuple[str, str]] = set()
         """Kind and id of what we wrote, as the sets of our agent hold them."""
         self._expires_ms: dict[tuple[str, str], int] = {}
@@ -151,23 +153,36 @@ class FakeBlackboard:
         else:
             texts = self.tasks if kind == "tasks" else self.conflicts
         parse = {"knowledge": records.parse_knowledge, "tasks": records.parse_task}.get(kind, records.parse_conflict)
-        found: list[Mapping[str, Any]] = []
+        held = list(texts.items())
+        before, wanted = self._paged.get(area, ([], []))
         bad = 0
-        for record_id, text in sorted(texts.items()):
+        if held != before:
+            wanted, bad = self._wanted(area, held, parse)
+            self._paged[area] = held, wanted
+        found = [r for r in wanted if not self._expired(r)] if kind == "knowledge" else wanted
+        behind = [r for r in found if not cursor or _place(r) > tuple(json.loads(cursor))]
+        after = json.dumps(_place(behind[_PAGE - 1])) if len(behind) > _PAGE else ""
+        return BoardPage(records=tuple(behind[:_PAGE]), cursor=after, scanned=len(texts), bad=bad)
+
+    def _wanted(
+        self, area: str, held: Sequence[tuple[str, str]], parse: Callable[[Any], dict[str, Any] | BadRecord]
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Return the readable records of an area, ours left out of knowledge, and how many bad ones are new."""
+        kind, _, part = area.partition(":")
+        wanted: list[dict[str, Any]] = []
+        bad = 0
+        for record_id, text in held:
             record = self._parsed(parse, text)
             if isinstance(record, BadRecord) or record["id"] != record_id:
                 bad += (area, text) not in self._bad_seen
                 self._bad_seen.add((area, text))
             elif kind == "knowledge":
-                if not self._expired(record) and record["agent_id"] != AGENT_ID:
-                    found.append(record)
+                if record["agent_id"] != AGENT_ID:
+                    wanted.append(record)
             elif record["status"] == part or (kind == "conflicts" and record["status"] in records.OPEN_CONFLICT_STATES):
-                found.append(record)
+                wanted.append(record)
         self.bad_records += bad
-        found.sort(key=_place)
-        behind = [r for r in found if not cursor or _place(r) > tuple(json.loads(cursor))]
-        after = json.dumps(_place(behind[_PAGE - 1])) if len(behind) > _PAGE else ""
-        return BoardPage(records=tuple(behind[:_PAGE]), cursor=after, scanned=len(texts), bad=bad)
+        return sorted(wanted, key=_place), bad
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 
@@ -344,6 +359,7 @@ class FakeBlackboard:
             stream = known()
             if stream is not None:
                 stream.waiting.append(event)
+                stream.on_event()
 
     def _publish(self, event_type: str, at_ms: int, data: Mapping[str, Any]) -> None:
         self.publish_text(f"events:{event_type}", records.event_message(event_type, at_ms, data))
@@ -354,11 +370,11 @@ class FakeBlackboard:
     def _readable(self, parse: Any, text: str | None) -> dict[str, Any] | None:
         if text is None:
             return None
-        record: dict[str, Any] | BadRecord = parse(text)
+        record = self._parsed(parse, text)
         if isinstance(record, BadRecord):
             self.bad_records += 1
             return None
-        return record
+        return dict(record)
 
     def _require_available(self) -> None:
         if not self.available:
@@ -370,6 +386,8 @@ class _EventStream:
 
     def __init__(self) -> None:
         self.waiting: deque[dict[str, Any]] = deque(maxlen=_EVENTS_MAX)
+        self.on_event: Callable[[], None] = _nothing
+        """Called whenever there is one more."""
 
     def __aiter__(self) -> _EventStream:
         return self
@@ -378,6 +396,10 @@ class _EventStream:
         if not self.waiting:
             raise StopAsyncIteration
         return self.waiting.popleft()
+
+
+def _nothing() -> None:
+    """Nobody waits."""
 
 
 def _place(record: Mapping[str, Any]) -> tuple[int, str]:

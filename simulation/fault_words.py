@@ -52,6 +52,7 @@ WORDS: Mapping[str, FaultWord] = {
     "cache_stalls": FaultWord(does="commands are answered only after `for`", on="service", lasts=True),
     "deny": FaultWord(does="the command `value` is refused", on="service", lasts=True, value=str),
     "lose_answer": FaultWord(does="the next `value` (CONFIG SET, EVAL) is done unseen", on="service", value=str),
+    "lose_request": FaultWord(does="the next `value` is not done, and nobody is told", on="service", value=str),
     "evict_fence": FaultWord(does="eviction takes the fence", on="service"),
     "slow_commands": FaultWord(does="a share `value` of the lookups is slow", on="service", lasts=True, value=float),
     "traffic": FaultWord(does="there are `value` times as many lookups", on="service", lasts=True, value=float),
@@ -85,7 +86,8 @@ def node_names(deployments: int, nodes: int) -> tuple[str, ...]:
 
 
 class FaultSpec(BaseModel):
-    """One fault of a scenario. `at`: since the beginning; `for`: until it is over; `on`: what it happens to."""
+    """One fault of a scenario. `at`: since the beginning, or since the write of ours with the number `after_write`
+    (1 is the first to any cache); `for`: until it is over; `on`: what it happens to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -94,6 +96,7 @@ class FaultSpec(BaseModel):
     for_ms: DurationMs = Field(0, alias="for")
     on: str = ""
     value: str = Field("", coerce_numbers_to_str=True)
+    after_write: int = Field(0, ge=0)
 
     @field_validator("fault")
     @classmethod

@@ -36,12 +36,16 @@ def schedule(world: World, faults: tuple[FaultSpec, ...]) -> None:
     """Enter faults into the time of a world that was not run yet; none outlasts the scenario's `minutes`."""
     end_ms = START_MS + int(world.scenario.minutes * 60_000)
     for fault in faults:
-        begin_ms = START_MS + fault.at_ms
-        if begin_ms < end_ms:
-            world.time.at(begin_ms, partial(_begin, world, fault, end_ms))
+        begin = partial(_begin, world, fault, end_ms)
+        if fault.after_write:
+            world.after_write(fault.after_write, partial(world.time.after, fault.at_ms, begin))
+        else:
+            world.time.at(START_MS + fault.at_ms, begin)
 
 
 def _begin(world: World, fault: FaultSpec, end_ms: int) -> None:
+    if world.now_ms >= end_ms:
+        return
     world.note(FaultBegan(at_ms=world.now_ms, fault=fault.words()))
     undo = ACTS[fault.fault](world, fault)
     lasts = WORDS[fault.fault].lasts
@@ -162,6 +166,7 @@ def _failover(world: World, fault: FaultSpec) -> Undo:
 
 def _down(host: Host) -> Undo:
     host.up = False
+    host.downs += 1
 
     def undo() -> None:
         host.up = True
@@ -198,6 +203,11 @@ def _deny(world: World, fault: FaultSpec) -> Undo:
 
 def _lose_answer(world: World, fault: FaultSpec) -> Undo:
     world.caches[fault.on].loses = str(fault.amount()).upper()
+    return _nothing
+
+
+def _lose_request(world: World, fault: FaultSpec) -> Undo:
+    world.caches[fault.on].misses = str(fault.amount()).upper()
     return _nothing
 
 
@@ -276,6 +286,7 @@ ACTS: Mapping[str, Act] = {
     "cache_stalls": _cache_stalls,
     "deny": _deny,
     "lose_answer": _lose_answer,
+    "lose_request": _lose_request,
     "evict_fence": _evict_fence,
     "slow_commands": _slow_commands,
     "traffic": _traffic,

@@ -23,7 +23,7 @@ from simulation.fake_leases import FakeLeaseStore
 from simulation.model_cache import ModelCache
 from simulation.network import Host, Network, NoAnswer, Unreachable
 from simulation.stores import CrashingJournal
-from simulation.virtual_time import drive
+from simulation.virtual_time import Pending, drive
 
 __all__ = ["Link", "LinkedBlackboard", "LinkedJournal", "LinkedLeases", "LinkedTarget"]
 
@@ -43,6 +43,19 @@ class Link:
     async def call(self, work: Work) -> Any:
         """Have `work` done at the server; raises Unreachable and NoAnswer."""
         return await self._network.call(self._node, self._host, lambda: drive(work()), self._timeout_ms)
+
+    async def pushed(self, listen: Callable[[Callable[[], None]], None], downs: int) -> bool:
+        """Wait for what the server sends by itself; `listen` is given what to call there when there is something.
+        Return whether the connection still stands, made when the server had gone down `downs` times."""
+        news = Pending()
+        listen(lambda: self._network.push(self._host, self._node, lambda: news.resolve(None)))
+        await news
+        return self._host.downs == downs
+
+    @property
+    def downs(self) -> int:
+        """How often the server went down."""
+        return self._host.downs
 
 
 class LinkedJournal:
@@ -145,9 +158,19 @@ class LinkedBlackboard:
         return call
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Subscribe."""
-        stream: AsyncIterator[dict[str, Any]] = await self.__getattr__("events")()
-        return stream
+        """Subscribe; the stream fails where the server went down in between."""
+        stream = await self.__getattr__("events")()
+        return self._followed(stream, self._link.downs)
+
+    async def _followed(self, stream: Any, downs: int) -> AsyncIterator[dict[str, Any]]:
+        def listen(told: Callable[[], None]) -> None:
+            stream.on_event = told
+
+        while True:
+            while stream.waiting:
+                yield stream.waiting.popleft()
+            if not await self._link.pushed(listen, downs):
+                raise BlackboardUnavailable("the connection is lost")
 
 
 class LinkedTarget:

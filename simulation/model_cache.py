@@ -58,6 +58,8 @@ class ModelCache(FakeServer):
         self._slow_share = 0.0
         self.loses = ""
         """Command whose next answer is lost: it is carried out, and nobody is told."""
+        self.misses = ""
+        """Command whose next request is lost: it is not carried out, and nobody is told."""
         self.extended: set[str] = set()
         """Patterns whose keys have longer TTLs now."""
         self._clock = clock
@@ -238,6 +240,7 @@ class ModelCache(FakeServer):
 
     async def raise_fence(self, lease: Lease) -> None:
         """Raise the fence unless a higher one stands there."""
+        self._miss("EVAL")
         before = self.fence
         try:
             await super().raise_fence(lease)
@@ -249,6 +252,7 @@ class ModelCache(FakeServer):
 
     async def write_knobs(self, lease: Lease, changes: Sequence[KnobChange]) -> dict[str, str]:
         """One fenced CONFIG SET, then what CONFIG GET says."""
+        self._miss("CONFIG SET")
         self._advance()
         before, self._written = dict(self._knobs), False
         try:
@@ -265,6 +269,11 @@ class ModelCache(FakeServer):
                         changes=done,
                     )
                 )
+
+    def _miss(self, command: str) -> None:
+        if self.misses == command:
+            self.misses = ""
+            raise TargetTimeout(self.service, command)
 
     def _lose(self, command: str) -> None:
         super()._lose(command)

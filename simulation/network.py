@@ -37,6 +37,8 @@ class Host:
     up: bool = True
     busy_until_ms: int = 0
     """Until then it works on something else, and everybody waits."""
+    downs: int = 0
+    """How often it went down; connections do not outlast that."""
 
 
 @dataclass(slots=True)
@@ -118,6 +120,10 @@ class Network:
             return await answer
         finally:
             patience.cancel()
+
+    def push(self, host: Host, target: str, deliver: Callable[[], None]) -> None:
+        """Carry what a server sends by itself; nothing arrives where the way is cut."""
+        self._back(target, host, deliver)
 
     def _retry(self, source: str, host: Host, work: Callable[[], Any], answer: Pending) -> None:
         if not self.is_cut(source, host.name):

@@ -47,7 +47,7 @@ class Outlook:
     blur: float
     boast: float
 
-    @property
+    @cached_property
     def _now(self) -> CacheConfiguration:
         knobs = self.snapshot.knobs
         return _configuration(self.snapshot.maxmemory_bytes, knobs.get("maxmemory-policy", "noeviction"))
@@ -56,10 +56,13 @@ class Outlook:
         room = max(size - _START_UP_BYTES, 1) if size else 0
         return min(max(hit_ratio(self.load, policy, room, extended=extended), 0.0), 1.0)
 
+    @cached_property
+    def _here(self) -> float:
+        return self._believed(self._now.eviction_policy, self._now.maxmemory_bytes, extended=bool(self.in_force))
+
     def _difference(self, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> float:
-        now, extended = self._now, bool(self.in_force)
-        here = self._believed(now.eviction_policy, now.maxmemory_bytes, extended=extended)
-        there = self._believed(wanted.eviction_policy, wanted.maxmemory_bytes, extended=extended or bool(rules))
+        here, extended = self._here, bool(self.in_force) or bool(rules)
+        there = self._believed(wanted.eviction_policy, wanted.maxmemory_bytes, extended=extended)
         boast = self.boast if there > here else 0.0
         return (there - here) * (1.0 + self.blur) + boast
 

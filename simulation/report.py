@@ -36,6 +36,7 @@ def scenario_faults_text(outcome: Outcome) -> list[str]:
     found = []
     for fault in outcome.faults:
         parts = [f"at: {fault.at_ms}ms", f"fault: {fault.fault}"]
+        parts += [f"after_write: {fault.after_write}"] if fault.after_write else []
         parts += [f'on: "{fault.on}"'] if fault.on else []
         parts += [f"for: {fault.for_ms}ms"] if fault.for_ms else []
         parts += [f'value: "{fault.value}"'] if fault.value else []

@@ -35,6 +35,7 @@ class VirtualTime:
         self._now_ms = start_ms
         self._entered = 0
         self._heap: list[tuple[int, int, Handle]] = []
+        self._halted = False
         self.events = 0
         """How many have run."""
 
@@ -50,7 +51,7 @@ class VirtualTime:
 
     def after(self, delay_ms: int, action: Callable[[], None]) -> Handle:
         """Run `action` in `delay_ms`."""
-        return self.at(self._now_ms + max(0, delay_ms), action)
+        return self.at(self._now_ms + delay_ms, action)
 
     def wait(self, delay_ms: int) -> Pending:
         """Return something to await that is there after `delay_ms`."""
@@ -58,17 +59,22 @@ class VirtualTime:
         self.after(delay_ms, lambda: pending.resolve(None))
         return pending
 
-    def run_until(self, end_ms: int, stop: Callable[[], bool]) -> None:
-        """Run everything that is due until `end_ms`, or until `stop` says so after an event."""
-        heap = self._heap
+    def halt(self) -> None:
+        """Let no more events run than the present one."""
+        self._halted = True
+
+    def run_until(self, end_ms: int) -> None:
+        """Run everything that is due until `end_ms`, or up to the event that halts it."""
+        heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= end_ms:
-            due_ms, _, handle = heapq.heappop(heap)
-            if handle.action is None:
+            due_ms, _, handle = pop(heap)
+            action = handle.action
+            if action is None:
                 continue
             self._now_ms = due_ms
             self.events += 1
-            handle.action()
-            if stop():
+            action()
+            if self._halted:
                 return
         self._now_ms = max(self._now_ms, end_ms)
 

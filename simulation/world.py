@@ -17,7 +17,7 @@ from cachewarden.policy.constitution import Constitution, load_constitution
 from simulation.checkers.checker import Checker, Violation
 from simulation.deployment import Deployment, Servers
 from simulation.dice import Dice
-from simulation.facts import Fact, QuietBegan
+from simulation.facts import Fact, FencedWrite, QuietBegan
 from simulation.fake_blackboard import FakeBlackboard
 from simulation.model_cache import ModelCache
 from simulation.network import Host, Network
@@ -59,6 +59,8 @@ class World:
         """(deployment, sender, message) of the newest messages, for who replays them."""
         self.ticks: list[Callable[[World], None]] = []
         """Called every ten seconds of virtual time."""
+        self._writes = 0
+        self._after_writes: dict[int, list[Callable[[], object]]] = {}
         self._hash = hashlib.sha256()
         self._checkers = tuple(checkers)
         self.fleet = scenario.fleet()
@@ -159,10 +161,19 @@ class World:
         for checker in self._checkers:
             if isinstance(fact, checker.sees):
                 self._broken(checker, checker.see(fact, self))
+        if isinstance(fact, FencedWrite):
+            self._writes += 1
+            for action in self._after_writes.pop(self._writes, ()):
+                action()
+
+    def after_write(self, number: int, action: Callable[[], object]) -> None:
+        """Call `action` once that many writes of ours were carried out, by whichever deployment and cache."""
+        self._after_writes.setdefault(number, []).append(action)
 
     def _broken(self, checker: Checker, words: Sequence[str]) -> None:
         for text in words:
             self.violations.append(Violation(at_ms=self.now_ms, checker=checker.name, words=text))
+            self.time.halt()
 
     def _carried(self, deployment: str, sender: str, effect: Send) -> None:
         self._hash.update(f"{self.now_ms} {deployment} {sender}>{effect.to} {type(effect.message).__name__}\n".encode())
@@ -178,17 +189,14 @@ class World:
             deployment.start()
         self.time.after(_TICK_MS, self._tick)
         hostile_ms = int(self.scenario.minutes * 60_000)
-        self._pass(START_MS + hostile_ms)
+        self.time.run_until(START_MS + hostile_ms)
         if self.violations:
             return
         self.quiet = True
         self.note(QuietBegan(at_ms=self.now_ms))
-        self._pass(START_MS + hostile_ms + int(self.scenario.quiet_minutes * 60_000))
+        self.time.run_until(START_MS + hostile_ms + int(self.scenario.quiet_minutes * 60_000))
         for checker in () if self.violations else self._checkers:
             self._broken(checker, checker.at_end(self))
-
-    def _pass(self, end_ms: int) -> None:
-        self.time.run_until(end_ms, lambda: bool(self.violations))
 
     def _tick(self) -> None:
         for action in self.ticks:

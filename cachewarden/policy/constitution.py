@@ -97,7 +97,7 @@ class Principle:
     def denial(self, facts: Mapping[str, Any]) -> str:
         """Return the message with the facts filled in; the bare message where a fact is missing or unknown."""
         try:
-            return self.message.format_map({name: _in_words(value) for name, value in facts.items()})
+            return self.message.format_map(_InWords(facts))
         except EVALUATION_ERRORS:
             return self.message
 
@@ -138,6 +138,16 @@ class Constitution:
     def checks(self) -> tuple[str, ...]:
         """The checks that have a principle, sorted."""
         return tuple(sorted({p.check.value for p in self.principles}))
+
+
+class _InWords:
+    """Facts by name as a message words them; only those that it names are worded."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self._facts = facts
+
+    def __getitem__(self, name: str) -> Any:
+        return _in_words(self._facts[name])
 
 
 def _in_words(value: Any) -> Any:

@@ -272,6 +272,10 @@ def a_writer_that_was_fenced_off_goes_on(monkeypatch):
     monkeypatch.setattr(FakeLeaseStore, "epoch_of", lambda self, service: 0)
 
 
+def growth_asks_nobody(monkeypatch):
+    monkeypatch.setattr(agents.actuator, "grows", lambda proposal: False)
+
+
 TWO = "two-optimizers-on-the-same-caches"
 EVICTED = "fence-evicted-between-the-steps"
 MUTANTS = (
@@ -297,4 +301,5 @@ MUTANTS = (
     Mutant("votes_in_our_name_count", votes_in_our_name_count, ("ballots",), "votes-of-honest-slow-and-forging-peers", seeds=2),
     Mutant("a_writer_that_was_fenced_off_goes_on", a_writer_that_was_fenced_off_goes_on, ("write-ahead", "endings"), "leader-paused-in-the-middle-of-a-step"),
     Mutant("consent_is_not_needed", consent_is_not_needed, ("expectations",), "nobody-approves", seeds=1),
+    Mutant("growth_asks_nobody", growth_asks_nobody, ("budget",), "two-optimizers-that-both-want-to-grow"),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from simulation.virtual_time import Pending, Task, VirtualTime, drive
 
 
 def run(time: VirtualTime, ms: int = 60_000) -> None:
-    time.run_until(time.now_ms() + ms, lambda: False)
+    time.run_until(time.now_ms() + ms)
 
 
 def call(time, network, host, work=lambda: "done", timeout_ms=1_000):
