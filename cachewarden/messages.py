@@ -227,10 +227,19 @@ class TtlRule(Message):
         return self.unread_ms or self.written_ttl_ms
 
     @property
-    def wish(self) -> str:
-        """What it wants, without when and why."""
+    def terms(self) -> str:
+        """Which keys it is about, and how they differ, in words; empty where all of the pattern live equally long."""
+        if self.unread_ms:
+            return f"for keys that nobody touched for {self.unread_ms / 1000:g} s, from then on"
+        if self.jitter_ms:
+            return f"less up to {self.jitter_ms / 1000:g} s, another part for each key"
+        return "for keys that were used since they were written" if self.only_read else ""
+
+    @property
+    def name(self) -> str:
+        """Return `ttl:<pattern>` with what tells one kind of rule from another, so that no consent covers both."""
         spread, least = f"-{self.jitter_ms}" if self.jitter_ms else "", f"@{self.unread_ms}" if self.unread_ms else ""
-        return f"ttl:{self.pattern}={self.extended_ttl_ms}{spread}{least}{'+read' if self.only_read else ''}"
+        return f"ttl:{self.pattern}{spread}{least}{'+used' if self.only_read else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +327,7 @@ class Proposal(Message):
     def signature(self) -> str:
         """What it wants, without when and why: `knob=after` and `ttl:pattern=ms`, sorted, joined by `;`."""
         parts = [f"{c.knob}={c.after}" for c in self.knob_changes]
-        parts += [r.wish for r in self.ttl_rules]
+        parts += [f"{r.name}={r.extended_ttl_ms}" for r in self.ttl_rules]
         return ";".join(sorted(parts))
 
     def waiting_for(self, needs: tuple[str, ...]) -> Proposal:

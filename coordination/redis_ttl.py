@@ -1,4 +1,4 @@
-"""One bounded pass of a TTL rule over a keyspace: extends, spreads, shortens or puts back, without any memory of its own.
+"""One bounded pass of a TTL rule over a keyspace: extends, spreads, shortens, puts back, without memory of its own.
 
 What becomes of each key is decided by `ttl_deadlines`, which also has the invariant; here the keyspace is walked, the
 server's clock is read, and deadlines are set under the fence. A key rewritten between our look and our PEXPIREAT is

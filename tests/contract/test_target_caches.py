@@ -421,9 +421,7 @@ async def test_only_keys_that_were_used_since_they_were_written_are_extended(cac
 
 
 async def test_only_keys_that_nobody_touched_for_so_long_end_sooner_whether_they_had_a_ttl_or_not(cache):
-    rule = TtlRule(
-        pattern="user:", written_ttl_ms=0, extended_ttl_ms=60_000, max_staleness_ms=600_000, unread_ms=2_000
-    )
+    rule = TtlRule(pattern="user:", written_ttl_ms=0, extended_ttl_ms=60_000, max_staleness_ms=600_000, unread_ms=2_000)
     await cache.target.raise_fence(lease(3))
     cache.put("user:for ever")
     cache.put("user:long", ttl_ms=500_001)
