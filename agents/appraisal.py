@@ -22,6 +22,7 @@ from cachewarden.cachemodel.ttl_model import (
     TtlGain,
     gains_by_prefix,
     gains_of_longer_ttls,
+    share_kept_by_use,
     shortest_with_most_of_the_gain,
 )
 from cachewarden.cachemodel.whatif import Answer, CacheConfiguration, Evidence, Inquiry, Insufficient
@@ -224,6 +225,8 @@ class Appraisal:
         found = answer.hit_ratio
         if rules and self._inquiry.by_prefix is None:
             found = self._covered(found)
+        if any(rule.only_read for rule in rules):
+            found = self._for_keys_in_use(found, rules)
         return found.widened(self.interval_factor, 0.0, 1.0)
 
     def _no_miracle(self, after: Estimate, maxmemory_bytes: int) -> Estimate:
@@ -322,13 +325,29 @@ class Appraisal:
         return shortest_with_most_of_the_gain(gains, TTL_GAIN_SHARE).ttl_ms
 
     def _rules_for(self, ttl_ms: int | None) -> tuple[TtlRule, ...]:
+        """Return the rules for a TTL; only for keys in use, where it can be told what that leaves of the gain."""
         if ttl_ms is None or ttl_ms == self.evidence.current.ttl_ms:
             return ()
+        told = not isinstance(self._inquiry.workload, str)
         return tuple(
-            replace(rule, extended_ttl_ms=min(ttl_ms, rule.max_staleness_ms))
+            replace(
+                rule,
+                extended_ttl_ms=min(ttl_ms, rule.max_staleness_ms),
+                # A rule that also spreads has to reach every key.
+                only_read=told and rule.jitter_ms == 0,
+            )
             for rule in self.rules
-            if ttl_ms > rule.written_ttl_ms
+            if min(ttl_ms, rule.max_staleness_ms) - rule.jitter_ms > rule.written_ttl_ms
         )
+
+    def _for_keys_in_use(self, estimate: Estimate, rules: tuple[TtlRule, ...]) -> Estimate:
+        """Return the estimate where keys that are not used between their load and their TTL gain nothing."""
+        fitted, ratio = self._inquiry.workload, self.evidence.hit_ratio
+        if isinstance(fitted, str):
+            return estimate
+        kept = min(share_kept_by_use(fitted.mixture, r.written_ttl_ms, r.extended_ttl_ms) for r in rules if r.only_read)
+        value, low = ratio + kept * (estimate.value - ratio), ratio + kept * (estimate.low - ratio)
+        return Estimate(value, min(low, value), max(estimate.high, value))
 
     @cached_property
     def _coverage(self) -> float:
@@ -360,6 +379,7 @@ class Appraisal:
         parts += [
             f"TTL of `{r.pattern}` {r.written_ttl_ms / 1000:g} to {r.extended_ttl_ms / 1000:g} s "
             f"(its owner permits {r.max_staleness_ms / 1000:g} s)"
+            f"{' of keys in use' if r.only_read else ''}"
             for r in rules
         ]
         return ", ".join(parts) or "no change"
@@ -374,7 +394,7 @@ def _ttl_rules(snapshot: Snapshot, service: Service, in_force: tuple[TtlRule, ..
 
     Under a rule in force the sampled TTLs are partly ours: what the application writes is what that rule says.
     """
-    known = {rule.pattern: rule for rule in in_force}
+    known = {rule.pattern: rule for rule in in_force if not rule.unread_ms}
     permitted = {p.prefix: p.max_staleness_s for p in service.patterns if p.max_staleness_s is not None}
     rules = []
     for stats in sorted(snapshot.patterns, key=lambda p: p.pattern):
@@ -391,6 +411,7 @@ def _ttl_rules(snapshot: Snapshot, service: Service, in_force: tuple[TtlRule, ..
                     written_ttl_ms=written,
                     extended_ttl_ms=longest_ms,
                     max_staleness_ms=longest_ms,
+                    jitter_ms=0 if rule is None or rule.unread_ms else rule.jitter_ms,
                 )
             )
     return tuple(rules)

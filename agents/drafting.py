@@ -19,7 +19,7 @@ from cachewarden.messages import ActionClass, Evidence, KnobChange, Prediction, 
 from cachewarden.observation import Snapshot
 from cachewarden.settings import CacheOptimizerSettings
 
-__all__ = ["draft", "knob_changes", "room_bytes", "with_room"]
+__all__ = ["draft", "expiry_of", "knob_changes", "measured_evidence", "room_bytes", "with_room"]
 
 _CONFIG_SET_CPU_MS = 0.2
 _KEY_PASS_CPU_US = 6.0
@@ -90,20 +90,18 @@ def draft(
         changes = with_room(changes, snapshot)
     playbook = playbook_for(changes)
     classes = [action_class_of_change(c.knob, c.before, c.after) for c in changes]
-    classes += [ActionClass.REVERSIBLE] * len(choice.ttl_rules)
+    classes += [rule.action_class for rule in choice.ttl_rules]
     kinds = (["memory"] if changes else []) + (["ttl"] if choice.ttl_rules else []) + (["hotspot"] if to_lfu else [])
     content = {"service": service.name, "changes": changes, "ttl_rules": choice.ttl_rules, "at_ms": now_ms}
     if author != PLANNER:
         content["author"] = author
     action_class = max(classes, default=ActionClass.OBSERVE)
-    awaits = author != PLANNER or needs_approval(action_class, service.mode, settings)
-    lives_ms = max(settings.proposal_ttl_ms, settings.approval_ttl_ms if awaits else 0)
     return Proposal(
         proposal_id=f"p-{digest(content)[:16]}",
         service=service.name,
         author=author,
         created_at_ms=now_ms,
-        expires_at_ms=now_ms + lives_ms,
+        expires_at_ms=expiry_of(action_class, service, settings, now_ms, author),
         kinds=tuple(kinds),
         knob_changes=changes,
         ttl_rules=choice.ttl_rules,
@@ -112,11 +110,19 @@ def draft(
         playbook=playbook,
         rollback=_rollback(changes, choice, shrinks, to_lfu),
         rationale=_rationale(snapshot, choice, why),
-        evidence=(*_evidence(snapshot), *_widening(choice)),
+        evidence=(*measured_evidence(snapshot), *_widening(choice)),
         prediction=_prediction(snapshot, choice),
         cost=_cost(snapshot, choice, playbook, len(changes), service, settings),
         takes_back=takes_back,
     )
+
+
+def expiry_of(
+    action_class: ActionClass, service: Service, settings: CacheOptimizerSettings, now_ms: int, author: str = PLANNER
+) -> int:
+    """Return when a proposal is stale, in milliseconds; one that needs approval lives as long as an approval may."""
+    awaits = author != PLANNER or needs_approval(action_class, service.mode, settings)
+    return now_ms + max(settings.proposal_ttl_ms, settings.approval_ttl_ms if awaits else 0)
 
 
 def with_room(changes: tuple[KnobChange, ...], snapshot: Snapshot) -> tuple[KnobChange, ...]:
@@ -169,7 +175,8 @@ def _rationale(snapshot: Snapshot, choice: Choice, why: str) -> str:
     return f"{binding}{choice.words[:1].upper()}{choice.words[1:]}: {choice.method}.{size}"
 
 
-def _evidence(snapshot: Snapshot) -> tuple[Evidence, ...]:
+def measured_evidence(snapshot: Snapshot) -> tuple[Evidence, ...]:
+    """Return what was measured of the cache that a proposal is for."""
     window = snapshot.window_ms
     facts = [
         Evidence(

@@ -377,7 +377,7 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
         return ()
     effects: Effects = ()
     if isinstance(event, TtlsExtended):
-        due_ms = rounds.note_pass(event.cursor, event.examined, event.extended, now_ms)
+        due_ms = rounds.note_pass(event, now_ms)
     elif isinstance(event, EffectFailed):
         due_ms = rounds.note_failure(now_ms)
         if fence_missing(event.kind, event.details) or fence_found_higher(event.kind, event.details):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from agents.effect import measured_effect
+from agents.execution_promises import promises_seen
 from agents.execution_rollback import end
 from agents.execution_run import RECORD_TRIES_NOTED, Run
 from agents.execution_table import Phase
@@ -95,6 +96,7 @@ def _kept(run: Run) -> Effects:
         "run_id": None if run.last_look is None else run.last_look.info.get("run_id"),
         "ttl_rules": to_jsonable(run.proposal.ttl_rules),
         "persisted": dict(run.persisted),
+        **promises_seen(run),
     }
     reason = run.reason
     return end(run, ExecutionState.KEPT, RecordKind.CHANGE_KEPT, reason, payload)

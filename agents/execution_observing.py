@@ -15,6 +15,7 @@ from typing import Any
 
 from agents.effect import measured_effect
 from agents.execution_keeping import persist
+from agents.execution_promises import freed_bytes, judge_promises, peaks, promises_seen
 from agents.execution_rollback import abandon, begin_rollback
 from agents.execution_run import RECORD_TRIES_NOTED, Run
 from agents.execution_table import Phase
@@ -170,6 +171,7 @@ def _window_done(run: Run, window: Window, now_ms: int) -> Effects:
     run.tries = run.missed_looks = 0
     if window.hit_ratio is not None:
         run.hit_ratio_after = window.hit_ratio
+    run.freed_bytes, (_, run.peak_share) = freed_bytes(run), peaks(run)
     return (run.ask(run.record(RecordKind.OBSERVED, _seen_in(run, window, now_ms)), Phase.WINDOW_RECORDING),)
 
 
@@ -200,6 +202,7 @@ def _seen_in(run: Run, window: Window, now_ms: int) -> dict[str, Any]:
             {"pattern": r.rule.pattern, "rounds": r.rounds, "extended": r.extended, "keeps_up": r.keeps_up}
             for r in run.rules
         ],
+        **promises_seen(run),
         "observed_ms": now_ms - run.observing_since_ms,
     }
 
@@ -214,6 +217,7 @@ def on_window_recording(run: Run, event: Any, now_ms: int) -> Effects:
         return (run.back_off(now_ms),)
     run.tries = 0
     judgement = judge(run.windows, run.promise, run.settings, now_ms - run.observing_since_ms, run.drift)
+    judgement = judge_promises(run, judgement, more=len(run.windows) < run.settings.observation_windows_max)
     run.reason = judgement.reason
     if judgement.ruling is Ruling.ROLL_BACK:
         return begin_rollback(run, judgement.reason)

@@ -178,6 +178,8 @@ class Run:
         self.refences = 0
 
         self.hit_ratio_after: float | None = None
+        self.freed_bytes: float | None = None
+        self.peak_share: float | None = None
         self.forget_windows(now_ms)
 
         self._ask_nothing()
@@ -250,6 +252,10 @@ class Run:
             memory_limit_bytes=None if wishes is None else wishes.memory_limit,
             keys_per_s=self.settings.ttl_keys_per_s,
             may_reencode=wishes is not None and wishes.reencode and bool(wishes.patterns),
+            staleness_ms={} if wishes is None else wishes.staleness_ms,
+            may_shorten=frozenset()
+            if wishes is None
+            else frozenset(p.prefix for p in wishes.patterns if p.shorten_ttl),
         )
 
     def enter(self, phase: Phase) -> None:
@@ -371,6 +377,8 @@ class Run:
             comparable=self.comparable,
             control_drift=self.drift,
             held_by=self.held_by,
+            freed_bytes=self.freed_bytes,
+            peak_share=self.peak_share,
         )
 
     def report(self, now_ms: int) -> tuple[Effect, ...]:

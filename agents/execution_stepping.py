@@ -175,7 +175,7 @@ def on_work(run: Run, event: Any, now_ms: int) -> Effects:
         return _compare(run, dict(event.values))
     if isinstance(event, TtlsExtended):
         rounds = next(r for r in run.rules if r.rule == step.rule)
-        rounds.note_pass(event.cursor, event.examined, event.extended, now_ms)
+        rounds.note_pass(event, now_ms)
         return _applied(run, {"examined": event.examined, "extended": event.extended})
     if isinstance(event, KeysReencoded):
         return _reencoded(run, event, now_ms)

@@ -21,6 +21,7 @@ import numpy as np
 from agents.appraisal import appraise
 from agents.choice import Choice
 from agents.drafting import draft
+from agents.lever_drafting import lever_proposal
 from agents.reapplying import reapplied
 from agents.recent_appraisals import RecentAppraisals
 from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
@@ -138,6 +139,16 @@ def plan_fleet(
             idle[name] = outcome
         else:
             proposals.append(outcome)
+    for snapshot in sorted(question.snapshots, key=lambda s: s.service):
+        # Where nothing is to be gained in hits there may be something in memory, or an onrush to be spread.
+        service, history = fleet.service(snapshot.service), question.history.get(snapshot.service)
+        rules = () if history is None else history.ttl_rules
+        if service.name not in idle or service.mode is Mode.OFF or _obstacle(snapshot, history, settings) is not None:
+            continue
+        lever = lever_proposal(snapshot, service, settings, rules, now_ms)
+        if lever is not None:
+            del idle[service.name]
+            proposals.append(lever)
     return FleetPlanned(cycle=question.cycle, proposals=_order(proposals, division), idle_reasons=idle)
 
 

@@ -155,8 +155,8 @@ def _usual_ttl_ms(
 ) -> int | None:
     """Return the TTL that most keys of a prefix live by; None where most have none or nothing was seen."""
     rule = next((rule for rule in in_force if rule.pattern == name), None)
-    if rule is not None:
-        return rule.extended_ttl_ms
+    if rule is not None and not rule.unread_ms:
+        return rule.extended_ttl_ms - rule.jitter_ms // 2
     stats = next((p for p in snapshot.patterns if p.pattern == name), None)
     if stats is not None and stats.resident_share > 0:
         return stats.written_ttl_ms if stats.keys_with_ttl_share >= 0.5 else None

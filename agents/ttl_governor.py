@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cachewarden.machine import TtlsExtended
 from cachewarden.messages import TtlRule
 
 __all__ = ["RuleRounds"]
@@ -18,6 +19,7 @@ __all__ = ["RuleRounds"]
 _PASS_KEYS_MAX = 5_000
 _PAUSE_MIN_MS = 250
 _PAUSE_MAX_MS = 5_000
+_PAUSE_UNREAD_MAX_MS = 60_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +38,10 @@ class RuleRounds:
     in_flight: bool = False
     retired: bool = False
     """A newer change governs the same pattern."""
+    peak_before: float | None = None
+    """Share of deadlines in the busiest second that the first pass found, 0..1; None where it met too few."""
+    peak_now: float | None = None
+    """What the passes since then have left, the newest that met enough."""
 
     @property
     def pass_keys(self) -> int:
@@ -46,25 +52,31 @@ class RuleRounds:
     def keeps_up(self) -> bool | None:
         """Whether the last round was short enough to find a key before its written TTL ran out; None before the first
         round."""
-        return None if self.round_ms is None else self.round_ms < self.rule.written_ttl_ms
+        return None if self.round_ms is None else self.round_ms < self.rule.revisit_ms
 
-    def note_pass(self, cursor: int, examined: int, extended: int, now_ms: int) -> int:
+    def note_pass(self, done: TtlsExtended, now_ms: int) -> int:
         """Take the result of one pass and return when the next one is due, in milliseconds since the epoch.
 
         Within a round the pause is what the budget asks for. After a round it is half the written TTL less what the
-        round took, so that a key is visited at least twice in its written life, bounded to 0.25..5 s.
+        round took, so that a key is visited at least twice in its written life, bounded to 0.25..5 s; for a rule about
+        keys that nobody reads a sixteenth of that time, up to a minute.
         """
         self.in_flight = False
         self.failures = 0
-        self.cursor = cursor
-        self.extended += extended
-        budget_ms = -(-examined * 1000 // self.keys_per_s)
-        if cursor:
+        self.cursor = done.cursor
+        self.extended += done.extended
+        self.peak_before = done.peak_found if self.peak_before is None else self.peak_before
+        self.peak_now = self.peak_now if done.peak_left is None else done.peak_left
+        budget_ms = -(-done.examined * 1000 // self.keys_per_s)
+        if done.cursor:
             return now_ms + max(_PAUSE_MIN_MS, budget_ms)
         self.rounds += 1
         self.round_ms = max(0, now_ms - self.round_started_ms)
-        spare_ms = self.rule.written_ttl_ms // 2 - self.round_ms
-        pause_ms = max(budget_ms, _PAUSE_MIN_MS, min(_PAUSE_MAX_MS, spare_ms))
+        spare_ms = self.rule.revisit_ms // 2 - self.round_ms
+        longest_ms = _PAUSE_MAX_MS
+        if self.rule.unread_ms:
+            longest_ms = min(_PAUSE_UNREAD_MAX_MS, max(_PAUSE_MAX_MS, self.rule.unread_ms // 16))
+        pause_ms = max(budget_ms, _PAUSE_MIN_MS, min(longest_ms, spare_ms))
         self.round_started_ms = now_ms + pause_ms
         return now_ms + pause_ms
 

@@ -32,7 +32,15 @@ from cachewarden.estimate import Estimate
 from cachewarden.fleet import Service
 from cachewarden.observation import KeyspaceSample, MissSplit, Snapshot
 
-__all__ = ["TTL_GAIN_SHARE", "TtlReview", "memory_held_for_nothing", "review_ttls"]
+__all__ = [
+    "TTL_GAIN_SHARE",
+    "TtlReview",
+    "jitter_for",
+    "memory_held_for_nothing",
+    "residents_among",
+    "review_ttls",
+    "stampede_among",
+]
 
 TTL_GAIN_SHARE = 0.95
 """Of the gain of the longest permitted TTL; the shortest TTL that reaches it is enough."""
@@ -88,7 +96,7 @@ def memory_held_for_nothing(snapshot: Snapshot) -> tuple[DeadMemory | str, DeadM
     if sample is None or len(sample) == 0:
         reason = snapshot.incomplete.get("sample", "no keys were sampled")
         return reason, reason
-    residents = _residents(snapshot, sample, np.ones(len(sample), np.bool_))
+    residents = residents_among(snapshot, sample, np.ones(len(sample), np.bool_))
     return _unread(snapshot, residents), expired_memory(residents, _SEED, stale_share=snapshot.expired_stale_share)
 
 
@@ -170,7 +178,7 @@ def _review(
         reason = snapshot.incomplete.get("sample", "no keys were sampled")
         return TtlReview(pattern, ttl_ms, longest_ms, misses, gains, enough, reason, reason, reason, reason)
     mine = np.ones(len(sample), np.bool_) if pattern is None else residents_of(sample, pattern)
-    stampede = _stampede(snapshot, sample, mine)
+    stampede = stampede_among(snapshot, sample, mine)
     return TtlReview(
         pattern=pattern,
         ttl_ms=ttl_ms,
@@ -180,12 +188,14 @@ def _review(
         enough_ttl_ms=enough,
         stampede=stampede,
         jitter=_jitter(stampede, sample.ttl_ms[mine & (sample.ttl_ms >= 0)], ttl_ms or 0),
-        unread=_unread(snapshot, _residents(snapshot, sample, mine)),
-        expired=expired_memory(_residents(snapshot, sample, mine), _SEED, stale_share=snapshot.expired_stale_share),
+        unread=_unread(snapshot, residents_among(snapshot, sample, mine)),
+        expired=expired_memory(
+            residents_among(snapshot, sample, mine), _SEED, stale_share=snapshot.expired_stale_share
+        ),
     )
 
 
-def _residents(snapshot: Snapshot, sample: KeyspaceSample, mine: npt.NDArray[np.bool_]) -> Residents:
+def residents_among(snapshot: Snapshot, sample: KeyspaceSample, mine: npt.NDArray[np.bool_]) -> Residents:
     """Return sampled keys, and the memory that all keys like them hold."""
     entries = max(snapshot.used_memory_bytes - snapshot.fixed_overhead_bytes, 0)
     sizes = sample.size_bytes if np.all(sample.size_bytes > 0) else np.ones(len(sample), np.int64)
@@ -211,7 +221,8 @@ def _unread(snapshot: Snapshot, residents: Residents) -> DeadMemory | str:
     return unread_memory(residents, _SEED, capture=hits, spatial_rate=access.spatial_rate)
 
 
-def _stampede(snapshot: Snapshot, sample: KeyspaceSample, mine: npt.NDArray[np.bool_]) -> Stampede | str:
+def stampede_among(snapshot: Snapshot, sample: KeyspaceSample, mine: npt.NDArray[np.bool_]) -> Stampede | str:
+    """Return the risk of the sampled keys that `mine` chooses, for all keys like them; or why it cannot be told."""
     volatile = mine & (sample.ttl_ms >= 0)
     sampled = int(np.count_nonzero(sample.ttl_ms >= 0))
     share = int(np.count_nonzero(volatile)) / sampled if sampled else 0.0
@@ -223,5 +234,10 @@ def _jitter(stampede: Stampede | str, remaining_ms: npt.NDArray[np.int64], ttl_m
         return stampede
     if not stampede.aligned:
         return Jitter(0, stampede.busiest_share.value)
+    return jitter_for(stampede, remaining_ms, int(_JITTER_SHARE * max(stampede.horizon_ms, ttl_ms)))
+
+
+def jitter_for(stampede: Stampede, remaining_ms: npt.NDArray[np.int64], longest_ms: int) -> Jitter | str:
+    """Return the least jitter up to `longest_ms` that removes a peak, or why none does."""
     wanted = min(1.0, max(_PEAK_OVER_MEAN * stampede.mean_share, stampede.chance_share))
-    return jitter_below(remaining_ms, wanted, int(_JITTER_SHARE * max(stampede.horizon_ms, ttl_ms)))
+    return jitter_below(remaining_ms, wanted, longest_ms)

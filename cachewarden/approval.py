@@ -248,7 +248,7 @@ def refusal_of_approval(approval: Approval | None, proposal: Proposal, now_ms: i
 
 def _values(proposal: Proposal) -> dict[str, tuple[str, str]]:
     values = {c.knob: (c.before, c.after) for c in proposal.knob_changes}
-    return values | {f"ttl:{r.pattern}": (str(r.written_ttl_ms), str(r.extended_ttl_ms)) for r in proposal.ttl_rules}
+    return values | {r.name: (str(r.written_ttl_ms), str(r.extended_ttl_ms)) for r in proposal.ttl_rules}
 
 
 def _near(one: tuple[str, str], other: tuple[str, str]) -> bool:

@@ -51,6 +51,17 @@ class KeyPattern(_Strict):
     max_staleness_s: float | None = Field(
         None, gt=0, description="how old a value may be; without it no TTL is touched"
     )
+    shorten_ttl: bool = Field(
+        default=False,
+        description="whether keys may end sooner than they were written: those that nobody reads, and what expires "
+        "together; such a change waits for a person",
+    )
+
+    @model_validator(mode="after")
+    def _owned(self) -> KeyPattern:
+        if self.shorten_ttl and self.max_staleness_s is None:
+            raise ValueError("`shorten_ttl` needs `max_staleness_s`: without it no TTL is touched")
+        return self
 
     @field_validator("prefix")
     @classmethod
@@ -133,6 +144,11 @@ class Service(_Strict):
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with `redis://`, `rediss://` or `unix://`")
         return value
+
+    @property
+    def staleness_ms(self) -> dict[str, int]:
+        """Declared staleness by pattern; patterns without one are missing."""
+        return {p.prefix: int(p.max_staleness_s * 1000) for p in self.patterns if p.max_staleness_s is not None}
 
 
 class Fleet(_Strict):

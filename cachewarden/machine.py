@@ -355,7 +355,7 @@ class ConfigRewritten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TtlsExtended:
-    """`cursor` 0 means that the pass over the keyspace is complete."""
+    """`cursor` 0 means that the pass over the keyspace is complete; peaks as in `ports.TtlPass`."""
 
     ref: str
     service: str
@@ -363,6 +363,8 @@ class TtlsExtended:
     examined: int
     extended: int
     commands: int
+    peak_found: float | None = None
+    peak_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

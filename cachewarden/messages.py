@@ -178,24 +178,69 @@ class KnobChange(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TtlRule(Message):
-    """Keys of `pattern` that the application writes with `written_ttl_ms` may live `extended_ttl_ms`, measured from
-    the write.
+    """How long keys of `pattern` live that the application writes with `written_ttl_ms`.
 
-    INVARIANT: written_ttl_ms < extended_ttl_ms <= max_staleness_ms, the staleness that the owner declared for the
-    pattern.
+    Without `unread_ms`: `extended_ttl_ms` from the write, less a draw from 0..`jitter_ms` that differs from key to key,
+    so that what was written together does not end together; with `only_read`, only keys that were used again since
+    they were written. With `unread_ms`: keys that nobody touched for so long end `extended_ttl_ms` from then on, those
+    without a TTL (`written_ttl_ms` 0) too.
+
+    INVARIANT: extended_ttl_ms <= max_staleness_ms, the staleness that the owner declared for the pattern.
     """
 
     pattern: str
     written_ttl_ms: int
     extended_ttl_ms: int
     max_staleness_ms: int
+    only_read: bool = False
+    jitter_ms: int = 0
+    unread_ms: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.written_ttl_ms < self.extended_ttl_ms <= self.max_staleness_ms:
+        if not 0 < self.extended_ttl_ms <= self.max_staleness_ms or not 0 <= self.jitter_ms < self.extended_ttl_ms:
+            raise ValueError(
+                f"a TTL rule needs 0 < extended `{self.extended_ttl_ms}` <= max staleness `{self.max_staleness_ms}` "
+                f"milliseconds, and a jitter `{self.jitter_ms}` below extended"
+            )
+        if self.unread_ms:
+            if self.unread_ms < 0 or self.written_ttl_ms < 0 or self.jitter_ms or self.only_read:
+                raise ValueError("a TTL rule for keys that nobody reads has neither jitter nor `only_read`")
+            return
+        spread = self.written_ttl_ms == self.extended_ttl_ms and self.jitter_ms > 0
+        if not (0 < self.written_ttl_ms < self.extended_ttl_ms or (spread and self.written_ttl_ms > 0)):
             raise ValueError(
                 f"a TTL rule needs 0 < written `{self.written_ttl_ms}` < extended `{self.extended_ttl_ms}` "
-                f"<= max staleness `{self.max_staleness_ms}` milliseconds"
+                "milliseconds, or a jitter"
             )
+
+    @property
+    def shortens(self) -> bool:
+        """Whether a key may end sooner than the application asked for; what ends is gone, so it is lossy."""
+        return self.unread_ms > 0 or self.extended_ttl_ms - self.jitter_ms < self.written_ttl_ms
+
+    @property
+    def action_class(self) -> ActionClass:
+        return ActionClass.LOSSY if self.shortens else ActionClass.REVERSIBLE
+
+    @property
+    def revisit_ms(self) -> int:
+        """Within which each key has to be looked at again: the TTL that it is written with, or the time unread."""
+        return self.unread_ms or self.written_ttl_ms
+
+    @property
+    def terms(self) -> str:
+        """Which keys it is about, and how they differ, in words; empty where all of the pattern live equally long."""
+        if self.unread_ms:
+            return f"for keys that nobody touched for {self.unread_ms / 1000:g} s, from then on"
+        if self.jitter_ms:
+            return f"less up to {self.jitter_ms / 1000:g} s, another part for each key"
+        return "for keys that were used since they were written" if self.only_read else ""
+
+    @property
+    def name(self) -> str:
+        """Return `ttl:<pattern>` with what tells one kind of rule from another, so that no consent covers both."""
+        spread, least = f"-{self.jitter_ms}" if self.jitter_ms else "", f"@{self.unread_ms}" if self.unread_ms else ""
+        return f"ttl:{self.pattern}{spread}{least}{'+used' if self.only_read else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +258,10 @@ class Prediction(Message):
     """How the numbers were come by, in words that an operator understands."""
     settle_ms: int
     """Time until the effect should show, e.g. to refill a cache at its miss rate."""
+    freed_bytes: Estimate | None = None
+    """Memory that the same keys will need less (of used_memory); None where it promises none."""
+    peak_share: float | None = None
+    """Of the deadlines of the touched keys, those in the busiest second, 0..1, at most; None where it promises none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +328,7 @@ class Proposal(Message):
     def signature(self) -> str:
         """What it wants, without when and why: `knob=after` and `ttl:pattern=ms`, sorted, joined by `;`."""
         parts = [f"{c.knob}={c.after}" for c in self.knob_changes]
-        parts += [f"ttl:{r.pattern}={r.extended_ttl_ms}" for r in self.ttl_rules]
+        parts += [f"{r.name}={r.extended_ttl_ms}" for r in self.ttl_rules]
         return ";".join(sorted(parts))
 
     def waiting_for(self, needs: tuple[str, ...]) -> Proposal:
@@ -371,6 +420,10 @@ class Execution(Message):
     """By how much the hit ratio of the unchanged twin moved meanwhile; None where there was no twin to go by."""
     held_by: str | None = None
     """Who leads the cache, where the change was abandoned for want of a lease."""
+    freed_bytes: float | None = None
+    """Memory that the same keys need less than before the change, as measured; None where none was promised."""
+    peak_share: float | None = None
+    """Of the deadlines that the last passes of the TTL rules met, those in the busiest second; None if not measured."""
 
     @property
     def realised_gain(self) -> float | None:

@@ -205,4 +205,6 @@ class _Work:
             examined=done.examined,
             extended=done.extended,
             commands=done.commands,
+            peak_found=done.peak_found,
+            peak_left=done.peak_left,
         )

@@ -109,12 +109,18 @@ class LeaseStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TtlPass:
-    """What one bounded pass of a TTL rule did; `cursor` 0 means that it came round."""
+    """What one bounded pass of a TTL rule did; `cursor` 0 means that it came round.
+
+    `extended` counts the deadlines that it changed, in either direction. Of the deadlines of its keys the busiest
+    second held the share `peak_found`, and holds `peak_left` now (0..1); None with fewer than 50 deadlines.
+    """
 
     cursor: int
     examined: int
     extended: int
     commands: int
+    peak_found: float | None = None
+    peak_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

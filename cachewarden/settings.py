@@ -118,6 +118,9 @@ class CacheOptimizerSettings(BaseSettings):
     )
     cool_down_ms: int = Field(120_000, ge=0, le=86_400_000, description="between two changes of one service")
     minimum_gain: float = Field(0.005, ge=0.0, le=1.0, description="hit ratio below which nothing is changed")
+    minimum_memory_gain: float = Field(
+        0.03, gt=0.0, le=1.0, description="share of a cache's memory below which nothing is changed to save memory"
+    )
     changes_per_hour: int = Field(12, ge=0, le=10_000, description="change budget of one service")
     rollback_margin: float = Field(
         0.02, ge=0.0, le=1.0, description="hit ratio below the prediction that takes a change back"

@@ -387,9 +387,16 @@ class RedisTarget:
         self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
     ) -> TtlPass:
         """One bounded pass of a TTL rule; `redis_ttl` has the invariant."""
+        info: dict[str, str] = {}
+        if rule.unread_ms or rule.only_read:
+            for section in ("memory", "server"):
+                info |= read_info(await self._wire.call("INFO", section))
+        uptime = info.get("uptime_in_seconds", "")
         return await ttl_pass(
-            self._wire, self._fence_key, lease, rule, cursor, max_keys, restore=restore, pacer=self._pacer
-        )
+            self._wire, self._fence_key, lease, rule, cursor, max_keys, restore=restore, pacer=self._pacer,
+            own_prefix=self._own_prefix, lfu=under_lfu(info),
+            uptime_ms=int(uptime) * 1000 if uptime.isdecimal() else None,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Close all connections."""

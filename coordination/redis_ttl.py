@@ -1,34 +1,62 @@
-"""One bounded pass of a TTL rule over a keyspace: extends, or puts back, without any memory of its own.
+"""One bounded pass of a TTL rule over a keyspace: extends, spreads, shortens, puts back, without memory of its own.
 
 What becomes of each key is decided by `ttl_deadlines`, which also has the invariant; here the keyspace is walked, the
 server's clock is read, and deadlines are set under the fence. A key rewritten between our look and our PEXPIREAT is
 younger than we think, so its new deadline is early, never late; GT never shortens, LT never prolongs, and a key that
 has lost its TTL in the meantime gets none: it counts as living for ever, which GT leaves alone, and LT only with XX.
+Only a rule for keys that nobody reads gives a TTL to a key without one, and NX keeps one that came in between.
 
-INVARIANT: no deadline is written unless the fence in the cache is exactly the lease's epoch.
+INVARIANT: no deadline is written unless the fence in the cache is exactly the lease's epoch, and none on a key of ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
+from cachewarden.cachemodel.ttl_stampede import busiest_share
+from cachewarden.errors import TargetRefused
 from cachewarden.messages import Lease, TtlRule
 from cachewarden.ports import TtlPass
 from coordination.redis_probe import Pacer
-from coordination.redis_wire import BATCH_COMMANDS, Command, RedisWire, Session, require
-from coordination.ttl_deadlines import extended_deadline_ms, restored_deadline_ms
+from coordination.redis_wire import BATCH_COMMANDS, Command, RedisWire, Refusal, Session, require
+from coordination.ttl_deadlines import (
+    draw_of,
+    extended_deadline_ms,
+    restored_deadline_ms,
+    shortened_deadline_ms,
+    used_since_written,
+)
 
 __all__ = ["glob_of_prefix", "ttl_pass"]
 
 _SCAN_COUNT: Final = 200
 _SLOTS_PER_KEY: Final = 10
 """Where few keys match, a pass ends after this many slots of the keyspace for each key of its budget."""
+_KEYS_OF_BATCH: Final = BATCH_COMMANDS - 1
+_NO_IDLE_TIMES: Final = "no idle times under LFU, so nobody can say which keys are read; take the rule back"
 
 
 def glob_of_prefix(prefix: str) -> bytes:
     """Return the pattern of MATCH for keys that begin with `prefix`, taken literally."""
     return b"".join(b"\\" + bytes([byte]) if byte in b"*?[]\\^-" else bytes([byte]) for byte in prefix.encode()) + b"*"
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One pass under way: who writes under which rule, and the deadlines that it found and left."""
+
+    wire: RedisWire
+    session: Session
+    fence_key: str
+    lease: Lease
+    rule: TtlRule
+    restore: bool
+    lfu: bool
+    uptime_ms: int | None = None
+    found: list[int] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
 
 
 async def ttl_pass(
@@ -41,16 +69,23 @@ async def ttl_pass(
     *,
     restore: bool,
     pacer: Pacer,
+    own_prefix: bytes,
+    lfu: bool = False,
+    uptime_ms: int | None = None,
 ) -> TtlPass:
     """SCAN from `cursor` until `max_keys` keys of the rule were examined, and set the deadlines that have to change.
 
-    May examine one SCAN step more than `max_keys`, since a cursor cannot stop inside a step. Raises StaleFencingToken
-    as soon as the fence is not the lease's; what was done up to then stands and is safe.
+    `lfu`: the server counts frequencies and tells no idle times; idle times longer than `uptime_ms` are none (a switch
+    from LFU leaves such behind). May examine one SCAN step more than `max_keys`, since a cursor cannot stop inside a
+    step. Raises StaleFencingToken as soon as the fence is not the lease's; what was done up to then stands and is safe.
     """
     before = wire.ledger.commands.total()
+    if rule.unread_ms and lfu:
+        raise TargetRefused(wire.service, "OBJECT IDLETIME", _NO_IDLE_TIMES)
     examined = extended = slots = 0
     glob = glob_of_prefix(rule.pattern)
     async with wire.session() as session:
+        batch = _Batch(wire, session, fence_key, lease, rule, restore, lfu, uptime_ms)
         while True:
             await pacer.spend(2 * BATCH_COMMANDS)
             count = max(1, min(_SCAN_COUNT, max_keys - examined))
@@ -58,36 +93,92 @@ async def ttl_pass(
             cursor_reply, names = require(wire.service, reply)
             cursor = int(cursor_reply)
             slots += count
-            for start in range(0, len(names), BATCH_COMMANDS - 1):
-                part = names[start : start + BATCH_COMMANDS - 1]
-                extended += await _settle(wire, session, fence_key, lease, rule, part, restore)
+            names = [name for name in names if not name.startswith(own_prefix)]
+            for start in range(0, len(names), _KEYS_OF_BATCH):
+                part = names[start : start + _KEYS_OF_BATCH]
+                extended += await _settle(batch, part)
                 examined += len(part)
             if cursor == 0 or examined >= max_keys or slots >= max_keys * _SLOTS_PER_KEY:
                 break
-    return TtlPass(cursor=cursor, examined=examined, extended=extended, commands=wire.ledger.commands.total() - before)
+    return TtlPass(
+        cursor=cursor,
+        examined=examined,
+        extended=extended,
+        commands=wire.ledger.commands.total() - before,
+        peak_found=busiest_share(batch.found),
+        peak_left=busiest_share(batch.left),
+    )
 
 
-async def _settle(
-    wire: RedisWire,
-    session: Session,
-    fence_key: str,
-    lease: Lease,
-    rule: TtlRule,
-    names: Sequence[bytes],
-    restore: bool,
-) -> int:
+async def _settle(batch: _Batch, names: Sequence[bytes]) -> int:
     """Give each key of one batch its deadline; returns how many changed."""
+    service, rule = batch.wire.service, batch.rule
     # The server's time is read before the deadlines, so that a TTL never looks shorter than it is.
-    time_reply, *deadlines = await session.exchange([("TIME",), *(("PEXPIRETIME", name) for name in names)])
-    seconds, micros = require(wire.service, time_reply)
+    time_reply, *replies = await batch.session.exchange([("TIME",), *(("PEXPIRETIME", name) for name in names)])
+    seconds, micros = require(service, time_reply)
     now_ms = int(seconds) * 1000 + int(micros) // 1000
-    decide = restored_deadline_ms if restore else extended_deadline_ms
-    commands: list[Command] = []
-    for name, deadline in zip(names, deadlines, strict=True):
-        # Redis before 7.0 has neither PEXPIRETIME nor GT, and without them the invariant cannot be kept.
-        wanted = decide(rule, require(wire.service, deadline), now_ms)
+    # Redis before 7.0 has neither PEXPIRETIME nor GT, and without them the invariant cannot be kept.
+    deadlines = {name: int(require(service, reply)) for name, reply in zip(names, replies, strict=True)}
+    if rule.unread_ms:
+        wanted = await _unread(batch, deadlines, now_ms)
+    else:
+        decide = restored_deadline_ms if batch.restore else extended_deadline_ms
+        answers = {name: decide(rule, at_ms, now_ms, draw_of(name, at_ms)) for name, at_ms in deadlines.items()}
+        wanted = {name: answer for name, answer in answers.items() if answer is not None}
+        if rule.only_read and not batch.restore:
+            wanted = await _read_again(batch, wanted, deadlines, now_ms)
+    changed = [(name, at_ms, _condition(deadlines[name], at_ms)) for name, at_ms in wanted.items()]
+    commands: list[Command] = [("PEXPIREAT", name, at_ms, *condition) for name, at_ms, condition in changed]
+    done = await batch.session.write_fenced(batch.fence_key, batch.lease, commands) if commands else []
+    batch.found += [at_ms for at_ms in deadlines.values() if at_ms >= 0]
+    left = deadlines | {name: at_ms for (name, at_ms, _), took in zip(changed, done, strict=True) if took}
+    batch.left += [at_ms for at_ms in left.values() if at_ms >= 0]
+    return sum(done)
+
+
+def _condition(deadline_ms: int, wanted_ms: int) -> tuple[str, ...]:
+    if deadline_ms == -1:
+        return ("NX",)
+    return ("GT",) if wanted_ms > deadline_ms else ("XX", "LT")
+
+
+async def _heat(batch: _Batch, names: Sequence[bytes]) -> list[int | None]:
+    """Return idle times in milliseconds, or under LFU the counters; None where the server does not tell."""
+    what = "FREQ" if batch.lfu else "IDLETIME"
+    replies = await batch.session.exchange([("OBJECT", what, name) for name in names]) if names else []
+    return [_number(batch, reply) for reply in replies]
+
+
+def _number(batch: _Batch, reply: Any) -> int | None:
+    if isinstance(reply, Refusal):
+        # A key that has gone is an error reply to some versions and nil to others; a refused command is neither.
+        if "no such key" in reply.reason.lower():
+            return None
+        raise TargetRefused(batch.wire.service, reply.command, reply.reason)
+    if reply is None or batch.lfu:
+        return None if reply is None else int(reply)
+    idle_ms = int(reply) * 1000
+    return idle_ms if batch.uptime_ms is None or idle_ms <= batch.uptime_ms else None
+
+
+async def _read_again(
+    batch: _Batch, wanted: dict[bytes, int], deadlines: dict[bytes, int], now_ms: int
+) -> dict[bytes, int]:
+    """Keep those that were used since they were written."""
+    heats = await _heat(batch, list(wanted))
+    found = {}
+    for (name, at_ms), heat in zip(wanted.items(), heats, strict=True):
+        idle, frequency = (None, heat) if batch.lfu else (heat, None)
+        if used_since_written(batch.rule, deadlines[name], now_ms, idle, frequency):
+            found[name] = at_ms
+    return found
+
+
+async def _unread(batch: _Batch, deadlines: dict[bytes, int], now_ms: int) -> dict[bytes, int]:
+    idle = await _heat(batch, list(deadlines))
+    found = {}
+    for (name, at_ms), idle_ms in zip(deadlines.items(), idle, strict=True):
+        wanted = shortened_deadline_ms(batch.rule, at_ms, now_ms, idle_ms)
         if wanted is not None:
-            commands.append(("PEXPIREAT", name, wanted, *(("XX", "LT") if restore else ("GT",))))
-    if not commands:
-        return 0
-    return sum(await session.write_fenced(fence_key, lease, commands))
+            found[name] = wanted
+    return found

@@ -63,10 +63,12 @@ def _bytes(text: str) -> str:
 
 
 def _rule_in_words(rule: TtlRule) -> str:
+    if rule.unread_ms:
+        return f"let keys of `{rule.pattern}` end after {_duration(rule.extended_ttl_ms)}, {rule.terms}"
     return (
         f"let keys of `{rule.pattern}` live {_duration(rule.extended_ttl_ms)} "
         f"instead of {_duration(rule.written_ttl_ms)} "
-        f"(their owner permits {_duration(rule.max_staleness_ms)})"
+        f"(their owner permits {_duration(rule.max_staleness_ms)}){f', {rule.terms}' if rule.terms else ''}"
     )
 
 
@@ -122,6 +124,10 @@ def plan_of(
                 "written_ttl_ms": r.written_ttl_ms,
                 "extended_ttl_ms": r.extended_ttl_ms,
                 "max_staleness_ms": r.max_staleness_ms,
+                "only_read": r.only_read,
+                "jitter_ms": r.jitter_ms,
+                "unread_ms": r.unread_ms,
+                "terms": r.terms,
             }
             for r in proposal.ttl_rules
         ],

@@ -123,7 +123,11 @@ def diff_of(proposal: Proposal) -> list[DiffLine]:
     """Return every value that would change, before and after."""
     lines = [DiffLine(what=c.knob, before=c.before, after=c.after) for c in proposal.knob_changes]
     return lines + [
-        DiffLine(what=f"ttl_ms of {r.pattern}", before=str(r.written_ttl_ms), after=str(r.extended_ttl_ms))
+        DiffLine(
+            what=f"ttl_ms of {r.pattern}{f' {r.terms}' if r.terms else ''}",
+            before=str(r.written_ttl_ms),
+            after=str(r.extended_ttl_ms),
+        )
         for r in proposal.ttl_rules
     ]
 

@@ -155,6 +155,8 @@ def plan_view(
             "hit_ratio_before": execution.hit_ratio_before,
             "hit_ratio_after": execution.hit_ratio_after,
             "gain": gain,
+            "freed_bytes": execution.freed_bytes,
+            "peak_share": execution.peak_share,
         }
     state, reason = "proposed", proposal.rationale
     if execution is not None:
@@ -181,6 +183,10 @@ def plan_view(
                 "written_ttl_ms": r.written_ttl_ms,
                 "extended_ttl_ms": r.extended_ttl_ms,
                 "max_staleness_ms": r.max_staleness_ms,
+                "only_read": r.only_read,
+                "jitter_ms": r.jitter_ms,
+                "unread_ms": r.unread_ms,
+                "terms": r.terms,
             }
             for r in proposal.ttl_rules
         ],
@@ -199,6 +205,10 @@ def plan_view(
             "gain_high": predicted.gain.high,
             "latency_us_p99_after": predicted.latency_us_p99_after,
             "memory_bytes_after": float(predicted.memory_bytes_after),
+            "freed_bytes": None if predicted.freed_bytes is None else predicted.freed_bytes.value,
+            "freed_bytes_low": None if predicted.freed_bytes is None else predicted.freed_bytes.low,
+            "freed_bytes_high": None if predicted.freed_bytes is None else predicted.freed_bytes.high,
+            "peak_share": predicted.peak_share,
             "settle_s": predicted.settle_ms / 1000,
         },
         realised=realised,

@@ -17,13 +17,20 @@ import numpy as np
 from cachewarden.cachemodel.memory_accounting import encoding_of, entry_bytes
 from cachewarden.cachemodel.shards import SpatialFilter, hash_key
 from cachewarden.cachemodel.trace import AccessTrace, Op
+from cachewarden.cachemodel.ttl_stampede import busiest_share
 from cachewarden.errors import TargetRefused
 from cachewarden.fleet import Service
 from cachewarden.messages import Lease, TtlRule
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
 from cachewarden.ports import Clock, ReencodePass, Spread, TtlPass
 from coordination.monitor_lines import PatternIndex
-from coordination.ttl_deadlines import extended_deadline_ms, restored_deadline_ms
+from coordination.ttl_deadlines import (
+    draw_of,
+    extended_deadline_ms,
+    restored_deadline_ms,
+    shortened_deadline_ms,
+    used_since_written,
+)
 from simulation.fake_server import FakeServer
 from simulation.fake_values import fake_value_sample
 
@@ -242,16 +249,36 @@ class FakeCache(FakeServer):
         matching = (key for key in self._entries if key.startswith(rule.pattern.encode()))
         left = sorted((place, key) for key in matching if (place := hash_key(b"scan", key)) >= cursor)
         part = left[:max_keys]
-        decide = restored_deadline_ms if restore else extended_deadline_ms
+        found = [self._entries[key].deadline_ms for _, key in part]
         extended = 0
         for _, key in part:
-            wanted = decide(rule, self._entries[key].deadline_ms, now_ms)
+            wanted = self._wanted_deadline_ms(rule, key, now_ms, restore=restore)
             if wanted is not None:
                 self._check_fence(lease)
                 self._entries[key].deadline_ms = wanted
                 extended += 1
         after = part[-1][0] + 1 if len(part) < len(left) else 0
-        return TtlPass(cursor=after, examined=len(part), extended=extended, commands=0)
+        kept = [self._entries[key].deadline_ms for _, key in part]
+        return TtlPass(
+            cursor=after, examined=len(part), extended=extended, commands=0,
+            peak_found=busiest_share([at_ms for at_ms in found if at_ms >= 0]),
+            peak_left=busiest_share([at_ms for at_ms in kept if at_ms >= 0]),
+        )  # fmt: skip
+
+    def _wanted_deadline_ms(self, rule: TtlRule, key: bytes, now_ms: int, *, restore: bool) -> int | None:
+        entry, lfu = self._entries[key], self._knobs["maxmemory-policy"].endswith("lfu")
+        idle_ms = None if lfu else (now_ms - entry.accessed_ms) // 1000 * 1000
+        if rule.unread_ms:
+            if lfu:
+                raise TargetRefused(self.service, "OBJECT IDLETIME", "no idle times under LFU")
+            return shortened_deadline_ms(rule, entry.deadline_ms, now_ms, idle_ms)
+        decide = restored_deadline_ms if restore else extended_deadline_ms
+        wanted = decide(rule, entry.deadline_ms, now_ms, draw_of(key, entry.deadline_ms))
+        if wanted is None or restore or not rule.only_read:
+            return wanted
+        frequency = entry.frequency if lfu else None
+        used = used_since_written(rule, entry.deadline_ms, now_ms, idle_ms, frequency)
+        return wanted if used else None
 
     def _index(self) -> PatternIndex:
         return PatternIndex([pattern.prefix for pattern in self._service.patterns])

@@ -19,7 +19,7 @@ from agents.playbook_tables.keep_hot_set import KEEP_HOT_SET, becomes_lfu
 from agents.playbook_tables.shrink import SHRINK, falls
 from agents.playbook_tables.steps import Ground, Step, StepKind, ladder, memory_of, memory_step, start_bytes
 from agents.playbook_tables.table import OBSERVE, Playbook, strays
-from agents.playbook_tables.ttl_rule import TTL_RULE, TTL_STAGE, rule_steps
+from agents.playbook_tables.ttl_rule import TTL_RULE, TTL_STAGE, refusal_of_rules, rule_steps
 from agents.playbook_tables.tune import TUNE, TUNED_KNOBS
 from cachewarden.messages import KnobChange, Proposal, TtlRule
 
@@ -74,7 +74,7 @@ def refusal_of_plan(proposal: Proposal, ground: Ground) -> str | None:
         why = playbook.refuses(proposal, ground)
         if why is not None:
             return why
-    return refusal_of_growth(proposal, ground)
+    return refusal_of_rules(proposal, ground) or refusal_of_growth(proposal, ground)
 
 
 def steps_of(proposal: Proposal, ground: Ground) -> tuple[Step, ...]:
@@ -115,7 +115,12 @@ def steps_back(
     old one may be unable to evict. The last step writes all knobs in one command, so the end is the same wherever the
     way there was cut off.
     """
-    steps = [Step(kind=StepKind.TTL_RULE, rule=rule, stage="take back") for rule in reversed(tuple(begun_rules))]
+    # A rule that only ends keys sooner is taken back by no further pass: what it did cannot be told from chance.
+    steps = [
+        Step(kind=StepKind.TTL_RULE, rule=rule, stage="take back")
+        for rule in reversed(tuple(begun_rules))
+        if rule.extended_ttl_ms > rule.written_ttl_ms and not rule.unread_ms
+    ]
     if rules_only:
         return tuple(steps)
     memory = memory_of(proposal)

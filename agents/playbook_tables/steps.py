@@ -82,6 +82,10 @@ class Ground:
     memory_limit_bytes: int | None = None
     keys_per_s: int = 2_000
     may_reencode: bool = False
+    staleness_ms: Mapping[str, int] = field(default_factory=dict)
+    """By pattern, as the owner declares it; patterns without are missing."""
+    may_shorten: frozenset[str] = frozenset()
+    """Patterns whose keys may end sooner than they were written."""
 
     def policy_after(self, proposal: Proposal) -> str | None:
         """Return the eviction policy once the change is complete; None where the server does not tell."""

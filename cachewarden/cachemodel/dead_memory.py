@@ -20,7 +20,7 @@ from cachewarden.cachemodel.shards import SpatialFilter
 from cachewarden.cachemodel.trace import AccessTrace, Op
 from cachewarden.estimate import Estimate
 
-__all__ = ["DeadMemory", "Residents", "expired_memory", "unread_memory"]
+__all__ = ["DeadMemory", "Residents", "expired_memory", "lookups_of_unread", "unread_memory"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +93,22 @@ def unread_memory(
     if isinstance(share, str):
         return share
     return DeadMemory(_scaled(share, residents.entry_bytes), share, horizon_ms, method)
+
+
+def lookups_of_unread(residents: Residents, keys_per_sampled: float, idle_from_ms: int) -> float | str:
+    """Return the most lookups per second that go to keys which nobody touched for `idle_from_ms`, or why it is not
+    known.
+
+    In a steady state no more keys leave that class by being read than come into it, and the keys that came into it
+    within the last `idle_from_ms` are those idle for up to twice that. `keys_per_sampled` is what each sampled key
+    stands for. The high end of a Poisson count's 90 % interval is taken.
+    """
+    known = residents.idle_ms >= 0
+    if not np.any(known) or idle_from_ms <= 0:
+        return "idle times are not known"
+    came = int(np.count_nonzero(known & (residents.idle_ms >= idle_from_ms) & (residents.idle_ms < 2 * idle_from_ms)))
+    high = came + 1.645 * float(np.sqrt(came)) + 1.35
+    return keys_per_sampled * high * 1000.0 / idle_from_ms
 
 
 def expired_memory(residents: Residents, seed: int, *, stale_share: float | None) -> DeadMemory | str:

@@ -20,7 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from cachewarden.cachemodel.evidence import CacheConfiguration
+from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.whatif import Answer, Inquiry
 from cachewarden.estimate import Estimate
 
@@ -29,6 +33,7 @@ __all__ = [
     "TtlGain",
     "gains_by_prefix",
     "gains_of_longer_ttls",
+    "share_kept_by_use",
     "shortest_with_most_of_the_gain",
     "ttl_ladder",
 ]
@@ -131,6 +136,26 @@ def shortest_with_most_of_the_gain(gains: Sequence[TtlGain], share: float) -> Tt
     if not gains:
         raise ValueError("there is no shortest of no TTLs, ask for gains first")
     return next((gain for gain in gains if gain.gain.value >= share * gains[-1].gain.value), gains[-1])
+
+
+def share_kept_by_use(mixture: PopularityMixture, written_ms: int, extended_ms: int) -> float:
+    """Return which share (0..1) of a longer TTL's gain is left if only keys get it that were used since their load.
+
+    Keys are asked for at random times at their own rate r, so a key is used within its written TTL W with probability
+    1 - exp(-rW) and lives W + (E - W)(1 - exp(-rW)) on average; a life of T gives rT hits for each load.
+    """
+    rates, requests = mixture.rates_per_s, mixture.weights
+    written_s, extended_s = written_ms / 1000.0, extended_ms / 1000.0
+    used = -np.expm1(-rates * written_s)
+
+    def hits(life_s: npt.NDArray[np.float64] | float) -> float:
+        turns = rates * life_s
+        return float((turns / (1.0 + turns)) @ requests)
+
+    least, most = hits(written_s), hits(extended_s)
+    if most <= least:
+        return 1.0
+    return min(max((hits(written_s + (extended_s - written_s) * used) - least) / (most - least), 0.0), 1.0)
 
 
 def _misses_left(inquiry: Inquiry, answer: Answer) -> MissesLeft | None:

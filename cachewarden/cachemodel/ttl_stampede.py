@@ -13,6 +13,7 @@ reported that independent deadlines would show one time in ten.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from cachewarden.estimate import Estimate
 
-__all__ = ["Jitter", "Stampede", "jitter_below", "peak_share_with_jitter", "stampede_risk"]
+__all__ = ["Jitter", "Stampede", "busiest_share", "jitter_below", "peak_share_with_jitter", "stampede_risk"]
 
 _SECOND_MS = 1_000
 _DEADLINES_MIN = 50
@@ -104,6 +105,13 @@ def stampede_risk(
         aligned=aligned,
         reason=f"{busiest} of {n} sampled keys expire within one second, {compared} the {by_chance} that chance allows",
     )
+
+
+def busiest_share(deadlines_ms: Sequence[int]) -> float | None:
+    """Return the share (0..1) of deadlines in their busiest second; None for fewer than 50, which tell nothing."""
+    if len(deadlines_ms) < _DEADLINES_MIN:
+        return None
+    return peak_share_with_jitter(np.array(deadlines_ms, dtype=np.int64), 0)
 
 
 def _usual_in_a_second(deadlines: npt.NDArray[np.int64], begins_ms: int, busiest: int, horizon_ms: int) -> float:

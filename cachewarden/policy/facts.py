@@ -55,7 +55,7 @@ def required_action_class(proposal: Proposal, used_memory_bytes: int) -> ActionC
     A first limit below what is already used evicts at once, so it is lossy although the table calls a set maxmemory
     growth. What cannot be classified is out of bounds.
     """
-    required = ActionClass.REVERSIBLE if proposal.ttl_rules else ActionClass.OBSERVE
+    required = max((rule.action_class for rule in proposal.ttl_rules), default=ActionClass.OBSERVE)
     for change in proposal.knob_changes:
         if change.knob == "maxmemory" and not (change.before.isdecimal() and change.after.isdecimal()):
             return ActionClass.FORBIDDEN
@@ -144,6 +144,8 @@ def _prediction_facts(proposal: Proposal, snapshot: Snapshot, others: Surroundin
         "gain_high": float(prediction.gain.high),
         "prediction_interval_width": float(after.high - after.low),
         "settle_ms": prediction.settle_ms,
+        "freed_bytes_low": 0.0 if prediction.freed_bytes is None else float(prediction.freed_bytes.low),
+        "spreads_expiries": prediction.peak_share is not None,
         "latency_measured": snapshot.latency_us_p99 is not None,
         "latency_predicted": prediction.latency_us_p99_after is not None,
         "latency_us_p99_before": snapshot.latency_us_p99,
@@ -197,8 +199,12 @@ def _ttl_facts(proposal: Proposal, service: Service | None) -> dict[str, Any]:
         longest_ms = max(rule.extended_ttl_ms, rule.max_staleness_ms)
         if staleness_s is None or longest_ms > staleness_s * 1000.0:
             too_stale.append(rule.pattern)
+    consenting = set() if service is None else {p.prefix for p in service.patterns if p.shorten_ttl}
     return {
         "ttl_rules": len(proposal.ttl_rules),
+        "ttl_patterns_shortened_unasked": [
+            r.pattern for r in proposal.ttl_rules if r.shortens and r.pattern not in consenting
+        ],
         "ttl_patterns_undeclared": undeclared,
         "ttl_patterns_too_stale": too_stale,
     }

@@ -48,7 +48,7 @@ def content_of(proposal: Proposal) -> str:
     parts = [f"{c.knob} from {c.before} to {c.after}" for c in proposal.knob_changes]
     parts += [
         f"the time to live of key pattern {digest(r.pattern)[:8]} from {r.written_ttl_ms} to {r.extended_ttl_ms} ms, "
-        f"within the {r.max_staleness_ms} ms that its owner declared"
+        f"within the {r.max_staleness_ms} ms that its owner declared{f', {r.terms}' if r.terms else ''}"
         for r in proposal.ttl_rules
     ]
     reversible = "can be taken back" if proposal.reversible else "can be taken back only in part"

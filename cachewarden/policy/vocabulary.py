@@ -72,6 +72,8 @@ _TABLE: Final[Mapping[str, tuple[Any, str]]] = {
     "gain_high": (0.1, "high end of its interval"),
     "prediction_interval_width": (0.04, "high end minus low end of the hit ratio after"),
     "settle_ms": (60_000, "time until the effect should show"),
+    "freed_bytes_low": (0.0, "low end of the memory that the same keys will need less; 0 where none is promised"),
+    "spreads_expiries": (False, "whether it promises that fewer keys end in the same second"),
     # Memory.
     "memory_bytes_before": (16_777_216, "maxmemory in force, 0 where there is no limit"),
     "memory_bytes_after": (20_971_520, "maxmemory with the change"),
@@ -93,6 +95,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str]]] = {
     # Lifetimes.
     "ttl_rules": (0, "number of TTL rules"),
     "ttl_patterns_undeclared": ([""], "patterns of TTL rules that the fleet file does not declare for this service"),
+    "ttl_patterns_shortened_unasked": ([""], "patterns whose keys may end sooner than written, without `shorten_ttl`"),
     "ttl_patterns_too_stale": ([""], "patterns whose rule goes beyond the declared staleness, or that have none"),
     # Those who need each other: whoever gives memory and whoever gets it.
     "group_size": (2, "number of proposals that are tied together by what they need, this one included"),

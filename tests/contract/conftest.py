@@ -99,6 +99,15 @@ class Cache:
         seconds, micros = self.server.admin.time()
         return seconds * 1000 + micros // 1000
 
+    def pass_time(self, milliseconds: int) -> None:
+        """Let time pass by the clock of the cache."""
+        if self.clock is not None:
+            self.clock.at_ms += milliseconds
+            return
+        until_ms = self.now_ms() + milliseconds
+        while self.now_ms() <= until_ms:
+            time.sleep(0.01)
+
     def fence(self) -> int | None:
         if self.fake is not None:
             return self.fake.fence

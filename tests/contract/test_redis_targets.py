@@ -16,7 +16,7 @@ from cachewarden.errors import StaleFencingToken, TargetRefused, TargetTimeout, 
 from cachewarden.messages import KnobChange, Lease, TtlRule
 from coordination.redis_capture import CaptureLimits
 from coordination.redis_target import TargetLimits
-from coordination.redis_ttl import _settle
+from coordination.redis_ttl import _Batch, _settle
 from coordination.redis_wire import RedisWire, Session, command_name, lookups_of
 from tests.contract.conftest import SECRET
 from tests.contract.real_servers import ENGINES
@@ -449,7 +449,8 @@ async def test_a_key_that_loses_its_ttl_between_the_look_and_the_write_gets_none
         rule = TtlRule(
             pattern="user:", written_ttl_ms=1_000 if restore else 3_000, extended_ttl_ms=60_000, max_staleness_ms=60_000
         )
-        settled = await _settle(target._wire, meddling, "cachewarden:fence", HELD, rule, [b"user:1"], restore)
+        batch = _Batch(target._wire, meddling, "cachewarden:fence", HELD, rule, restore, lfu=False)
+        settled = await _settle(batch, [b"user:1"])
     assert settled == 0
     assert admin.get("user:1") == b"2"
     assert admin.ttl("user:1") == -1

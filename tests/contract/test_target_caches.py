@@ -348,7 +348,7 @@ async def test_a_key_that_the_application_writes_anew_is_extended_anew(cache):
     await whole_pass(cache, lease(3))
     cache.put("user:1", ttl_ms=299_999)
     # A deadline that happens to carry a mark is left alone; write until it does not.
-    while cache.deadline_ms("user:1") % 1000 in (776, 777):
+    while cache.deadline_ms("user:1") % 1000 in (775, 776, 777):
         cache.put("user:1", ttl_ms=299_990)
     assert (await whole_pass(cache, lease(3)))[1] == 1
 
@@ -368,9 +368,94 @@ async def test_a_pass_in_small_steps_comes_round_and_reaches_every_key(cache):
 async def test_no_deadline_is_set_once_the_fence_has_moved(cache):
     await cache.target.raise_fence(lease(4))
     cache.put("user:1", ttl_ms=100_001)
-    while cache.deadline_ms("user:1") % 1000 in (776, 777):
+    while cache.deadline_ms("user:1") % 1000 in (775, 776, 777):
         cache.put("user:1", ttl_ms=100_010)
     before = cache.deadline_ms("user:1")
     with pytest.raises(StaleFencingToken):
         await whole_pass(cache, lease(3))
     assert cache.deadline_ms("user:1") == before
+
+
+async def test_keys_that_were_written_together_do_not_end_together_under_a_jitter(cache):
+    rule = TtlRule(
+        pattern="user:", written_ttl_ms=300_000, extended_ttl_ms=360_000, max_staleness_ms=600_000, jitter_ms=60_000
+    )
+    await cache.target.raise_fence(lease(3))
+    for number in range(200):
+        cache.put(f"user:{number}", ttl_ms=300_000)
+    before = {f"user:{number}": cache.deadline_ms(f"user:{number}") for number in range(200)}
+    step = await cache.target.extend_ttls(lease(3), rule, 0, 1_000)
+    after = {name: cache.deadline_ms(name) for name in before}
+    assert step.peak_found > 0.9
+    assert step.peak_left < 0.1
+    assert all(before[name] <= after[name] <= before[name] + 60_000 for name in before)
+    assert (await cache.target.extend_ttls(lease(3), rule, 0, 1_000)).extended <= 2, "nothing is spread twice"
+
+
+async def test_a_jitter_that_shortens_never_ends_a_key_at_once_and_never_prolongs(cache):
+    rule = TtlRule(
+        pattern="user:", written_ttl_ms=300_000, extended_ttl_ms=300_000, max_staleness_ms=300_000, jitter_ms=150_000
+    )
+    assert rule.shortens
+    await cache.target.raise_fence(lease(3))
+    for number in range(200):
+        cache.put(f"user:{number}", ttl_ms=100_000)
+    before = {f"user:{number}": cache.deadline_ms(f"user:{number}") for number in range(200)}
+    await whole_pass(cache, lease(3), rule)
+    after = {name: cache.deadline_ms(name) for name in before}
+    assert all(cache.now_ms() < after[name] <= before[name] for name in before)
+    assert sum(after[name] < before[name] - 1_000 for name in before) > 50
+
+
+async def test_only_keys_that_were_used_since_they_were_written_are_extended(cache):
+    rule = TtlRule(
+        pattern="user:", written_ttl_ms=300_000, extended_ttl_ms=600_000, max_staleness_ms=600_000, only_read=True
+    )
+    await cache.target.raise_fence(lease(3))
+    # 100 s old by its deadline and touched just now; the other one was written just now and not used since.
+    cache.put("user:used", ttl_ms=200_001)
+    cache.put("user:new", ttl_ms=299_901)
+    before = cache.deadline_ms("user:new")
+    assert await whole_pass(cache, lease(3), rule) == (2, 1)
+    assert cache.deadline_ms("user:new") == before
+
+
+async def test_only_keys_that_nobody_touched_for_so_long_end_sooner_whether_they_had_a_ttl_or_not(cache):
+    rule = TtlRule(pattern="user:", written_ttl_ms=0, extended_ttl_ms=60_000, max_staleness_ms=600_000, unread_ms=2_000)
+    await cache.target.raise_fence(lease(3))
+    cache.put("user:for ever")
+    cache.put("user:long", ttl_ms=500_001)
+    cache.put("user:short", ttl_ms=30_001)
+    cache.put("page:other")
+    for name in ("user:read", "user:read with a ttl"):
+        cache.put(name, ttl_ms=0 if name == "user:read" else 400_000)
+    kept = {name: cache.deadline_ms(name) for name in ("user:short", "page:other", "user:read", "user:read with a ttl")}
+    cache.pass_time(3_500)
+    for name in ("user:read", "user:read with a ttl"):
+        cache.look_up(name)
+    assert (await whole_pass(cache, lease(3), rule))[1] == 2
+    for name in ("user:for ever", "user:long"):
+        assert cache.now_ms() + 50_000 < cache.deadline_ms(name) <= cache.now_ms() + 60_000
+    assert {name: cache.deadline_ms(name) for name in kept} == kept
+    assert (await whole_pass(cache, lease(3), rule))[1] == 0, "nothing is shortened twice"
+
+
+async def test_our_own_keys_keep_living_for_ever_under_a_pattern_that_matches_everything(cache):
+    rule = TtlRule(pattern="c", written_ttl_ms=0, extended_ttl_ms=60_000, max_staleness_ms=600_000, unread_ms=1_000)
+    await cache.target.raise_fence(lease(3))
+    cache.put("customer:1")
+    cache.pass_time(2_500)
+    assert await whole_pass(cache, lease(3), rule) == (1, 1)
+    assert cache.fence() == 3
+    if cache.server is not None:
+        assert cache.server.admin.ttl("cachewarden:fence") == -1
+
+
+async def test_what_is_put_back_is_spread_so_that_it_does_not_end_together(cache):
+    await cache.target.raise_fence(lease(3))
+    for number in range(200):
+        cache.put(f"user:{number}", ttl_ms=299_000 - number)
+    await whole_pass(cache, lease(3))
+    step = await cache.target.extend_ttls(lease(3), RULE, 0, 1_000, restore=True)
+    assert step.extended >= 190
+    assert step.peak_left < 0.1

@@ -273,7 +273,7 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLAYBOOKS)
 def test_the_plan_of_each_playbook_is_a_walk_through_its_table(name):
-    ground = replace(GROUND, may_reencode=True)
+    ground = replace(GROUND, may_reencode=True, staleness_ms={"user:": 600_000})
     steps = steps_of(PLANS[name], ground)
     assert strays(PLAYBOOKS[name], steps) is None
     assert refusal_of_plan(PLANS[name], ground) is None
