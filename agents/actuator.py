@@ -42,7 +42,7 @@ from cachewarden.machine import (
 )
 from cachewarden.messages import Execution, ExecutionState, Intent, Lease, RecordKind
 from cachewarden.modes import acts, modes_of, with_modes
-from cachewarden.pausing import OrdersOfPause
+from cachewarden.pausing import PAUSE_KINDS, OrdersOfPause
 from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, ModesChanged, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 
@@ -150,6 +150,9 @@ class Actuator:
     def _on_started(self, event: Started, now_ms: int) -> tuple[Effect, ...]:
         found = read_journal(event.records)
         self._paused = found.paused
+        for record in event.records:
+            if record.kind in PAUSE_KINDS:
+                self._pauses.counts(record)
         self._fleet = with_modes(self._filed, modes_of(event.records, self._filed))
         effects: list[Effect] = [self._standby.start(event.records, now_ms)]
         for change in found.finished:
@@ -187,7 +190,8 @@ class Actuator:
         if isinstance(message, ModesChanged):
             return self._on_modes(message, now_ms)
         if isinstance(message, SetPaused):
-            self._pauses.tell(message)
+            if not self._pauses.tell(message):
+                return ()
             self._paused = message.paused
             if message.paused and message.kill:
                 self._killed = now_ms, f"kill switch, pulled by `{message.by}`: {message.reason}"

@@ -16,25 +16,39 @@ __all__ = ["PAUSE_KINDS", "OrdersOfPause"]
 
 PAUSE_KINDS: Final = frozenset({RecordKind.PAUSED.value, RecordKind.RESUMED.value})
 
+_READ_MAX: Final = 100
+
 
 class OrdersOfPause:
     """What was told and not yet read back from the journal; all of it is forgotten with the newest of it."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+        self._read: dict[str, None] = {}
+        """The newest orders that were read, oldest first: one of them that is told late is no news."""
         self._newest = ""
         self._pausing = False
 
-    def tell(self, order: SetPaused) -> None:
-        """Take an order that is in force from now on. One without an `order_id` cannot be found in the journal."""
+    def tell(self, order: SetPaused) -> bool:
+        """Take an order that was told directly; False where the journal has told of it before, maybe of later ones too.
+
+        One without an `order_id` cannot be found in the journal.
+        """
+        if order.order_id in self._read:
+            return False
         if order.order_id:
             self._told.add(order.order_id)
         self._newest, self._pausing = order.order_id, order.paused
+        return True
 
     def counts(self, record: AuditRecord) -> bool:
         """Say whether a record of one of `PAUSE_KINDS`, read in the journal's order, changes what is in force."""
-        order_id = record.payload.get("order_id")
-        if isinstance(order_id, str) and order_id in self._told:
+        order_id = str(record.payload.get("order_id") or "")
+        if order_id:
+            self._read[order_id] = None
+            while len(self._read) > _READ_MAX:
+                self._read.pop(next(iter(self._read)))
+        if order_id in self._told:
             newest = order_id == self._newest
             self._told.discard(order_id)
             if newest:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from cachewarden.board_records import ConflictRecord, TaskRecord
 from cachewarden.errors import BlackboardUnavailable
 from cachewarden.machine import Effect
 from cachewarden.messages import AGENT_ID
@@ -93,8 +94,14 @@ class PeersRead:
 
     ref: str
     pages: Mapping[str, BoardPage]
-    tasks: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
-    conflicts: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    tasks: Mapping[str, TaskRecord | None] = field(default_factory=dict)
+    conflicts: Mapping[str, ConflictRecord | None] = field(default_factory=dict)
+
+    def tasks_of(self, state: str) -> tuple[TaskRecord, ...]:
+        """Return the tasks on the page of a state, `pending` or `claimed`."""
+        page = self.pages.get(f"tasks:{state}")
+        # Which records an area holds is the adapter's promise (`BOARD_AREAS`).
+        return () if page is None else cast(tuple[TaskRecord, ...], page.records)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from cachewarden.board_records import BoardRecord, ConflictRecord, TaskRecord
 from cachewarden.messages import AuditRecord, KnobChange, Lease, TtlRule
 from cachewarden.observation import Observation
 
@@ -261,7 +262,7 @@ class BoardPage:
     ids had no record (any more), `bad` records were unusable, each of them counted once in the life of the adapter.
     """
 
-    records: tuple[Mapping[str, Any], ...]
+    records: tuple[BoardRecord, ...]
     cursor: str = ""
     scanned: int = 0
     dangling: int = 0
@@ -308,11 +309,11 @@ class Blackboard(Protocol):
         retries: int | None = None,
     ) -> bool: ...
 
-    async def task(self, task_id: str) -> dict[str, Any] | None:
+    async def task(self, task_id: str) -> TaskRecord | None:
         """Return one task; None where it is gone or cannot be read."""
         ...
 
-    async def conflict(self, conflict_id: str) -> dict[str, Any] | None:
+    async def conflict(self, conflict_id: str) -> ConflictRecord | None:
         """Return one conflict; None where it is gone or cannot be read."""
         ...
 

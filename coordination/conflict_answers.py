@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from cachewarden.board_records import ConflictRecord, KnowledgeRecord
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from coordination.blackboard_records import OPEN_CONFLICT_STATES
 
@@ -45,7 +46,7 @@ class Sides:
     priority_words: str
 
 
-def answer_in_record(record: Mapping[str, Any], sides: Sides) -> Answer | None:
+def answer_in_record(record: ConflictRecord, sides: Sides) -> Answer | None:
     """Return the answer in a conflict's own record; None while it is open, in resolution or escalated."""
     if record["status"] in OPEN_CONFLICT_STATES:
         return None
@@ -58,7 +59,7 @@ def answer_in_record(record: Mapping[str, Any], sides: Sides) -> Answer | None:
     return replace(_judged(data, sides, source), in_record=True)
 
 
-def answer_in_item(item: Mapping[str, Any], conflict_id: str, sides: Sides) -> Answer | None:
+def answer_in_item(item: KnowledgeRecord, conflict_id: str, sides: Sides) -> Answer | None:
     """Return the answer in an item of knowledge of the space `coordination`; None where it holds none on this."""
     content = item["content"]
     if item["agent_id"] == AGENT_ID or content.get("conflict_id") != conflict_id:

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
+from cachewarden.board_records import ConflictRecord, KnowledgeRecord
 from cachewarden.claims import BUDGET, TTL_PREFIX, overlap
 from cachewarden.machine import Effect, Send
 from cachewarden.messages import AGENT_ID, Intent, Proposal
@@ -174,8 +175,8 @@ class ConflictDesk:
 
     def read(
         self,
-        records: Mapping[str, Mapping[str, Any] | None],
-        items: Iterable[Mapping[str, Any]],
+        records: Mapping[str, ConflictRecord | None],
+        items: Iterable[KnowledgeRecord],
         now_ms: int,
         in_flight: Mapping[str, Proposal],
     ) -> tuple[Effect, ...]:
@@ -256,7 +257,7 @@ class ConflictDesk:
         )
 
     def _answer(
-        self, case: _Case, records: Mapping[str, Mapping[str, Any] | None], items: Sequence[Mapping[str, Any]]
+        self, case: _Case, records: Mapping[str, ConflictRecord | None], items: Sequence[KnowledgeRecord]
     ) -> Answer | None:
         if not self._answered:
             return None
@@ -301,7 +302,7 @@ class ConflictDesk:
         return tuple(effects)
 
 
-def _withdrawn(record: Mapping[str, Any] | None) -> bool:
+def _withdrawn(record: ConflictRecord | None) -> bool:
     """Whether a conflict was closed by us as without object, so that it says nothing on what stands now."""
     if record is None or record["resolution_strategy"] != projection.WITHDRAWN:
         return False

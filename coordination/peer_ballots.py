@@ -7,10 +7,10 @@ ballots and strangers crowd nobody out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Set
 from dataclasses import replace
-from typing import Any
 
+from cachewarden.board_records import KnowledgeRecord
 from cachewarden.messages import AGENT_ID
 from cachewarden.protocol import PeerBallot
 from coordination.blackboard_records import BadRecord, time_ms
@@ -19,7 +19,7 @@ from coordination.peer_plans import Refused, refused, word
 __all__ = ["live_ballots", "read_ballot"]
 
 
-def read_ballot(item: Mapping[str, Any], now_ms: int) -> PeerBallot | Refused | BadRecord | None:
+def read_ballot(item: KnowledgeRecord, now_ms: int) -> PeerBallot | Refused | BadRecord | None:
     """Return the vote in a parsed item of knowledge; None where it is ours."""
     if item["agent_id"] == AGENT_ID:
         return None

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from cachewarden.balloting import parse_voters
+from cachewarden.board_records import ConflictRecord
 from cachewarden.claims import ANYTHING, BUDGET, UNREAD_BOARD, overlap, touched
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, JournalRead, Publish, Send, Started, TimerFired
@@ -219,20 +220,18 @@ class PeerDesk:
         clashes = find_clashes(running.values(), self._plans_in_sight, None, now_ms, in_flight=True)
         effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms, judged=False)
         # In this order: an answer ends an objection, which then stands no longer among the open conflicts.
-        answers = self._watch.records("knowledge:coordination")
+        answers = self._watch.knowledge("coordination")
         effects += self._conflicts.read(event.conflicts, answers, now_ms, running)
         if self._watch.whole("knowledge:performance") and self._watch.whole("conflicts:open"):
             effects += self._conflicts.forget((*self._plans_in_sight, *self._objections), now_ms)
         effects += self._conflicts.decide(now_ms)
-        pending, claimed = (
-            event.pages[a].records if a in event.pages else () for a in ("tasks:pending", "tasks:claimed")
-        )
+        pending, claimed = (event.tasks_of(state) for state in ("pending", "claimed"))
         pending = pending if PeerPower.ASK in self._powers else ()
         effects += self._tasks.look(pending, claimed, event.tasks, now_ms)
         return tuple(effects)
 
     def _read_knowledge(self, now_ms: int) -> list[Effect]:
-        effects: list[Effect] = [*self._reader.read(self._watch.records("knowledge:performance"), BLACKBOARD, now_ms)]
+        effects: list[Effect] = [*self._reader.read(self._watch.knowledge("performance"), BLACKBOARD, now_ms)]
         ballots = self._reader.ballots
         if ballots or self._ballots or self._voters:
             told = live_ballots(ballots, self._voters, _BALLOTS_MAX)
@@ -258,7 +257,7 @@ class PeerDesk:
         plans = {name: s.proposal for name in self._fleet.names if (s := memory.standing(name)) and s.proposal}
         plans |= running
         tasks = {task_id_of(e): e.proposal.service for e in memory.executions if not e.state.final}
-        for conflict in self._watch.records("conflicts:open"):
+        for conflict in self._watch.open_conflicts():
             if conflict["status"] not in OPEN_CONFLICT_STATES:
                 continue
             data = conflict["resolution_data"] or {}
@@ -292,7 +291,7 @@ class PeerDesk:
         self._objections = tuple(sorted(objections, key=lambda p: p.key)[:PLANS_MAX])
         return tuple(effects)
 
-    def _close_own(self, conflict: Mapping[str, Any], data: Mapping[str, Any], now_ms: int) -> tuple[Effect, ...]:
+    def _close_own(self, conflict: ConflictRecord, data: Mapping[str, Any], now_ms: int) -> tuple[Effect, ...]:
         """Close what an earlier life has reported and nobody follows any more; it would stay open for ever."""
         at_ms = time_ms(conflict["created_at"]) or 0
         known = self._conflicts.knows(conflict["id"])
@@ -343,7 +342,7 @@ def _matter(proposal: Proposal) -> tuple[str, str]:
 
 
 def _objected(
-    conflict: Mapping[str, Any],
+    conflict: ConflictRecord,
     data: Mapping[str, Any],
     fleet: Iterable[str],
     plans: Mapping[str, Proposal],

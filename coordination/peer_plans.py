@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from cachewarden.board_records import ConflictRecord, KnowledgeRecord
 from cachewarden.claims import ANYTHING, BUDGET, TTL_PREFIX, direction_of
 from cachewarden.knobs import as_server_reads
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, Intent
@@ -139,7 +140,7 @@ def word(value: Any) -> str | None:
     return value
 
 
-def refused(item: Mapping[str, Any]) -> Refused | None:
+def refused(item: KnowledgeRecord) -> Refused | None:
     """Return that an item of knowledge carries another constitutional hash, None where it carries ours or none."""
     received = item["content"].get("constitutional_hash", CONSTITUTIONAL_HASH)
     if received == CONSTITUTIONAL_HASH:
@@ -158,7 +159,7 @@ def _texts(value: Any, name: str) -> tuple[str, ...] | BadRecord:
     return found if len(found) == len(set(map(str, value))) else BadRecord(f"`{name}` must be a list of short texts")
 
 
-def read_plan(item: Mapping[str, Any], fleet: frozenset[str], now_ms: int) -> PeerPlan | Refused | BadRecord | None:
+def read_plan(item: KnowledgeRecord, fleet: frozenset[str], now_ms: int) -> PeerPlan | Refused | BadRecord | None:
     """Return the plan in a parsed item of knowledge; None where it is ours or touches no cache of `fleet`."""
     if item["agent_id"] == AGENT_ID:
         return None
@@ -208,7 +209,7 @@ def _named(content: Mapping[str, Any], fleet: frozenset[str]) -> tuple[str, ...]
     return tuple(sorted({v for v in flat if isinstance(v, str)} & fleet))
 
 
-def _span(item: Mapping[str, Any], content: Mapping[str, Any], now_ms: int) -> tuple[int, int]:
+def _span(item: KnowledgeRecord, content: Mapping[str, Any], now_ms: int) -> tuple[int, int]:
     """Return from when until when a plan counts."""
     # A clock that runs ahead must not hold a cache longer, nor win by seeming older.
     at_ms = min(time_ms(item["timestamp"]) or 0, now_ms)
@@ -217,7 +218,7 @@ def _span(item: Mapping[str, Any], content: Mapping[str, Any], now_ms: int) -> t
 
 
 def _plan(
-    item: Mapping[str, Any], content: Mapping[str, Any], fleet: frozenset[str], now_ms: int
+    item: KnowledgeRecord, content: Mapping[str, Any], fleet: frozenset[str], now_ms: int
 ) -> PeerPlan | BadRecord | None:
     agent, plan_id = word(item["agent_id"]), word(content.get("plan_id", item["id"]))
     status = content.get("status", "")
@@ -356,7 +357,7 @@ def intents_of(plan: PeerPlan, now_ms: int) -> tuple[Intent, ...]:
     )
 
 
-def plan_of(conflict: Mapping[str, Any], services: tuple[str, ...], now_ms: int) -> PeerPlan:
+def plan_of(conflict: ConflictRecord, services: tuple[str, ...], now_ms: int) -> PeerPlan:
     """Return a conflict that a peer has reported against us as the plan that it stands for: hands off `services`."""
     at_ms = min(time_ms(conflict["created_at"]) or 0, now_ms)
     others = sorted(a for agent in conflict["involved_agents"] if agent != AGENT_ID and (a := word(agent)) is not None)

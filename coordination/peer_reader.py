@@ -9,9 +9,10 @@ who floods the blackboard gains nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
+from cachewarden.board_records import KnowledgeRecord
 from cachewarden.machine import Record
 from cachewarden.messages import CONSTITUTIONAL_HASH, RecordKind
 from cachewarden.protocol import PeerBallot
@@ -36,7 +37,7 @@ class PeerReader:
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
-        self._read: dict[str, tuple[Mapping[str, Any], _Understood]] = {}
+        self._read: dict[str, tuple[KnowledgeRecord, _Understood]] = {}
         """Item of the last look to what was understood of it."""
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Records that were refused or could not be used, so that each is counted once."""
@@ -46,7 +47,7 @@ class PeerReader:
         self.bad = self.violations = 0
         """Records that could not be used, and that carried another hash, since the start."""
 
-    def read(self, items: Iterable[Mapping[str, Any]], where: str, now_ms: int) -> list[Record]:
+    def read(self, items: Iterable[KnowledgeRecord], where: str, now_ms: int) -> list[Record]:
         """Take the items of one look; returns what the journal is told of those that were refused."""
         told: list[Record] = []
         plans: list[PeerPlan] = []
@@ -78,12 +79,12 @@ class PeerReader:
             self._seen.popitem(last=False)
         return True
 
-    def _understood(self, item: Mapping[str, Any], now_ms: int) -> _Understood:
+    def _understood(self, item: KnowledgeRecord, now_ms: int) -> _Understood:
         if item["knowledge_type"] in PLAN_TYPES:
             return read_plan(item, self._names, now_ms)
         return read_ballot(item, now_ms) if item["knowledge_type"] == BALLOT_TYPE else None
 
-    def _refuse(self, item: Mapping[str, Any], why: Refused | BadRecord, where: str, now_ms: int) -> list[Record]:
+    def _refuse(self, item: KnowledgeRecord, why: Refused | BadRecord, where: str, now_ms: int) -> list[Record]:
         if isinstance(why, BadRecord):
             self.bad += 1
             return []

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from cachewarden.board_records import TaskRecord
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AGENT_ID, CAPABILITIES, CONSTITUTIONAL_HASH, Decision, Mode, ResolutionOutcome
 from cachewarden.models import CacheOptimizationRequest
@@ -58,7 +59,7 @@ class Refusal:
     created_at_ms: int = 0
 
 
-def read_ask(task: Mapping[str, Any], fleet: Fleet) -> Ask | Refusal | None:
+def read_ask(task: TaskRecord, fleet: Fleet) -> Ask | Refusal | None:
     """Return what a parsed task asks of us; None where it is one of our own or names another agent to do it."""
     data, requirements = task["input_data"], task["requirements"]
     requester = data.get("agent_id")

@@ -12,9 +12,9 @@ kept is bounded whatever peers write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from cachewarden.board_records import BoardRecord, ConflictRecord, KnowledgeRecord
 from cachewarden.machine import Effect, EffectFailed, SetTimer, Started, TimerFired
 from cachewarden.peer_input import AwaitHint, Hinted, PeersRead, ReadPeers
 from cachewarden.ports import BOARD_AREAS
@@ -49,8 +49,8 @@ class PeerWatch:
         """When a look last left nothing owed."""
         self._interval_ms = interval_ms
         self._cursors: dict[str, str] = dict.fromkeys(BOARD_AREAS, "")
-        self._complete: dict[str, dict[str, Mapping[str, Any]]] = {area: {} for area in BOARD_AREAS}
-        self._round: dict[str, dict[str, Mapping[str, Any]]] = {area: {} for area in BOARD_AREAS}
+        self._complete: dict[str, dict[str, BoardRecord]] = {area: {} for area in BOARD_AREAS}
+        self._round: dict[str, dict[str, BoardRecord]] = {area: {} for area in BOARD_AREAS}
         self._looks = 0
         self._looking = self._awaiting = self._hinted = self._urgent = False
         self._fresh = 0
@@ -67,8 +67,16 @@ class PeerWatch:
         self._whole_look: dict[str, int] = dict.fromkeys(BOARD_AREAS, 0)
         """The look with which the last complete round over each area began."""
 
-    def records(self, area: str) -> tuple[Mapping[str, Any], ...]:
-        """Return what an area holds, as far as it is known."""
+    def knowledge(self, space: str) -> tuple[KnowledgeRecord, ...]:
+        """Return what others have written into a space, as far as it is known."""
+        # Which records an area holds is the adapter's promise (`BOARD_AREAS`).
+        return cast(tuple[KnowledgeRecord, ...], self._records(f"knowledge:{space}"))
+
+    def open_conflicts(self) -> tuple[ConflictRecord, ...]:
+        """Return the open conflicts, as far as they are known."""
+        return cast(tuple[ConflictRecord, ...], self._records("conflicts:open"))
+
+    def _records(self, area: str) -> tuple[BoardRecord, ...]:
         return tuple({**self._complete[area], **self._round[area]}.values())
 
     @property

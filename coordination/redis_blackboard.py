@@ -14,8 +14,9 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from cachewarden.board_records import ConflictRecord, TaskRecord
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from cachewarden.ports import BoardPage
@@ -253,9 +254,9 @@ class RedisBlackboard:
         """Return up to `limit` tasks of a type that really are pending, most urgent first."""
         return await self._tasks.pending(task_type, limit)
 
-    async def task(self, task_id: str) -> dict[str, Any] | None:
+    async def task(self, task_id: str) -> TaskRecord | None:
         """Return one task, None where it is gone or cannot be read."""
-        return await self._tasks.one(task_id)
+        return cast(TaskRecord | None, await self._tasks.one(task_id))
 
     # --- Conflicts --------------------------------------------------------------------------------------------------
 
@@ -290,10 +291,11 @@ class RedisBlackboard:
 
         return await self._store.change(key, records.parse_conflict, change)
 
-    async def conflict(self, conflict_id: str) -> dict[str, Any] | None:
+    async def conflict(self, conflict_id: str) -> ConflictRecord | None:
         """Return one conflict, None where it is gone or cannot be read."""
         text = await self._store.guarded(self._redis.hget(self._key("conflicts", conflict_id), "data"))
-        return None if text is None else self._store.readable(records.parse_conflict, text)
+        found = None if text is None else self._store.readable(records.parse_conflict, text)
+        return cast(ConflictRecord | None, found)
 
     # --- Bounds -----------------------------------------------------------------------------------------------------
 

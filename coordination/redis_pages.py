@@ -15,8 +15,9 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from cachewarden.board_records import BoardRecord
 from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
@@ -112,7 +113,8 @@ class RedisPages:
                 place = _place_behind(entries[:taken], place)
                 break
             place = after or (f"{_SET} 0" if more is not None and not whole else "")
-        return BoardPage(records=tuple(found), cursor=place, scanned=scanned, dangling=dangling, bad=bad)
+        page = cast(list[BoardRecord], found)
+        return BoardPage(records=tuple(page), cursor=place, scanned=scanned, dangling=dangling, bad=bad)
 
     async def _step(self, index: str, place: str) -> tuple[list[tuple[str, str]], str]:
         """Return the next entries of an index (id, and the score if it has one) and the place behind them; "" at the

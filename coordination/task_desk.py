@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cachewarden.board_records import TaskRecord
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, Record
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH, Execution, RecordKind
@@ -101,9 +102,9 @@ class TaskDesk:
 
     def look(
         self,
-        pending: Iterable[Mapping[str, Any]],
-        claimed: Iterable[Mapping[str, Any]],
-        watched: Mapping[str, Mapping[str, Any] | None],
+        pending: Iterable[TaskRecord],
+        claimed: Iterable[TaskRecord],
+        watched: Mapping[str, TaskRecord | None],
         now_ms: int,
     ) -> tuple[Effect, ...]:
         """Take what one look found: new tasks, those claimed under our name, and the records of those in work."""
@@ -134,7 +135,7 @@ class TaskDesk:
         ref = f"{TASK_REF}claim:{task_id}"
         return ClaimTask(ref=ref, task_id=task_id, at_ms=now_ms, life=self._life, over=over)
 
-    def _claimed_here(self, task: Mapping[str, Any] | None) -> bool:
+    def _claimed_here(self, task: TaskRecord | None) -> bool:
         """Whether a claim under our name is this life's; one that names no life may be."""
         return task is not None and task.get("claimed_by_life", self._life) in ("", self._life)
 
@@ -180,7 +181,7 @@ class TaskDesk:
         self._hurry = True
         return (taken, *self._chase(work, now_ms))
 
-    def _recover(self, task: Mapping[str, Any], now_ms: int) -> tuple[Effect, ...]:
+    def _recover(self, task: TaskRecord, now_ms: int) -> tuple[Effect, ...]:
         """Take up a task that is claimed under our name and in nobody's work here."""
         task_id = task["id"]
         mine = task["task_type"] == TASK_TYPE and _still_ours(task) and task_id not in self._works
@@ -347,5 +348,5 @@ class TaskDesk:
         self.counts[what] = self.counts.get(what, 0) + 1
 
 
-def _still_ours(task: Mapping[str, Any] | None) -> bool:
+def _still_ours(task: TaskRecord | None) -> bool:
     return task is not None and task["status"] in ("claimed", "in_progress") and task["agent_id"] == AGENT_ID

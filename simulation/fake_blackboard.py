@@ -10,8 +10,9 @@ import json
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from cachewarden.board_records import BoardRecord, ConflictRecord, TaskRecord
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from cachewarden.ports import BoardPage
@@ -162,7 +163,8 @@ class FakeBlackboard:
         found = [r for r in wanted if not self._expired(r)] if kind == "knowledge" else wanted
         behind = [r for r in found if not cursor or _place(r) > tuple(json.loads(cursor))]
         after = json.dumps(_place(behind[_PAGE - 1])) if len(behind) > _PAGE else ""
-        return BoardPage(records=tuple(behind[:_PAGE]), cursor=after, scanned=len(texts), bad=bad)
+        page = cast(list[BoardRecord], behind[:_PAGE])
+        return BoardPage(records=tuple(page), cursor=after, scanned=len(texts), bad=bad)
 
     def _wanted(
         self, area: str, held: Sequence[tuple[str, str]], parse: Callable[[Any], dict[str, Any] | BadRecord]
@@ -201,7 +203,7 @@ class FakeBlackboard:
 
     async def claim_task(self, task_id: str, agent_id: str, at_ms: int, *, life: str = "", over: bool = False) -> bool:
         """Claim a task; of several claimers exactly one is told True. See the port."""
-        task = await self.task(task_id)
+        task = await self._task(task_id)
         if task is None or not (self._silent(task, agent_id, life) if over else task["status"] == "pending"):
             return False
         task.update(status="claimed", agent_id=agent_id, claimed_at=records.iso_utc(at_ms))
@@ -229,7 +231,7 @@ class FakeBlackboard:
         retries: int | None = None,
     ) -> bool:
         """Complete a task, or fail it where `error` is given; False unless it is claimed by `agent_id`."""
-        task = await self.task(task_id)
+        task = await self._task(task_id)
         if task is None or task["status"] not in ("claimed", "in_progress") or task["agent_id"] != agent_id:
             return False
         result = dict(output or {}) if error is None else {"error": dict(error), **(output or {})}
@@ -253,8 +255,11 @@ class FakeBlackboard:
         pending = [t for t in tasks if t["status"] == "pending" and t["task_type"] == task_type]
         return sorted(pending, key=lambda t: (t["priority"], t["id"]))[: max(0, limit)]
 
-    async def task(self, task_id: str) -> dict[str, Any] | None:
+    async def task(self, task_id: str) -> TaskRecord | None:
         """Return one task, None where it is gone or cannot be read."""
+        return cast(TaskRecord | None, await self._task(task_id))
+
+    async def _task(self, task_id: str) -> dict[str, Any] | None:
         self._require_available()
         return self._readable(records.parse_task, self.tasks.get(task_id))
 
@@ -274,7 +279,7 @@ class FakeBlackboard:
 
     async def resolve_conflict(self, conflict_id: str, strategy: str, data: Mapping[str, Any], at_ms: int) -> bool:
         """Settle a conflict; False where there is none of that id or it is settled already."""
-        conflict = await self.conflict(conflict_id)
+        conflict = await self._conflict(conflict_id)
         if conflict is None or conflict["status"] not in records.OPEN_CONFLICT_STATES:
             return False
         conflict.update(status="resolved", resolution_strategy=strategy, resolution_data=dict(data))
@@ -283,8 +288,11 @@ class FakeBlackboard:
         self._expires_ms["conflicts", conflict_id] = at_ms + self.kept_ms
         return True
 
-    async def conflict(self, conflict_id: str) -> dict[str, Any] | None:
+    async def conflict(self, conflict_id: str) -> ConflictRecord | None:
         """Return one conflict, None where it is gone or cannot be read."""
+        return cast(ConflictRecord | None, await self._conflict(conflict_id))
+
+    async def _conflict(self, conflict_id: str) -> dict[str, Any] | None:
         self._require_available()
         return self._readable(records.parse_conflict, self.conflicts.get(conflict_id))
 

@@ -253,3 +253,10 @@ def test_a_resumption_from_before_our_own_pause_does_not_end_it_however_late_it_
     assert world.actuator._paused
     world._step(m.JournalRead(ref="standby:read", records=(word("paused", T0, order_id="o-2"), word("resumed", T0))))
     assert not world.actuator._paused
+
+
+def test_a_pause_that_is_told_after_it_was_read_does_not_outlive_the_resumption_of_another_deployment():
+    world = World()
+    world._step(m.JournalRead(ref="standby:read", records=(word("paused", T0, order_id="o-1"), word("resumed", T0))))
+    world.tell(SetPaused(paused=True, by="op", reason="late", order_id="o-1"))
+    assert not world.actuator._paused

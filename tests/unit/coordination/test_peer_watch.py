@@ -48,7 +48,7 @@ class Eye:
 
     @property
     def ids(self):
-        return [r["id"] for r in self.watch.records(AREA)]
+        return [r["id"] for r in self.watch.knowledge(AREA.partition(":")[2])]
 
 
 def test_the_first_look_comes_at_once_and_a_hint_is_waited_for():

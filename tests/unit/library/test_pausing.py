@@ -9,8 +9,8 @@ from cachewarden.pausing import OrdersOfPause
 from cachewarden.protocol import SetPaused
 
 
-def told(orders: OrdersOfPause, order_id: str, *, paused: bool) -> None:
-    orders.tell(SetPaused(paused=paused, by="ann", reason="x", order_id=order_id))
+def told(orders: OrdersOfPause, order_id: str, *, paused: bool) -> bool:
+    return orders.tell(SetPaused(paused=paused, by="ann", reason="x", order_id=order_id))
 
 
 def counts(orders: OrdersOfPause, kind: str, order_id: str | None = None) -> bool:
@@ -51,3 +51,17 @@ def test_without_an_order_of_ours_the_journal_alone_counts():
     assert counts(orders, "resumed")
     told(orders, "", paused=True)
     assert counts(orders, "resumed")
+
+
+def test_an_order_that_was_read_before_it_was_told_is_no_news_and_holds_no_later_one_back():
+    orders = OrdersOfPause()
+    assert counts(orders, "paused", "p1")
+    assert not told(orders, "p1", paused=True)
+    assert counts(orders, "resumed", "of-another")
+
+
+def test_only_so_many_orders_are_remembered():
+    orders = OrdersOfPause()
+    for number in range(1_000):
+        counts(orders, "paused", f"p{number}")
+    assert len(orders._read) <= 100
