@@ -138,13 +138,14 @@ def _follow(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     counts: Counter[str] = Counter()
     failed = None
-    virtual_ms = 0
+    virtual_ms, cpu_s = 0, 0.0
     with Progress(*columns, console=console, transient=total == 1) as progress:
         task = progress.add_task("runs", total=total)
         for outcome in outcomes:
             if as_json_lines:
                 typer.echo(json.dumps(as_json(outcome), sort_keys=True))
             virtual_ms += outcome.elapsed_ms
+            cpu_s += outcome.cpu_s
             counts.update(outcome.counts)
             progress.advance(task)
             seen.append(outcome if outcome.recording is None or _drawn(seen) < RUNS_DRAWN_MAX else _bare(outcome))
@@ -163,6 +164,12 @@ def _follow(
             progress.update(task, description=f"{virtual_ms / 3_600_000:.0f} simulated hours, {rate:.0f} per minute")
     if not as_json_lines:
         _print_counts(counts, virtual_ms, console)
+    per_minute = virtual_ms / 60_000 / cpu_s if cpu_s else 0.0
+    console.print(
+        f"{len(seen)} runs, {sum(not o.ok for o in seen)} with a broken promise; {virtual_ms / 3_600_000:.1f} simulated "
+        f"hours in {cpu_s:.0f} s of CPU: {per_minute:.0f} per minute of one core",
+        highlight=False,
+    )
     return failed
 
 

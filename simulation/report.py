@@ -64,6 +64,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "ok": outcome.ok,
         "elapsed_ms": outcome.elapsed_ms,
         "trace": outcome.trace,
+        "cpu_s": round(outcome.cpu_s, 3),
         "violations": [
             {"at_ms": v.at_ms - START_MS, "promise": v.checker, "words": v.words} for v in outcome.violations
         ],

@@ -7,8 +7,9 @@ same scenario, seed and faults give the same outcome, in any process.
 from __future__ import annotations
 
 import gc
+import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from cachewarden.messages import RecordKind
@@ -50,6 +51,8 @@ class Outcome:
     """Events, messages, calls, writes, and changes by how they ended."""
     hit_ratios: dict[str, float]
     """Of each service in the end."""
+    cpu_s: float = field(default=0.0, compare=False)
+    """CPU time that it took in its process, 0 where nobody measured."""
     timeline: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     """(virtual time since the beginning in milliseconds, what happened); only where it was asked for."""
     recording: Recording | None = field(default=None, repr=False)
@@ -125,4 +128,6 @@ def run_one(one: tuple[Scenario, int], *, mix: str | None, record: bool, timelin
     """Return the outcome of one (scenario, seed), as a process that does nothing else runs it."""
     # A run makes many small objects that live until its end; looking through them again and again finds nothing.
     gc.set_threshold(100_000, 20, 50)
-    return run_once(*one, mix=mix, record=record, timeline=timeline)
+    began_s = time.process_time()
+    outcome = run_once(*one, mix=mix, record=record, timeline=timeline)
+    return replace(outcome, cpu_s=time.process_time() - began_s)
