@@ -25,9 +25,10 @@ from simulation.fault_words import WORDS
 from simulation.html_report import RUNS_DRAWN_MAX, page_of
 from simulation.mixes import MIXES, draw_faults
 from simulation.report import as_json, failure_text
-from simulation.run import Outcome, checkers_of, run_once, run_one
+from simulation.run import Outcome, checkers_of, run_once
 from simulation.scenario import Scenario, ScenarioError, load_scenario, scenario_files
 from simulation.shrink import shrink
+from simulation.worker import run_one
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _AHEAD = 4
@@ -166,8 +167,8 @@ def _follow(
         _print_counts(counts, virtual_ms, console)
     per_minute = virtual_ms / 60_000 / cpu_s if cpu_s else 0.0
     console.print(
-        f"{len(seen)} runs, {sum(not o.ok for o in seen)} with a broken promise; {virtual_ms / 3_600_000:.1f} simulated "
-        f"hours in {cpu_s:.0f} s of CPU: {per_minute:.0f} per minute of one core",
+        f"{len(seen)} runs, {sum(not o.ok for o in seen)} with a broken promise; {virtual_ms / 3_600_000:.1f} "
+        f"simulated hours in {cpu_s:.0f} s of CPU: {per_minute:.0f} per minute of one core",
         highlight=False,
     )
     return failed

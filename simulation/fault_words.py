@@ -103,7 +103,7 @@ class FaultSpec(BaseModel):
     @classmethod
     def _known(cls, word: str) -> str:
         if word not in WORDS:
-            near = get_close_matches(word, WORDS, n=1)
+            near = get_close_matches(word, WORDS, n=1, cutoff=0.75)
             meant = f"did you mean `{near[0]}`?" if near else f"known are: {', '.join(sorted(WORDS))}"
             raise ValueError(f"there is no such fault, {meant} (`--list` says what each does)")
         return word

@@ -6,10 +6,8 @@ same scenario, seed and faults give the same outcome, in any process.
 
 from __future__ import annotations
 
-import gc
-import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 from cachewarden.messages import RecordKind
@@ -24,7 +22,7 @@ from simulation.recording import Recording
 from simulation.scenario import Scenario, ScenarioError
 from simulation.world import START_MS, World, default_constitution
 
-__all__ = ["Outcome", "checkers_of", "run_once", "run_one"]
+__all__ = ["Outcome", "checkers_of", "run_once"]
 
 _COUNTED = {
     RecordKind.CHANGE_INTENDED.value: "begun",
@@ -122,12 +120,3 @@ def run_once(
         timeline=tuple((f.at_ms - START_MS, f.words()) for f in world.facts) if timeline else (),
         recording=recording,
     )
-
-
-def run_one(one: tuple[Scenario, int], *, mix: str | None, record: bool, timeline: bool) -> Outcome:
-    """Return the outcome of one (scenario, seed), as a process that does nothing else runs it."""
-    # A run makes many small objects that live until its end; looking through them again and again finds nothing.
-    gc.set_threshold(100_000, 20, 50)
-    began_s = time.process_time()
-    outcome = run_once(*one, mix=mix, record=record, timeline=timeline)
-    return replace(outcome, cpu_s=time.process_time() - began_s)
