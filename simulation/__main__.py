@@ -6,6 +6,7 @@ Exit code 0: every promise held; 1: one was broken; 2: what was asked for cannot
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -76,7 +77,11 @@ def main(
     if timeline and len(work) == 1:
         _print_timeline(seen[0], console)
     if failed is not None:
-        _explain(next(s for s in chosen if s.name == failed.scenario), failed, console, no_shrink=no_shrink)
+        options = f"--scenario {shlex.quote(failed.scenario if scenario == 'all' else scenario)}"
+        options += f" --minutes {minutes:g}" if minutes is not None else ""
+        options += f" --faults {faults}" if faults is not None else ""
+        found_in = next(s for s in chosen if s.name == failed.scenario)
+        _explain(found_in, failed, console, options, no_shrink=no_shrink)
         raise typer.Exit(1)
 
 
@@ -204,7 +209,7 @@ def _print_timeline(outcome: Outcome, console: Console) -> None:
     console.print(f"trace {outcome.trace}", highlight=False)
 
 
-def _explain(scenario: Scenario, failed: Outcome, console: Console, *, no_shrink: bool) -> None:
+def _explain(scenario: Scenario, failed: Outcome, console: Console, options: str, *, no_shrink: bool) -> None:
     shown = failed
     if not no_shrink:
         with console.status("looking for the shortest run that still fails") as status:
@@ -215,7 +220,8 @@ def _explain(scenario: Scenario, failed: Outcome, console: Console, *, no_shrink
             )
     else:
         shown = run_once(scenario, failed.seed, faults=failed.faults, timeline=True)
-    console.print(failure_text(shown, before=len(failed.faults)), markup=False, highlight=False, soft_wrap=True)
+    told = failure_text(shown, before=len(failed.faults), options=options)
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _list(console: Console) -> None:
