@@ -16,6 +16,7 @@ __all__ = ["load_yaml", "validate_yaml"]
 
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[str | int, ...]
+_PROBLEMS_MAX = 5
 
 
 def _walk(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
@@ -53,22 +54,26 @@ def _line_of(path: Path, lines: dict[Path, int]) -> int | None:
     return lines.get(path)
 
 
+def _told(problem: Any) -> str:
+    where = ".".join(str(p) for p in problem["loc"]) or "document"
+    if problem["type"] == "extra_forbidden":
+        return f"`{where}`: is not a known name here"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(problem.get("input"), (dict, list)) else f", got `{str(problem.get('input'))[:80]}`"
+    return f"`{where}`: {message[:1].lower()}{message[1:]}{given}"
+
+
 def validate_yaml(model: type[M], text: str, source: str, error: type[ConfigurationError]) -> M:
-    """Return the validated document; raises `error` for the first problem, with its line, and counts the others."""
+    """Return the validated document; raises `error` with the line and the words of the first problem, then of a few
+    others."""
     data, lines = load_yaml(text, source, error)
     if not isinstance(data, dict):
         raise error("must be a mapping of names to values", path=source, line=1)
     try:
         return model.model_validate(data)
     except ValidationError as problems:
-        first = problems.errors()[0]
-        path = tuple(p for p in first["loc"])
-        where = ".".join(str(p) for p in path) or "document"
-        more = f" (and {problems.error_count() - 1} more)" if problems.error_count() > 1 else ""
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first.get("input"), (dict, list)) else f", got `{str(first.get('input'))[:80]}`"
-        if first["type"] == "extra_forbidden":
-            message, given = "is not a known name here", ""
-        raise error(
-            f"`{where}`: {message[:1].lower()}{message[1:]}{given}{more}", path=source, line=_line_of(path, lines)
-        ) from None
+        first, *others = ((_line_of(p["loc"], lines), _told(p)) for p in problems.errors())
+        more = "".join(f"; line {line or 1}: {told}" for line, told in others[: _PROBLEMS_MAX - 1])
+        left = len(others) + 1 - _PROBLEMS_MAX
+        more += f" (and {left} more)" if left > 0 else ""
+        raise error(f"{first[1]}{more}", path=source, line=first[0]) from None

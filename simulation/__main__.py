@@ -6,6 +6,7 @@ Exit code 0: every promise held; 1: one was broken; 2: what was asked for cannot
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,9 +26,10 @@ from simulation.fault_words import WORDS
 from simulation.html_report import RUNS_DRAWN_MAX, page_of
 from simulation.mixes import MIXES, draw_faults
 from simulation.report import as_json, failure_text
-from simulation.run import Outcome, checkers_of, run_once, run_one
+from simulation.run import Outcome, checkers_of, run_once
 from simulation.scenario import Scenario, ScenarioError, load_scenario, scenario_files
 from simulation.shrink import shrink
+from simulation.worker import run_one
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _AHEAD = 4
@@ -75,7 +77,11 @@ def main(
     if timeline and len(work) == 1:
         _print_timeline(seen[0], console)
     if failed is not None:
-        _explain(next(s for s in chosen if s.name == failed.scenario), failed, console, no_shrink=no_shrink)
+        options = f"--scenario {shlex.quote(failed.scenario if scenario == 'all' else scenario)}"
+        options += f" --minutes {minutes:g}" if minutes is not None else ""
+        options += f" --faults {faults}" if faults is not None else ""
+        found_in = next(s for s in chosen if s.name == failed.scenario)
+        _explain(found_in, failed, console, options, no_shrink=no_shrink)
         raise typer.Exit(1)
 
 
@@ -138,13 +144,14 @@ def _follow(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     counts: Counter[str] = Counter()
     failed = None
-    virtual_ms = 0
+    virtual_ms, cpu_s = 0, 0.0
     with Progress(*columns, console=console, transient=total == 1) as progress:
         task = progress.add_task("runs", total=total)
         for outcome in outcomes:
             if as_json_lines:
                 typer.echo(json.dumps(as_json(outcome), sort_keys=True))
             virtual_ms += outcome.elapsed_ms
+            cpu_s += outcome.cpu_s
             counts.update(outcome.counts)
             progress.advance(task)
             seen.append(outcome if outcome.recording is None or _drawn(seen) < RUNS_DRAWN_MAX else _bare(outcome))
@@ -163,6 +170,12 @@ def _follow(
             progress.update(task, description=f"{virtual_ms / 3_600_000:.0f} simulated hours, {rate:.0f} per minute")
     if not as_json_lines:
         _print_counts(counts, virtual_ms, console)
+    per_minute = virtual_ms / 60_000 / cpu_s if cpu_s else 0.0
+    console.print(
+        f"{len(seen)} runs, {sum(not o.ok for o in seen)} with a broken promise; {virtual_ms / 3_600_000:.1f} "
+        f"simulated hours in {cpu_s:.0f} s of CPU: {per_minute:.0f} per minute of one core",
+        highlight=False,
+    )
     return failed
 
 
@@ -196,7 +209,7 @@ def _print_timeline(outcome: Outcome, console: Console) -> None:
     console.print(f"trace {outcome.trace}", highlight=False)
 
 
-def _explain(scenario: Scenario, failed: Outcome, console: Console, *, no_shrink: bool) -> None:
+def _explain(scenario: Scenario, failed: Outcome, console: Console, options: str, *, no_shrink: bool) -> None:
     shown = failed
     if not no_shrink:
         with console.status("looking for the shortest run that still fails") as status:
@@ -207,7 +220,8 @@ def _explain(scenario: Scenario, failed: Outcome, console: Console, *, no_shrink
             )
     else:
         shown = run_once(scenario, failed.seed, faults=failed.faults, timeline=True)
-    console.print(failure_text(shown, before=len(failed.faults)), markup=False, highlight=False, soft_wrap=True)
+    told = failure_text(shown, before=len(failed.faults), options=options)
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _list(console: Console) -> None:

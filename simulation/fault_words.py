@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -102,7 +103,9 @@ class FaultSpec(BaseModel):
     @classmethod
     def _known(cls, word: str) -> str:
         if word not in WORDS:
-            raise ValueError(f"is no fault, known are: {', '.join(sorted(WORDS))}")
+            near = get_close_matches(word, WORDS, n=1, cutoff=0.75)
+            meant = f"did you mean `{near[0]}`?" if near else f"known are: {', '.join(sorted(WORDS))}"
+            raise ValueError(f"there is no such fault, {meant} (`--list` says what each does)")
         return word
 
     @model_validator(mode="after")

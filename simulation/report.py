@@ -18,8 +18,9 @@ _LINES_MAX = 120
 _ALWAYS = ("FAULT", "over:", "all faults")
 
 
-def failure_text(outcome: Outcome, *, before: int = 0) -> str:
-    """Return a failure as text; `before` is how many faults it had before it was shrunk, 0 where it was not."""
+def failure_text(outcome: Outcome, *, before: int = 0, options: str = "") -> str:
+    """Return a failure as text; `before` is how many faults it had before it was shrunk, 0 where it was not, `options`
+    those of the command line with which it was found, by default the name of the scenario."""
     lines = [f"scenario `{outcome.scenario}`, seed {outcome.seed}: a promise was broken"]
     lines += [f"  {words_of_ms(v.at_ms - START_MS)}  {v.checker}: {v.words}" for v in outcome.violations]
     shrunk = f" (of {before})" if before else ""
@@ -27,7 +28,8 @@ def failure_text(outcome: Outcome, *, before: int = 0) -> str:
     lines += scenario_faults_text(outcome)
     lines += ["", "what happened (minutes:seconds of virtual time):"]
     lines += [f"  {words_of_ms(at_ms):>12}  {words[:200]}" for at_ms, words in _shown(outcome)]
-    lines += ["", f"run it again: python -m simulation --scenario {outcome.scenario} --seed {outcome.seed} --timeline"]
+    asked = options or f"--scenario {outcome.scenario}"
+    lines += ["", f"run it again: python -m simulation {asked} --seed {outcome.seed} --timeline"]
     return "\n".join(lines)
 
 
@@ -64,6 +66,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "ok": outcome.ok,
         "elapsed_ms": outcome.elapsed_ms,
         "trace": outcome.trace,
+        "cpu_s": round(outcome.cpu_s, 3),
         "violations": [
             {"at_ms": v.at_ms - START_MS, "promise": v.checker, "words": v.words} for v in outcome.violations
         ],

@@ -6,7 +6,6 @@ same scenario, seed and faults give the same outcome, in any process.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,7 +22,7 @@ from simulation.recording import Recording
 from simulation.scenario import Scenario, ScenarioError
 from simulation.world import START_MS, World, default_constitution
 
-__all__ = ["Outcome", "checkers_of", "run_once", "run_one"]
+__all__ = ["Outcome", "checkers_of", "run_once"]
 
 _COUNTED = {
     RecordKind.CHANGE_INTENDED.value: "begun",
@@ -50,6 +49,8 @@ class Outcome:
     """Events, messages, calls, writes, and changes by how they ended."""
     hit_ratios: dict[str, float]
     """Of each service in the end."""
+    cpu_s: float = field(default=0.0, compare=False)
+    """CPU time that it took in its process, 0 where nobody measured."""
     timeline: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     """(virtual time since the beginning in milliseconds, what happened); only where it was asked for."""
     recording: Recording | None = field(default=None, repr=False)
@@ -119,10 +120,3 @@ def run_once(
         timeline=tuple((f.at_ms - START_MS, f.words()) for f in world.facts) if timeline else (),
         recording=recording,
     )
-
-
-def run_one(one: tuple[Scenario, int], *, mix: str | None, record: bool, timeline: bool) -> Outcome:
-    """Return the outcome of one (scenario, seed), as a process that does nothing else runs it."""
-    # A run makes many small objects that live until its end; looking through them again and again finds nothing.
-    gc.set_threshold(100_000, 20, 50)
-    return run_once(*one, mix=mix, record=record, timeline=timeline)

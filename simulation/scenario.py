@@ -17,7 +17,7 @@ from cachewarden.fleet import Bytes, Fleet, KeyPattern, Service
 from cachewarden.knobs import check_value
 from cachewarden.messages import Mode
 from cachewarden.settings import CacheOptimizerSettings
-from cachewarden.yaml_lines import validate_yaml
+from cachewarden.yaml_lines import load_yaml, validate_yaml
 from simulation.durations import DurationMs
 from simulation.fault_words import FaultSpec
 from simulation.load_model import LoadModel
@@ -159,11 +159,13 @@ class Scenario(_Strict):
         vague = [promise for promise, reason in self.known_broken.items() if len(reason) < 20]
         if vague:
             raise ValueError(f"`known_broken` of `{vague[0]}` needs a reason that somebody else understands")
-        for fault in self.faults:
-            fault.check_names(tuple(s.name for s in self.services), self.deployments, self.nodes)
-            if fault.at_ms > self.minutes * 60_000:
-                raise ValueError(f"fault `{fault.fault}` comes after the `minutes` of the scenario are over")
         return self
+
+    def check_fault(self, fault: FaultSpec) -> None:
+        """Raise ValueError for a fault that names nothing of this scenario or comes after its end."""
+        fault.check_names(tuple(s.name for s in self.services), self.deployments, self.nodes)
+        if fault.at_ms > self.minutes * 60_000:
+            raise ValueError(f"`{fault.fault}` comes after the `minutes` of the scenario are over")
 
     def fleet(self) -> Fleet:
         """Return the fleet file; raises ValueError where it would not load."""
@@ -185,7 +187,14 @@ class Scenario(_Strict):
 
 def parse_scenario(text: str, source: str = "scenario.yaml") -> Scenario:
     """Return the scenario that a YAML text describes; raises ScenarioError with file and line."""
-    return validate_yaml(Scenario, text, source, ScenarioError)
+    scenario = validate_yaml(Scenario, text, source, ScenarioError)
+    _, lines = load_yaml(text, source, ScenarioError)
+    for number, fault in enumerate(scenario.faults):
+        try:
+            scenario.check_fault(fault)
+        except ValueError as error:
+            raise ScenarioError(str(error), path=source, line=lines.get(("faults", number))) from None
+    return scenario
 
 
 def scenario_files() -> dict[str, Path]:

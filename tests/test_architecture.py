@@ -28,6 +28,7 @@ IMPURE = {
     "coordination/warm_origins.py",
     "coordination/warmer.py",
     "simulation/ray_spread.py",
+    "simulation/worker.py",
 }
 IMPURE_PREFIXES = ("coordination/redis_", "serve/", "cluster/")
 BANNED_CALLS = {

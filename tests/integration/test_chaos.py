@@ -19,12 +19,16 @@ from pathlib import Path
 
 import pytest
 
+from cachewarden.codec import to_jsonable
 from cachewarden.errors import OperatingError
 from cachewarden.messages import Mode
+from cachewarden.ports import RecordDraft
+from cachewarden.protocol import Execute
 from cluster.clock import SystemClock
-from cluster.wiring import ALL_AGENTS
+from cluster.ray_runtime import QUIET
+from cluster.wiring import ALL_AGENTS, make_journal
 from simulation.judging import judge_journal
-from tests.integration.world import MIB, CacheSpec, World, traffic, until
+from tests.integration.world import MIB, CacheSpec, World, order_for, traffic, until
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "30"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -65,7 +69,7 @@ class Nodes:
         from cluster.ray_runtime import RayAgents
         from cluster.runtime_env import runtime_env
 
-        os.environ.update({k: v for k, v in ALWAYS.items() if k not in os.environ})
+        os.environ.update({k: v for k, v in {**ALWAYS, **QUIET}.items() if k not in os.environ})
         self._times += 1
         head = {**_NODE, "include_dashboard": False, "temp_dir": str(self._folder / str(self._times))}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -136,6 +140,44 @@ class ChaosWorld(World):
         server.start()
 
 
+async def keep_ordering(world: ChaosWorld) -> None:
+    """Order one change after the other, as the API does: decided and recorded first. What the planner finds itself comes
+    on top; on a small machine that may be little."""
+    journal, number = make_journal(world.plan), 0
+    wishes = [("pages", "maxmemory", str(8 * MIB - n * MIB // 4)) for n in range(1, 12)]
+    wishes += [(name, "maxmemory-samples", str(n)) for n in (10, 9, 8, 7, 6) for name in ("shop", "pages")]
+    random.Random(SEED).shuffle(wishes)
+    try:
+        for service, knob, value in wishes:
+            while True:
+                await asyncio.sleep(0.5)
+                state = await world.state()
+                busy = state is None or any(
+                    not e.state.final for e in state.executions if e.proposal.service == service
+                )
+                if busy or service not in state.snapshots or state.snapshots[service].hit_ratio is None:
+                    continue
+                number += 1
+                try:
+                    order = order_for(world, state, [(knob, value)], service=service, proposal_id=f"p-order-{number}")
+                    await journal.append(_decision(order))
+                    await world.mailbox.send("api", "coordinator", order)
+                    break
+                except (AssertionError, KeyError):
+                    break  # the constitution denies it, or the knob could not be read
+                except OperatingError:
+                    continue
+    finally:
+        await journal.close()
+
+
+def _decision(order: Execute) -> list[RecordDraft]:
+    told = {"proposed": order.proposal, "judged": order.verdict, "resolved": order.resolution}
+    common = {"agent": "api", "service": order.proposal.service, "subject_id": order.proposal.proposal_id}
+    at_ms = SystemClock().now_ms()
+    return [RecordDraft(at_ms=at_ms, kind=kind, payload=to_jsonable(what), **common) for kind, what in told.items()]
+
+
 async def strike(world: ChaosWorld, nodes: Nodes, dice: random.Random) -> str:
     """Let one thing go wrong, and say what."""
     what = dice.choice(("agent", "agent", "agent", "node", "cache", "journal"))
@@ -170,6 +212,7 @@ async def test_whatever_dies_the_journal_keeps_every_promise_and_the_loop_goes_o
             try:
                 nodes.start(world.plan)
                 await until(world.state, 90, "the coordinator")
+                ordering = asyncio.create_task(keep_ordering(world))
                 await until(lambda: world.records("change_intended"), 180, "the first change")
                 ends = time.monotonic() + SECONDS
                 head_dies = time.monotonic() + (HEAD_DIES_FROM_S / 2 if SECONDS >= HEAD_DIES_FROM_S else SECONDS)
@@ -181,7 +224,11 @@ async def test_whatever_dies_the_journal_keeps_every_promise_and_the_loop_goes_o
                         struck.append("head")
                         nodes.lose_head()
                         nodes.start(world.plan)
+                        # Handles of actors of a Ray that is gone are good for nothing in another one.
+                        world.mailbox = RayMailbox(NAMESPACE)
                 sys.stderr.write(f"struck, seed {SEED}: {' '.join(struck)}\n")
+                ordering.cancel()
+                await asyncio.gather(ordering, return_exceptions=True)
                 # Then nothing fails any more: cycles run, and everything that was begun comes to its end.
                 first = await until(world.state, 90, "the coordinator after everything")
 

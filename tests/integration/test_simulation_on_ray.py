@@ -33,10 +33,10 @@ def simulate(*options: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_on_ray_has_the_trace_that_it_has_here(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(OWN)
-    ran = simulate("--scenario", str(own), "--seeds", "3", "--ray", "local", "--json")
+    ran = simulate("--scenario", str(own), "--seeds", "2", "--ray", "local", "--json")
     assert ran.returncode == 0, ran.stderr
     told = {found["seed"]: found["trace"] for found in map(json.loads, ran.stdout.splitlines())}
-    assert told == {seed: run_once(load_scenario(str(own)), seed).trace for seed in range(3)}
+    assert told == {seed: run_once(load_scenario(str(own)), seed).trace for seed in range(2)}
 
 
 def test_a_ray_that_is_not_there_is_told_in_words():

@@ -106,3 +106,12 @@ def test_an_outcome_is_plain_data_for_programs():
     assert told["ok"]
     assert told["trace"] == outcome.trace
     assert told["counts"]["events"] > 0
+
+
+def test_what_is_to_be_run_again_is_what_was_asked_for(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("name: own\nminutes: 5\nquiet_minutes: 1\nservices:\n  - {name: pages}\nexpect: {kept_max: 0}\n")
+    asked = ["--scenario", str(own), "--faults", "none", "--minutes", "3"]
+    failed = CliRunner().invoke(app, [*asked, "--seed", "2", "--no-shrink"])
+    assert failed.exit_code == 1
+    assert f"python -m simulation {' '.join(asked[:2])} --minutes 3 --faults none --seed 2" in failed.output

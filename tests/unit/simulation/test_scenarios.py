@@ -44,7 +44,7 @@ def test_a_mix_draws_the_same_faults_from_the_same_seed_and_others_from_another(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{at: 1m, fault: meteor}", "is no fault, known are"),
+        ("{at: 1m, fault: meteor}", "there is no such fault, known are"),
         ("{at: 1m, fault: crash_node, on: a-1}", "needs `for`"),
         ("{at: 1m, fault: evict_fence, on: pages, for: 2s}", "leave out `for`"),
         ("{at: 1m, fault: evict_fence}", "needs `on` (a service)"),
