@@ -146,10 +146,12 @@ def test_overdue_keys_are_looked_for_more_often_only_where_they_hold_much():
 
 def test_fragments_are_put_together_only_where_they_waste_much():
     knobs = {**BASE.knobs, "activedefrag": "no"}
-    wasted = {"allocator_frag_bytes": 0.4 * BASE.used_memory_bytes}
-    found = lever(seen(APART, knobs=knobs, memory_figures=wasted), shop(None))
+    wasted = {"allocator_frag_bytes": 400.0 * MIB}
+    found = lever(seen(APART, knobs=knobs, memory_figures=wasted, used_memory_bytes=1_000 * MIB), shop(None))
     assert [(c.knob, c.after) for c in found.knob_changes] == [("activedefrag", "yes")]
-    assert lever(seen(APART, knobs=knobs, memory_figures={"allocator_frag_bytes": 1_000.0}), shop(None)) is None
+    # A small heap is always ragged, and servers themselves begin at 100 MiB only.
+    ragged = {"allocator_frag_bytes": 0.4 * BASE.used_memory_bytes}
+    assert lever(seen(APART, knobs=knobs, memory_figures=ragged), shop(None)) is None
 
 
 @pytest.mark.parametrize(
