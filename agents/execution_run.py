@@ -178,13 +178,13 @@ class Run:
         self.refences = 0
 
         self.hit_ratio_after: float | None = None
-        self.freed_bytes: float | None = None
-        self.peak_share: float | None = None
         self.forget_windows(now_ms)
 
         self._ask_nothing()
 
     def _ask_nothing(self) -> None:
+        self.freed_bytes: float | None = None
+        self.peak_share: float | None = None
         self.awaiting: str | None = None
         self.waiting = False
         """The main line waits for a timer, not for an answer."""

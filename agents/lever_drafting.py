@@ -37,6 +37,10 @@ UNREAD_MS = 600_000
 _SEED = 1
 _PEAK_OVER_LOADS = 2.0
 """Times the misses per second of now: a busiest second below it is nothing that the origin would notice."""
+_DEFRAG_BYTES_MIN = 100 * 1024 * 1024
+_DEFRAG_SHARE_MIN = 0.10
+"""`active-defrag-ignore-bytes` and `active-defrag-threshold-lower` as servers ship them: below, nothing is put
+together."""
 _EFFORT_STEP = 3
 _EFFORT_MAX = 10
 _KEY_CPU_US = 10.0
@@ -255,6 +259,8 @@ def _fragments(snapshot: Snapshot, least: float) -> _Lever | None:
     """Try active defragmentation where much is lost between the pieces."""
     wasted = snapshot.memory_figures.get("allocator_frag_bytes")
     if wasted is None or wasted / 4 < least or snapshot.knobs.get("activedefrag") != "no":
+        return None
+    if wasted < max(_DEFRAG_BYTES_MIN, _DEFRAG_SHARE_MIN * snapshot.used_memory_bytes):
         return None
     return _Lever(
         words="put fragments together: `activedefrag` no to yes, where the server takes it",

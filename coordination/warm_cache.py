@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import redis.asyncio as redis_async
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from cachewarden.fleet import Service
@@ -49,7 +57,20 @@ class CacheClient(Protocol):
     async def close(self) -> None: ...
 
 
+_WORDS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (BusyLoadingError, "the cache is loading its data"),
+    (ReadOnlyError, "the cache is a replica and takes no writes (READONLY)"),
+    (NoPermissionError, "the user of the cache has no permission for the command (NOPERM)"),
+    (AskError, "the slot of the key is at another node, which is not followed (MOVED or ASK)"),
+    (ClusterDownError, "no node of the cluster answers for the slot of the key (CLUSTERDOWN)"),
+)
+"""redis-py takes the error code off the message of these, so the code is told by the type."""
+
+
 def _refusal(error: Exception) -> CacheRefused:
+    known = next((words for kind, words in _WORDS if isinstance(error, kind)), None)
+    if known is not None:
+        return CacheRefused(known)
     if isinstance(error, ResponseError):
         # Only the error code: the rest of a server's message may repeat arguments.
         word = str(error).split(" ", 1)[0]

@@ -15,9 +15,9 @@ from cachewarden.cachemodel.encoding_model import MemoryGroup, Unknown, by_encod
 from cachewarden.cachemodel.encoding_whatif import NOTES, LimitSaving, limit_savings
 from cachewarden.cachemodel.value_model import Compression, compression, compression_by_pattern, twins
 from cachewarden.estimate import Estimate
-from cachewarden.messages import CONSTITUTIONAL_HASH
+from cachewarden.messages import CONSTITUTIONAL_HASH, Execution
 from cachewarden.observation import Snapshot
-from serve.memory_levers import LeverView, PartView, levers_of, parts_of
+from serve.memory_levers import LeverView, PartView, PulledView, levers_of, parts_of, pulled_of
 from serve.timestamps import iso
 
 __all__ = ["MemoryResponse", "memory_view", "unseen"]
@@ -121,6 +121,10 @@ class MemoryResponse(BaseModel):
     levers: list[LeverView] = Field(
         default_factory=list, description="what each would give, the surest first; they overlap and do not add up"
     )
+    pulled: list[PulledView] = Field(
+        default_factory=list,
+        description="plans that pulled a lever: what they promised and what came of it, newest first",
+    )
     by_encoding: GroupsView
     by_pattern: GroupsView
     value_look: ValueLookView | None = Field(None, description="null where values were not looked into")
@@ -139,8 +143,8 @@ def unseen(service: str, reason: str) -> MemoryResponse:
     )
 
 
-def memory_view(snapshot: Snapshot) -> MemoryResponse:
-    """Return what the newest look says of one cache's memory."""
+def memory_view(snapshot: Snapshot, executions: Sequence[Execution] = ()) -> MemoryResponse:
+    """Return what the newest look says of one cache's memory, and what came of levers that were pulled."""
     values, keys = snapshot.values, snapshot.resident_keys
     answer = MemoryResponse(
         service_name=snapshot.service,
@@ -148,6 +152,7 @@ def memory_view(snapshot: Snapshot) -> MemoryResponse:
         resident_keys=keys,
         figures=dict(snapshot.memory_figures),
         parts=parts_of(snapshot),
+        pulled=pulled_of(executions, snapshot.service),
         by_encoding=_groups(by_encoding(snapshot.sample, values, keys, _SEED)),
         by_pattern=_groups(by_pattern(snapshot.sample, keys, _SEED)),
         levers_reason=snapshot.incomplete.get("values", "" if values is not None else _NO_VALUES),

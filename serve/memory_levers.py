@@ -18,9 +18,10 @@ from cachewarden.cachemodel.encoding_model import Unknown
 from cachewarden.cachemodel.encoding_whatif import LimitSaving
 from cachewarden.cachemodel.value_model import Compression, copies_share
 from cachewarden.estimate import Estimate
+from cachewarden.messages import Execution
 from cachewarden.observation import Snapshot
 
-__all__ = ["LeverView", "PartView", "levers_of", "parts_of"]
+__all__ = ["LeverView", "PartView", "PulledView", "levers_of", "parts_of", "pulled_of"]
 
 _LEAST_SHARE: Final = 0.01
 """Of used_memory; less is not worth a change."""
@@ -45,6 +46,33 @@ class LeverView(BaseModel):
     reason: str
     how: str
     action_class: int | None = Field(description="0..3 where cachewarden could do it; null: the application's matter")
+
+
+class PulledView(BaseModel):
+    """A plan that pulled a lever: bytes that it promised, and bytes that the same keys need less since, as measured."""
+
+    plan_id: str
+    state: str
+    what: list[str] = Field(description="knobs and key patterns")
+    predicted_bytes: tuple[float, float, float] = Field(description="value, low and high of the 90 % interval")
+    realised_bytes: float | None = Field(description="null until it was measured, or where it cannot be")
+
+
+def pulled_of(executions: Sequence[Execution], service: str) -> list[PulledView]:
+    """Return the plans of one service that promised memory, the newest first."""
+    found = []
+    for execution in executions:
+        plan, promised = execution.proposal, execution.proposal.prediction.freed_bytes
+        if plan.service == service and promised is not None:
+            view = PulledView(
+                plan_id=plan.proposal_id,
+                state=execution.state.value,
+                what=[*(c.knob for c in plan.knob_changes), *(f"ttl:{r.pattern}" for r in plan.ttl_rules)],
+                predicted_bytes=(promised.value, promised.low, promised.high),
+                realised_bytes=execution.freed_bytes,
+            )
+            found.append(view)
+    return found[::-1]
 
 
 def parts_of(snapshot: Snapshot) -> list[PartView]:

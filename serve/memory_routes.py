@@ -43,6 +43,7 @@ async def memory(request: Request, name: Annotated[str, Path(max_length=200)]) -
         return json_answer(unseen(service.name, reason))
     try:
         rules = rules_in_force(state, service.name)
-        return json_answer(await context.whatif.ask(snapshot, rules, lambda look: memory_view(look.snapshot)))
+        plans = state.executions
+        return json_answer(await context.whatif.ask(snapshot, rules, lambda look: memory_view(look.snapshot, plans)))
     except DeskFull:
         raise waiting() from None

@@ -17,7 +17,7 @@ from serve.peer_views import peers_view
 from serve.schemas import AgentsResponse, AgentView, FleetMetricsResponse, PlanView, ServiceView, SourceView
 from serve.timestamps import iso
 
-__all__ = ["agents_view", "compliance_rate", "fleet_metrics", "plan_view", "plans_view", "service_view"]
+__all__ = ["agents_view", "compliance_rate", "fleet_metrics", "plan_view", "plans_view", "rules_view", "service_view"]
 
 
 def compliance_rate(state: FleetState, decisions: int, compliant: int) -> float | None:
@@ -140,6 +140,23 @@ def fleet_metrics(
     )
 
 
+def rules_view(proposal: Proposal) -> list[dict[str, Any]]:
+    """Return the TTL rules of a plan."""
+    return [
+        {
+            "pattern": r.pattern,
+            "written_ttl_ms": r.written_ttl_ms,
+            "extended_ttl_ms": r.extended_ttl_ms,
+            "max_staleness_ms": r.max_staleness_ms,
+            "only_read": r.only_read,
+            "jitter_ms": r.jitter_ms,
+            "unread_ms": r.unread_ms,
+            "terms": r.terms,
+        }
+        for r in proposal.ttl_rules
+    ]
+
+
 def plan_view(
     proposal: Proposal,
     execution: Execution | None,
@@ -177,19 +194,7 @@ def plan_view(
         kinds=list(proposal.kinds),
         playbook=proposal.playbook,
         changes=[{"knob": c.knob, "before": c.before, "after": c.after} for c in proposal.knob_changes],
-        ttl_rules=[
-            {
-                "pattern": r.pattern,
-                "written_ttl_ms": r.written_ttl_ms,
-                "extended_ttl_ms": r.extended_ttl_ms,
-                "max_staleness_ms": r.max_staleness_ms,
-                "only_read": r.only_read,
-                "jitter_ms": r.jitter_ms,
-                "unread_ms": r.unread_ms,
-                "terms": r.terms,
-            }
-            for r in proposal.ttl_rules
-        ],
+        ttl_rules=rules_view(proposal),
         rationale=proposal.rationale,
         rollback=proposal.rollback,
         verdict=None if verdict is None else verdict.decision.value,

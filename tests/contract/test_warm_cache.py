@@ -13,6 +13,8 @@ import redis
 
 from cachewarden.fleet import Service
 from coordination.warm_cache import CacheRefused, RedisCacheClient
+from tests.contract.real_servers import ENGINES, RealServer
+from tests.integration.one_actuator import until
 
 pytestmark = pytest.mark.integration
 
@@ -96,3 +98,68 @@ async def test_a_full_cache_and_a_dead_one_say_so(server: redis.Redis):
     with pytest.raises(CacheRefused, match="does not answer"):
         await gone.present(["a"])
     await gone.close()
+
+
+@pytest.fixture(params=ENGINES)
+def real(request, tmp_path):
+    server = RealServer(request.param, tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+def cache_at(server: RealServer, **fields) -> RedisCacheClient:
+    return RedisCacheClient(Service(name="unit", url=server.url, **fields))
+
+
+async def refused(cache: RedisCacheClient) -> str:
+    """Return why a write is refused."""
+    try:
+        with pytest.raises(CacheRefused) as told:
+            await cache.store("new", b"v", 5_000)
+    finally:
+        await cache.close()
+    return str(told.value)
+
+
+async def test_a_replica_refuses_the_write_and_says_so(real: RealServer):
+    real.admin.replicaof("127.0.0.1", "1")
+    assert "replica" in await refused(cache_at(real))
+
+
+async def test_a_node_that_does_not_hold_the_slot_refuses_the_write_and_says_so(real: RealServer):
+    real.kill()
+    real.start("--cluster-enabled", "yes")
+    assert "slot" in await refused(cache_at(real))
+
+
+async def test_a_slot_that_moved_elsewhere_is_a_refusal_and_never_followed(real: RealServer):
+    """`new` belongs to a slot that another node holds now: the answer names that node, which nobody has permitted."""
+    real.kill()
+    real.start("--cluster-enabled", "yes")
+    admin = real.admin
+    admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+    await until(lambda: admin.execute_command("CLUSTER", "INFO")["cluster_state"] == "ok", 20, "a cluster of one node")
+    slot = int(admin.execute_command("CLUSTER", "KEYSLOT", "new"))
+    admin.execute_command("CLUSTER", "DELSLOTS", slot)
+    said = await refused(cache_at(real))
+    assert "slot" in said.lower() or "cluster" in said.lower()
+
+
+async def test_a_server_that_is_loading_refuses_the_write_and_says_so(real: RealServer):
+    pipe = real.admin.pipeline(transaction=False)
+    for number in range(2_000):
+        pipe.set(f"k:{number}", b"v" * 100)
+    pipe.execute()
+    real.admin.save()
+    real.kill()
+    real.start_loading("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
+    assert "loading" in (await refused(cache_at(real))).lower()
+
+
+async def test_a_user_who_may_not_write_is_told_so_and_nothing_is_written(real: RealServer, monkeypatch):
+    monkeypatch.setenv("UNIT_PASSWORD", "secret")
+    real.admin.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "-set")
+    said = await refused(cache_at(real, username="limited", password_env="UNIT_PASSWORD"))
+    assert "permission" in said.lower()
+    assert real.admin.dbsize() == 0

@@ -196,9 +196,13 @@ class Bench:
             nothing = replace(wanted.prediction, gain=Estimate(0.0, 0.0, 0.0), lookups_per_s=0.0)
             wanted = replace(wanted, prediction=nothing)
         more = {} if baseline is None else {"baseline": baseline}
-        assert self._shell is not None
-        self._shell.deliver("coordinator", order(wanted, hit_ratio_before=fields.get("before", 0.10), **more))
+        self.order(wanted, hit_ratio_before=fields.get("before", 0.10), **more)
         return wanted
+
+    def order(self, wanted: Proposal, **more: Any) -> None:
+        """Hand a plan over as it is."""
+        assert self._shell is not None
+        self._shell.deliver("coordinator", order(wanted, **more))
 
     async def ended(self, timeout_s: float = 110.0) -> Execution:
         """Return the execution once it has come to an end."""

@@ -44,7 +44,10 @@ FLEET = parse_fleet(
     """
 total_memory_bytes: 200mb
 services:
-  - {name: sessions, url: "redis://localhost:1", mode: auto, patterns: [{prefix: "user:", max_staleness_s: 600}]}
+  - name: sessions
+    url: "redis://localhost:1"
+    mode: auto
+    patterns: [{prefix: "user:", max_staleness_s: 600}, {prefix: "page:", max_staleness_s: 600}]
   - {name: pages, url: "redis://localhost:2", mode: auto}
 """
 )

@@ -91,6 +91,11 @@ def test_a_switch_to_lfu_with_the_playbook_that_keeps_the_hot_set_is_allowed():
 
 DONOR = resize("search", 16, 12, gain=-0.01, proposal_id="d")
 RECEIVER = resize("cart", 16, 20, gain=0.08, proposal_id="r", needs=("d",))
+UNREAD = proposal(
+    ttl_rules=(replace(ttl_rule(), unread_ms=600_000),),
+    kinds=("ttl",), playbook="ttl_rule", action_class=ActionClass.LOSSY, reversible=False,
+)  # fmt: skip
+SPREAD_EARLY = replace(UNREAD, ttl_rules=(replace(ttl_rule(written_ms=599_000), jitter_ms=60_000),))
 TTL = proposal(ttl_rules=(ttl_rule(),), kinds=("ttl",), playbook="ttl_rule")
 TO_NOEVICTION = proposal(
     "cart", knob("maxmemory-policy", "allkeys-lru", "noeviction"), action_class=ActionClass.LOSSY, reversible=False
@@ -185,6 +190,8 @@ CASES = [
     ("hazards-have-their-playbook", (replace(resize("cart", 16, 12, gain=0.0), playbook="direct"),), {}),
     ("staleness-is-never-exceeded", (proposal(ttl_rules=(ttl_rule(extended_ms=700_000, staleness_ms=700_000),)),), {}),
     ("staleness-is-never-exceeded", (TTL,), {"services": services(patterns=(KeyPattern(prefix="session:"),))}),
+    ("keys-end-sooner-only-by-consent", (UNREAD,), {}),
+    ("keys-end-sooner-only-by-consent", (SPREAD_EARLY,), {}),
     ("decisions-rest-on-fresh-facts", (proposal(),), {"snapshots": looks(taken_at_ms=NOW_MS - 120_001)}),
     ("decisions-rest-on-fresh-facts", (proposal(),), {"snapshots": looks(taken_at_ms=NOW_MS + 5_001)}),
     ("decisions-rest-on-fresh-facts", (proposal(),), {"snapshots": looks(incomplete={"knobs": "refused"})}),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from serve_world import snapshot
 
 from cachewarden.cachemodel.value_model import copies_share
+from cachewarden.estimate import Estimate
+from cachewarden.messages import Execution, ExecutionState
 from cachewarden.observation import KeyspaceSample, Snapshot
-from serve.memory_levers import LeverView, levers_of, parts_of
+from serve.memory_levers import LeverView, levers_of, parts_of, pulled_of
+from tests.unit.agents.actuator_world import change, proposal
 from tests.unit.serve.memory_looks import measured
 
 MIB = 1 << 20
@@ -93,3 +97,22 @@ def test_what_is_surely_worth_it_comes_first():
     worth = [found.worth_it for found in levers_of(seen, (), None)]
     assert worth == sorted(worth, reverse=True)
     assert all(found.reason for found in levers_of(seen, (), None))
+
+
+def test_what_a_pulled_lever_promised_stands_beside_what_came_of_it():
+    freed = Estimate(5_000.0, 4_000.0, 6_000.0)
+    plan = proposal(change("hash-max-listpack-entries", 512, 128), playbook="reencode")
+    plan = replace(plan, prediction=replace(plan.prediction, freed_bytes=freed))
+    done = Execution(
+        execution_id="e-1",
+        proposal=plan,
+        state=ExecutionState.KEPT,
+        started_at_ms=0,
+        updated_at_ms=1,
+        freed_bytes=4_700.0,
+    )
+    other = replace(done, proposal=replace(plan, prediction=replace(plan.prediction, freed_bytes=None)))
+    (pulled,) = pulled_of((other, done), plan.service)
+    assert (pulled.predicted_bytes, pulled.realised_bytes) == ((5_000.0, 4_000.0, 6_000.0), 4_700.0)
+    assert pulled.what == ["hash-max-listpack-entries"]
+    assert pulled_of((done,), "another") == []
