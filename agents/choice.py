@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cachewarden.cachemodel.whatif import CacheConfiguration
 from cachewarden.estimate import Estimate
@@ -39,6 +39,13 @@ class Choice:
         """Say whether the gain is large enough and can hardly be noise."""
         gain = self.gain
         return gain.value >= minimum_gain and gain.value > 0 and gain.low > 0
+
+    def only_grows(self, snapshot: Snapshot) -> bool:
+        """Say whether this choice gives the service more memory and changes nothing else."""
+        bytes_now = snapshot.maxmemory_bytes
+        more = self.configuration.maxmemory_bytes > bytes_now > 0
+        still = replace(self, configuration=replace(self.configuration, maxmemory_bytes=bytes_now))
+        return more and still.changes_nothing(snapshot)
 
     def changes_nothing(self, snapshot: Snapshot) -> bool:
         """Say whether the service already is as this choice wants it."""

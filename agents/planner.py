@@ -242,6 +242,11 @@ def _propose(
         return draft(appraisal.snapshot, choice, service, why, settings, now_ms)
     if choice.changes_nothing(appraisal.snapshot):
         return appraisal.content(settings)
+    harmless = grows and choice.only_grows(appraisal.snapshot)
+    if harmless and choice.gain.value >= _FLEET_GAIN_SHARE * settings.minimum_gain:
+        # More memory alone cannot cost hits, so what it gives need not be sure: the division weighed it against what
+        # others lose, and memory that nobody holds gives nothing at all.
+        return draft(appraisal.snapshot, choice, service, why, settings, now_ms)
     if not (choice.gain.value > 0 if forced else choice.worth(settings.minimum_gain)):
         gain = choice.gain
         return (

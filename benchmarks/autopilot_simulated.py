@@ -258,6 +258,7 @@ def run_autopilot(
             counted = {n: (s.cache.hits, s.cache.lookups) for n, s in services.items()}
         loop.cycle(now_ms)
     found = {n: (s.cache.hits - counted[n][0], s.cache.lookups - counted[n][1]) for n, s in services.items()}
+    print(f"  of the memory {np.mean(loop.held_shares):.1%} was given to services on average")
     return found, loop.changes, {n: s.cache for n, s in services.items()}, loop.idle
 
 
@@ -276,6 +277,8 @@ class _Loop:
         self._feed_ms = feed_ms
         self._number = 0
         self.changes: list[Change] = []
+        self.held_shares: list[float] = []
+        """Of the fleet's memory, what the services may use, cycle by cycle."""
         self.idle: dict[str, str] = {}
 
     def cycle(self, now_ms: int) -> None:
@@ -304,6 +307,8 @@ class _Loop:
         self.idle.update(planned.idle_reasons)
         for proposal in planned.proposals:
             self._apply(proposal, now_ms)
+        used = sum(one.cache.maxmemory_bytes for one in self._services.values())
+        self.held_shares.append(used / (self._fleet.total_memory_bytes or used))
 
     def _fed(self, observed: FleetObserved) -> tuple[Snapshot, ...]:
         if not self._feed_ms:

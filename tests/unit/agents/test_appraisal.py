@@ -1,0 +1,62 @@
+"""What one cache could be: which configuration is best depends on the size, and what a longer past shows is believed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from agents.appraisal import Appraisal, appraise
+from agents.planner import plan_fleet
+from cachewarden.protocol import PlanFleet
+from cachewarden.settings import CacheOptimizerSettings, load_settings
+from tests.unit.agents.caches import MIB, NOW, fleet_of, snapshot_of, traffic
+
+SETTINGS: CacheOptimizerSettings = load_settings(cycle_interval_ms=5_000)
+LONG_S = 2_400.0
+"""Of which the collector has captured the second half: more than the five minutes from which on a capture is replayed."""
+
+
+def appraisal_of(keys: int, maxmemory_bytes: int, *, rate_per_s: float) -> Appraisal:
+    trace = traffic(keys, rate_per_s=rate_per_s, seconds=LONG_S, seed=5)
+    snapshot = snapshot_of("api", trace, maxmemory_bytes)
+    found = appraise(snapshot, fleet_of("api").service("api"), SETTINGS)
+    assert isinstance(found, Appraisal), found
+    return found
+
+
+SIZE = 4 * MIB
+SMALL = appraisal_of(15_000, SIZE, rate_per_s=120.0)
+
+
+def test_a_steady_hot_set_is_kept_best_by_frequency_at_the_present_size_and_at_others():
+    for times in (0.8, 1.0, 1.2):
+        best = SMALL.best_at(int(SIZE * times))
+        assert best.configuration.eviction_policy == "allkeys-lfu"
+
+
+def test_the_curve_is_that_of_the_policy_which_is_best_at_each_size():
+    under_lru = replace(SMALL.evidence.current, maxmemory_bytes=int(SIZE * 0.8))
+    (lru,) = SMALL._inquiry.ask([under_lru])
+    at = dict(zip(SMALL.curve_bytes, SMALL.curve_hit_ratio, strict=True))
+    assert at[int(SIZE * 0.8)] > lru.hit_ratio.value  # type: ignore[union-attr]
+
+
+def test_sizes_within_one_round_s_reach_are_imagined_closely():
+    sizes = np.array(SMALL.curve_bytes) / (SIZE)
+    within = sizes[(sizes >= 0.59) & (sizes <= 1.41)]
+    assert len(within) >= 8
+    assert np.all(np.diff(SMALL.curve_hit_ratio) > -0.02)
+
+
+@pytest.mark.parametrize("free_bytes", [0, MIB // 2])
+def test_memory_that_nobody_holds_is_given_although_what_it_brings_is_not_sure(free_bytes: int):
+    snapshot = snapshot_of("api", traffic(8_000, rate_per_s=150, seconds=60, seed=7), 4 * MIB)
+    fleet = fleet_of("api", total_bytes=4 * MIB + free_bytes)
+    planned = plan_fleet(PlanFleet(cycle=1, snapshots=(snapshot,), history={}), fleet, SETTINGS, NOW)
+    grown = [p for p in planned.proposals if p.memory_delta_bytes > 0]
+    assert len(grown) == (1 if free_bytes else 0), planned.idle_reasons
+    for proposal in grown:
+        assert proposal.memory_delta_bytes <= free_bytes
+        assert proposal.prediction.gain.value > 0
