@@ -7,7 +7,7 @@ FLEET ?=
 SEED ?= 42
 ARGS ?=
 
-.PHONY: help run test mutants unit check format lock bench demo-headroom clean
+.PHONY: help run test mutants unit check format lock bench bench-models demo-headroom clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -52,9 +52,12 @@ lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra app --extra dev --universal --generate-hashes --no-emit-index-url --no-header \
 		--quiet --output-file requirements.lock
 
-bench: $(STAMP) ## what is measured against what, printed
+bench: $(STAMP) ## decisions over HTTP beside a no-op: closed loop, and open at 50 to 1,000 a second
+	$(BIN)/python -m benchmarks.decision_latency $(ARGS)
+
+bench-models: $(STAMP) ## speed of the replay beside libCacheSim, and what the demo could gain at most
 	$(BIN)/python -m benchmarks.replay_speed
-	$(BIN)/python -m benchmarks.demo_headroom $(ARGS)
+	$(BIN)/python -m benchmarks.demo_headroom
 
 clean: ## the virtual environment and everything that a run leaves in var/
 	rm -rf $(VENV) var

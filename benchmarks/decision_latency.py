@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RATES = (50.0, 200.0, 500.0, 1_000.0)
 MARK = "CACHEWARDEN_BENCH_MARK"
 _OPTIMIZE = "/api/v1/cache/optimize"
+_PY_SPY = str(Path(sys.executable).with_name("py-spy"))
 _BODY = json.dumps({"service_name": SERVICES[0]})
 
 
@@ -261,7 +262,24 @@ def _steps(outcome: Outcome) -> str:
     return "steps in microseconds, P50/P99: " + ", ".join(parts)
 
 
-async def measure(seconds: float, rates: Sequence[float], replicas: int, console: Console) -> None:
+@contextlib.asynccontextmanager
+async def profiled(folder: Path | None, mark: str, seconds: float) -> AsyncIterator[list[Path]]:
+    """Record flame graphs of all replicas meanwhile; yields the files that they go to, none without a folder."""
+    files: list[Path] = []
+    running = []
+    for (pid, _), (name, _) in cpu_by_process(mark).items() if folder is not None else ():
+        if "replica" in name.lower() and "noop" not in name.lower():
+            files.append(Path(folder or "") / f"replica-{pid}.svg")
+            options = ("record", "--pid", str(pid), "--duration", f"{seconds:.0f}", "--output", str(files[-1]))
+            running.append(await asyncio.create_subprocess_exec(_PY_SPY, *options, stdout=asyncio.subprocess.DEVNULL))
+    yield files
+    for process in running:
+        await process.wait()
+
+
+async def measure(
+    seconds: float, rates: Sequence[float], replicas: int, console: Console, profile: Path | None = None
+) -> None:
     mark = secrets.token_hex(8)
     os.environ[MARK] = mark
     console.print(machine())
@@ -301,7 +319,10 @@ async def measure(seconds: float, rates: Sequence[float], replicas: int, console
             for kind, url in (("no-op", api.noop_url), ("decision", api.url)):
                 await put_load(url, api.token, 1.0, **how)
                 before = cpu_by_process(mark)
-                outcome = await put_load(url, api.token, seconds, **how)
+                wanted = profile if kind == "decision" and not per_s else None
+                async with profiled(wanted, mark, seconds) as graphs:
+                    outcome = await put_load(url, api.token, seconds, **how)
+                told += [f"profile of the closed loop: {path}" for path in graphs if path.exists()]
                 spent = cpu_between(before, cpu_by_process(mark))
                 used_s = sum(spent.values())
                 _row(table, f"{kind}, {label}", outcome, bases[0] if bases else float("nan"), used_s)
@@ -327,8 +348,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--rates", type=float, nargs="*", default=list(RATES), help="of the open loops, per second")
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--profile", type=Path, help="folder for flame graphs of the replicas in the closed loop")
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.seconds, arguments.rates, arguments.replicas, Console(width=170)))
+    if arguments.profile is not None:
+        arguments.profile.mkdir(parents=True, exist_ok=True)
+    asyncio.run(measure(arguments.seconds, arguments.rates, arguments.replicas, Console(width=170), arguments.profile))
     return 0
 
 
