@@ -145,6 +145,14 @@ class Appraisal:
         """Predicted hit ratio at each of `curve_bytes`, under the chosen eviction policy and TTL."""
         return tuple(ratio for _, ratio in self._curve)
 
+    @cached_property
+    def above_usual(self) -> float:
+        """By how much the hit ratio observed now lies above what it was over the captured past, 0..1; 0 where it does
+        not, or the capture does not tell. A good minute is no reason to take memory from a service with a floor.
+        """
+        usual = self._inquiry.usual_hit_ratio
+        return 0.0 if usual is None else max(0.0, self.evidence.hit_ratio - usual)
+
     def best_at(self, maxmemory_bytes: int) -> Choice:
         """Return the best configuration found for a size, with its prediction."""
         chosen = self._chosen_at(maxmemory_bytes)

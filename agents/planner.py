@@ -60,6 +60,9 @@ class Prospects(Protocol):
     @property
     def curve_hit_ratio(self) -> tuple[float, ...]: ...
 
+    @property
+    def above_usual(self) -> float: ...
+
     def best_at(self, maxmemory_bytes: int) -> Choice: ...
 
     def content(self, settings: CacheOptimizerSettings) -> str: ...
@@ -204,7 +207,12 @@ def _divide(appraisals: Mapping[str, Prospects], question: PlanFleet, fleet: Fle
 
 
 def curve_of(appraisal: Prospects, service: Service) -> Curve:
-    """Return what arbitration is told of a service: its curve, worth, minimum and floor."""
+    """Return what arbitration is told of a service: its curve, worth, minimum and floor.
+
+    The curve stands at the level of the last window. Where that lies above what is usual, the floor is lifted with it:
+    what is taken in a good minute is missing in the bad one that follows.
+    """
+    floor = service.hit_ratio_floor
     return Curve(
         service=service.name,
         bytes=np.asarray(appraisal.curve_bytes, dtype=np.int64),
@@ -213,7 +221,7 @@ def curve_of(appraisal: Prospects, service: Service) -> Curve:
         lookups_per_s=appraisal.snapshot.lookups_per_s,
         weight=service.weight,
         minimum_bytes=service.minimum_memory_bytes,
-        floor_hit_ratio=service.hit_ratio_floor,
+        floor_hit_ratio=min(floor + appraisal.above_usual, 1.0) if floor > 0.0 else 0.0,
         current_bytes=appraisal.snapshot.maxmemory_bytes,
     )
 

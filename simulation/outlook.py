@@ -108,6 +108,11 @@ class Outlook:
         wanted = (_configuration(size, self._policy) for size in self.curve_bytes)
         return tuple(min(max(ratio + self._difference(w, ()), 0.0), 1.0) for w in wanted)
 
+    @property
+    def above_usual(self) -> float:
+        """0: a model's load has no good minutes."""
+        return 0.0
+
     def best_at(self, maxmemory_bytes: int) -> Choice:
         """Return the best policy and TTL at a size, with its prediction."""
         ratio = self.snapshot.hit_ratio or 0.0

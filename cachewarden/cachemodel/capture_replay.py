@@ -78,6 +78,11 @@ class CaptureReplay:
             sampling = _Z90_OVER_MEAN * _SAMPLING_SHARE * error_expected(self._indexed.distinct_keys)
         return Estimate.around(value, math.hypot(spread, sampling, _SERVER_MARGIN), -1.0, 1.0)
 
+    def hit_ratio(self, wanted: CacheConfiguration) -> float | None:
+        """Return what `wanted` would have hit over the second half of the capture; None if the capture cannot tell."""
+        pieces = self._hit_ratios(wanted)
+        return None if pieces is None else float(pieces.mean())
+
     @property
     def method(self) -> str:
         """Return in words how the difference was found."""

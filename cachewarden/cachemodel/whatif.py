@@ -235,6 +235,13 @@ class Inquiry:
             return None
         return self._capture.difference(replace(candidate, ttl_ms=None), replace(base, ttl_ms=None))
 
+    @property
+    def usual_hit_ratio(self) -> float | None:
+        """Return what the present configuration would have hit over the captured past, which is longer than the window
+        of the observed hit ratio; None where the capture does not tell.
+        """
+        return self._capture.hit_ratio((self._lived or self._evidence).current)
+
 
 def _has_room(evidence: Evidence, candidate: CacheConfiguration) -> bool:
     """Say whether the candidate only gives more room to a cache that has evicted nothing and stays below its limit."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.appraisal import Appraisal, appraise
-from agents.planner import plan_fleet
+from agents.planner import curve_of, plan_fleet
 from cachewarden.protocol import PlanFleet
 from cachewarden.settings import CacheOptimizerSettings, load_settings
 from tests.unit.agents.caches import MIB, NOW, fleet_of, snapshot_of, traffic
@@ -60,3 +60,15 @@ def test_memory_that_nobody_holds_is_given_although_what_it_brings_is_not_sure(f
     for proposal in grown:
         assert proposal.memory_delta_bytes <= free_bytes
         assert proposal.prediction.gain.value > 0
+
+
+def test_a_good_minute_does_not_lower_what_a_floor_needs():
+    usual = SMALL._inquiry.usual_hit_ratio
+    assert usual is not None
+    service = fleet_of("api", floor=usual - 0.02).service("api")
+    lucky = replace(SMALL.snapshot, hit_ratio=min(usual + 0.08, 1.0))
+    found = appraise(lucky, service, SETTINGS)
+    assert isinstance(found, Appraisal)
+    assert found.above_usual == pytest.approx(0.08, abs=0.01)
+    assert curve_of(found, service).floor_hit_ratio == pytest.approx(usual + 0.06, abs=0.01)
+    assert curve_of(SMALL, fleet_of("api").service("api")).floor_hit_ratio == 0.0
