@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -237,5 +239,11 @@ def _list(console: Console) -> None:
     console.print(table)
 
 
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    # Leaving in order ends the processes that run seeds, too; otherwise they would go on without anybody.
+    raise SystemExit(143)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     app()

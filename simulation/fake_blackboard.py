@@ -19,7 +19,7 @@ from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
 
-__all__ = ["FakeBlackboard"]
+__all__ = ["EventStream", "FakeBlackboard"]
 
 _EVENTS_MAX: Final = 10_000
 _PAGE: Final = 500
@@ -45,7 +45,7 @@ class FakeBlackboard:
         self.conflicts: dict[str, str] = {}
         self._lives: dict[tuple[str, str], int] = {}
         """Agent and life to when it counts as gone."""
-        self._streams: list[weakref.ref[_EventStream]] = []
+        self._streams: list[weakref.ref[EventStream]] = []
         self._bad_seen: set[tuple[str, str]] = set()
         self._read_before: dict[tuple[Any, str], dict[str, Any] | BadRecord] = {}
         self._times: dict[str, int | None] = {}
@@ -352,7 +352,7 @@ class FakeBlackboard:
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Subscribe and return the stream of events; it pauses (`StopAsyncIteration`) where there is none yet."""
         self._require_available()
-        stream = _EventStream()
+        stream = EventStream()
         self._streams = [known for known in self._streams if known() is not None]
         self._streams.append(weakref.ref(stream))
         return stream
@@ -367,7 +367,8 @@ class FakeBlackboard:
             stream = known()
             if stream is not None:
                 stream.waiting.append(event)
-                stream.on_event()
+                if stream.on_event is not None:
+                    stream.on_event()
 
     def _publish(self, event_type: str, at_ms: int, data: Mapping[str, Any]) -> None:
         self.publish_text(f"events:{event_type}", records.event_message(event_type, at_ms, data))
@@ -389,25 +390,21 @@ class FakeBlackboard:
             raise BlackboardUnavailable("the server does not answer")
 
 
-class _EventStream:
+class EventStream:
     """What was published since the subscription, oldest first."""
 
     def __init__(self) -> None:
         self.waiting: deque[dict[str, Any]] = deque(maxlen=_EVENTS_MAX)
-        self.on_event: Callable[[], None] = _nothing
+        self.on_event: Callable[[], None] | None = None
         """Called whenever there is one more."""
 
-    def __aiter__(self) -> _EventStream:
+    def __aiter__(self) -> EventStream:
         return self
 
     async def __anext__(self) -> dict[str, Any]:
         if not self.waiting:
             raise StopAsyncIteration
         return self.waiting.popleft()
-
-
-def _nothing() -> None:
-    """Nobody waits."""
 
 
 def _place(record: Mapping[str, Any]) -> tuple[int, str]:

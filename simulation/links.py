@@ -18,7 +18,7 @@ from cachewarden.errors import BlackboardUnavailable, JournalUnavailable, Target
 from cachewarden.messages import AuditRecord, KnobChange, Lease, TtlRule
 from cachewarden.observation import Observation
 from cachewarden.ports import RecordDraft, ReencodePass, Spread, TtlPass
-from simulation.fake_blackboard import FakeBlackboard
+from simulation.fake_blackboard import EventStream, FakeBlackboard
 from simulation.fake_leases import FakeLeaseStore
 from simulation.model_cache import ModelCache
 from simulation.network import Host, Network, NoAnswer, Unreachable
@@ -44,13 +44,9 @@ class Link:
         """Have `work` done at the server; raises Unreachable and NoAnswer."""
         return await self._network.call(self._node, self._host, lambda: drive(work()), self._timeout_ms)
 
-    async def pushed(self, listen: Callable[[Callable[[], None]], None], downs: int) -> bool:
-        """Wait for what the server sends by itself; `listen` is given what to call there when there is something.
-        Return whether the connection still stands, made when the server had gone down `downs` times."""
-        news = Pending()
-        listen(lambda: self._network.push(self._host, self._node, lambda: news.resolve(None)))
-        await news
-        return self._host.downs == downs
+    def told(self, news: Pending) -> Callable[[], None]:
+        """Return what the server calls where it has something to send by itself: `news` is there once it arrives."""
+        return lambda: self._network.push(self._host, self._node, lambda: news.resolve(None))
 
     @property
     def downs(self) -> int:
@@ -159,18 +155,35 @@ class LinkedBlackboard:
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Subscribe; the stream fails where the server went down in between."""
-        stream = await self.__getattr__("events")()
-        return self._followed(stream, self._link.downs)
+        return _LinkedEvents(self._link, await self.__getattr__("events")())
 
-    async def _followed(self, stream: Any, downs: int) -> AsyncIterator[dict[str, Any]]:
-        def listen(told: Callable[[], None]) -> None:
-            stream.on_event = told
 
-        while True:
-            while stream.waiting:
-                yield stream.waiting.popleft()
-            if not await self._link.pushed(listen, downs):
+class _LinkedEvents:
+    """A subscription over a link.
+
+    It listens only while somebody waits, so that one that nobody holds any more has no part in what happens, whenever
+    it is collected.
+    """
+
+    def __init__(self, link: Link, stream: EventStream) -> None:
+        self._link = link
+        self._stream = stream
+        self._downs = link.downs
+
+    def __aiter__(self) -> _LinkedEvents:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        while not self._stream.waiting:
+            news = Pending()
+            self._stream.on_event = self._link.told(news)
+            try:
+                await news
+            finally:
+                self._stream.on_event = None
+            if self._link.downs != self._downs:
                 raise BlackboardUnavailable("the connection is lost")
+        return self._stream.waiting.popleft()
 
 
 class LinkedTarget:

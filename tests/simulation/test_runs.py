@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -115,3 +116,16 @@ def test_what_is_to_be_run_again_is_what_was_asked_for(tmp_path):
     failed = CliRunner().invoke(app, [*asked, "--seed", "2", "--no-shrink"])
     assert failed.exit_code == 1
     assert f"python -m simulation {' '.join(asked[:2])} --minutes 3 --faults none --seed 2" in failed.output
+
+
+def test_when_garbage_is_collected_changes_nothing():
+    kept = gc.get_threshold()
+    try:
+        gc.disable()
+        without = run_once(load_scenario("peers-of-every-kind"), 4, mix="crashes").trace
+        gc.enable()
+        gc.set_threshold(50, 2, 2)
+        assert run_once(load_scenario("peers-of-every-kind"), 4, mix="crashes").trace == without
+    finally:
+        gc.set_threshold(*kept)
+        gc.enable()
