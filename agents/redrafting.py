@@ -154,9 +154,7 @@ def _remembered(
 
 def _rules(original: Proposal, ttls_ms: Mapping[str, int | None]) -> tuple[TtlRule, ...] | str:
     if any(rule.jitter_ms or rule.unread_ms for rule in original.ttl_rules):
-        return (
-            "what other TTLs would do to expiries or unread keys is not predicted, approve or reject it as it is"
-        )
+        return "what other TTLs would do to expiries or unread keys is not predicted, approve or reject it as it is"
     known = {rule.pattern: rule for rule in original.ttl_rules}
     strange = sorted(ttls_ms.keys() - known.keys())
     if strange:
