@@ -45,6 +45,8 @@ _SPACE = SearchSpace(eviction_policies=("allkeys-lru", "allkeys-lfu"), lfu_log_f
 _SEARCH_ACCESSES = 10_000_000
 """To be replayed for the choice of one eviction policy: about a second. A capture of 400,000 accesses is far below it,
 so all candidates are evaluated on all of it."""
+_USE_TOLD_MS = 20_000
+"""Idle times are told to two seconds: in shorter lives too many uses would not be seen, so all keys get the rule."""
 _CAUTION = 0.25
 """Share of the lower half of the interval that is taken off the hit ratio of sizes below the present one."""
 _CURVE_TIMES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 2.0)
@@ -342,7 +344,7 @@ class Appraisal:
                 rule,
                 extended_ttl_ms=min(ttl_ms, rule.max_staleness_ms),
                 # A rule that also spreads has to reach every key.
-                only_read=told and rule.jitter_ms == 0,
+                only_read=told and rule.jitter_ms == 0 and rule.written_ttl_ms >= _USE_TOLD_MS,
             )
             for rule in self.rules
             if min(ttl_ms, rule.max_staleness_ms) - rule.jitter_ms > rule.written_ttl_ms

@@ -90,6 +90,7 @@ def _number(snapshot: Snapshot, knob: str, default: int) -> int:
 
 def _common_ttl_ms(snapshot: Snapshot, in_force: tuple[TtlRule, ...]) -> int | None:
     """Return the TTL that most keys live by, rules in force included; None where most have none or it was not seen."""
+    in_force = tuple(rule for rule in in_force if not rule.unread_ms)
     if snapshot.keys_with_ttl < 0.5 * snapshot.resident_keys:
         return None
     extended = {rule.pattern: rule.extended_ttl_ms for rule in in_force}

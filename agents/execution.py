@@ -40,6 +40,7 @@ from agents.execution_stepping import (
 )
 from agents.execution_table import Phase, check_arrival, check_event
 from agents.guardrails import promise_of
+from agents.playbook_tables.ttl_rule import consent_missing
 from agents.recovery import NextMove, Unfinished, decide
 from agents.ttl_governor import RuleRounds
 from cachewarden.codec import digest
@@ -358,6 +359,11 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
     timer = f"{run.key}#ttl{number}"
     if isinstance(event, TimerFired):
         if not _governs(run) or rounds.in_flight or rounds.retired:
+            return ()
+        withdrawn = consent_missing(rounds.rule, run.ground)
+        if withdrawn is not None:
+            # The fleet file of this life says less than that of the one that began the rule.
+            run.reason = f"its TTL rule rests: {withdrawn}"
             return ()
         if run.lease is None or now_ms >= run.lease_until_ms:
             # The renewal is under way at the side; without a lease no key is touched.

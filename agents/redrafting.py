@@ -99,7 +99,8 @@ def counter_of(
                 f"`{change.knob}` is `{now}` now, not the `{change.after}` that the plan had set: it was changed since"
             )
     wanted = {c.knob: c.before for c in kept.knob_changes}
-    configuration = _configuration(wanted, snapshot)
+    # Knobs that no model speaks of leave what the models see as it is.
+    configuration = _configuration({k: v for k, v in wanted.items() if k in PREDICTABLE}, snapshot)
     if isinstance(configuration, str):
         return configuration
     changes = _changes(wanted, snapshot)
@@ -107,6 +108,8 @@ def counter_of(
         return changes
     appraisal = appraise(snapshot, service, settings, in_force, interval_factor)
     choice: Choice | str = appraisal if isinstance(appraisal, str) else appraisal.choice_of(configuration, ())
+    if not set(wanted) <= set(PREDICTABLE):
+        choice = "it sets knobs that are not set for hits"
     if isinstance(choice, str):
         choice = _remembered(execution, configuration, snapshot, settings, choice)
     if isinstance(choice, str):
@@ -150,6 +153,8 @@ def _remembered(
 
 
 def _rules(original: Proposal, ttls_ms: Mapping[str, int | None]) -> tuple[TtlRule, ...] | str:
+    if any(rule.jitter_ms or rule.unread_ms for rule in original.ttl_rules):
+        return "what other TTLs would do to expiries or unread keys is not predicted, approve or reject it as it is"
     known = {rule.pattern: rule for rule in original.ttl_rules}
     strange = sorted(ttls_ms.keys() - known.keys())
     if strange:

@@ -11,7 +11,7 @@ from agents.playbook_tables.steps import Ground, Step, StepKind
 from agents.playbook_tables.table import OBSERVE, Failure, Playbook, Stage
 from cachewarden.messages import Proposal, TtlRule
 
-__all__ = ["TTL_RULE", "TTL_STAGE", "refusal_of_rules", "rule_steps"]
+__all__ = ["TTL_RULE", "TTL_STAGE", "consent_missing", "refusal_of_rules", "rule_steps"]
 
 
 def rule_steps(proposal: Proposal) -> list[Step]:
@@ -28,7 +28,8 @@ def refusal_of_rules(proposal: Proposal, ground: Ground) -> str | None:
     return None
 
 
-def _refusal(rule: TtlRule, ground: Ground, policy: str | None) -> str | None:
+def consent_missing(rule: TtlRule, ground: Ground) -> str | None:
+    """Return why the owner does not permit a rule (any more), None if he does."""
     longest_ms = ground.staleness_ms.get(rule.pattern)
     if longest_ms is None:
         return f"the fleet file declares no staleness for `{rule.pattern}`, so its TTLs are left alone"
@@ -36,6 +37,13 @@ def _refusal(rule: TtlRule, ground: Ground, policy: str | None) -> str | None:
         return f"keys of `{rule.pattern}` would grow older than the {longest_ms} ms that their owner permits"
     if rule.shortens and rule.pattern not in ground.may_shorten:
         return f"the fleet file does not permit shorter TTLs for `{rule.pattern}`, set `shorten_ttl: true` there"
+    return None
+
+
+def _refusal(rule: TtlRule, ground: Ground, policy: str | None) -> str | None:
+    why = consent_missing(rule, ground)
+    if why is not None:
+        return why
     if rule.unread_ms and (policy is None or policy.endswith("-lfu")):
         return (
             f"under {policy or 'an unknown policy'} the server tells no idle times, so nobody knows which keys are read"

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 _RUNGS_MAX = 12
+_LAST_LOOK = 0.75
+_IDLE_TOLD_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,14 @@ def shortest_with_most_of_the_gain(gains: Sequence[TtlGain], share: float) -> Tt
 def share_kept_by_use(mixture: PopularityMixture, written_ms: int, extended_ms: int) -> float:
     """Return which share (0..1) of a longer TTL's gain is left if only keys get it that were used since their load.
 
-    Keys are asked for at random times at their own rate r, so a key is used within its written TTL W with probability
-    1 - exp(-rW) and lives W + (E - W)(1 - exp(-rW)) on average; a life of T gives rT hits for each load.
+    Keys are asked for at random times at their own rate r, so a key is seen to be used with probability
+    p = 1 - exp(-rS), S the part of its written TTL W in which a use is seen, and lives W + (E - W)p on average; a life
+    of T gives rT hits for each load. The last look at a key comes after three quarters of W on average, since each is
+    looked at twice in W, and idle times are told to two seconds.
     """
     rates, requests = mixture.rates_per_s, mixture.weights
     written_s, extended_s = written_ms / 1000.0, extended_ms / 1000.0
-    used = -np.expm1(-rates * written_s)
+    used = -np.expm1(-rates * max(_LAST_LOOK * written_s - _IDLE_TOLD_S, 0.0))
 
     def hits(life_s: npt.NDArray[np.float64] | float) -> float:
         turns = rates * life_s

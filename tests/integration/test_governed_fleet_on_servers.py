@@ -12,7 +12,7 @@ from tests.integration.world import CacheSpec, World, traffic, until
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
-async def kept_on(world: World, service: str, timeout_s: float = 70.0):
+async def kept_on(world: World, service: str, timeout_s: float = 110.0):
     async def kept():
         return [e for e in await world.executions(service) if e.state is ExecutionState.KEPT]
 

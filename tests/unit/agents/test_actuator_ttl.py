@@ -13,6 +13,7 @@ from agents.ttl_governor import RuleRounds
 from cachewarden import machine as m
 from cachewarden.messages import ExecutionState
 from cachewarden.protocol import CancelExecution
+from tests.unit.agents import actuator_world
 from tests.unit.agents.actuator_world import (
     FENCE_EVICTED,
     KNOBS,
@@ -68,6 +69,15 @@ def test_a_standing_rule_survives_a_restart():
     world.start()
     assert len(passes_after(world, 30_000)) >= 3
     assert world.cache.fence == 2
+
+
+def test_a_standing_rule_rests_once_the_owner_has_taken_the_consent_back(monkeypatch):
+    world = kept()
+    silent = tuple(s.model_copy(update={"patterns": ()}) for s in actuator_world.PERMISSIVE.services)
+    monkeypatch.setattr(actuator_world, "PERMISSIVE", actuator_world.PERMISSIVE.model_copy(update={"services": silent}))
+    world.start()
+    assert passes_after(world, 30_000) == []
+    assert "declares no staleness" in world.actuator._runs[next(iter(world.actuator._runs))].reason
 
 
 def test_a_standing_rule_waits_for_its_lease_for_as_long_as_it_takes():

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from cachewarden.cachemodel.dead_memory import DeadMemory, Residents, expired_memory, unread_memory
 from cachewarden.cachemodel.eviction import EvictionConfig, ReplayResult, replay
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, TtlStats
+from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.shards import mix
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.cachemodel.ttl_model import (
     TtlGain,
     gains_of_longer_ttls,
+    share_kept_by_use,
     shortest_with_most_of_the_gain,
     ttl_ladder,
 )
@@ -256,3 +258,15 @@ def test_unknown_sizes_make_shares_of_keys() -> None:
     found = unread_memory(unsized, 1, capture=capture)
     assert isinstance(found, DeadMemory)
     assert found.share.value == pytest.approx(0.3)
+
+
+def test_a_longer_ttl_for_keys_in_use_alone_keeps_the_gain_of_hot_keys_and_little_of_cold_ones():
+    def kept(rate_per_s, written_ms=60_000):
+        rates, requests = np.array([0.0, rate_per_s]), np.array([0.0, 1.0])
+        mixture = PopularityMixture(rates, requests, np.full(2, 1_000.0), 100.0, 600_000.0)
+        return share_kept_by_use(mixture, written_ms, 600_000)
+
+    assert kept(1.0) > 0.99
+    assert 0.4 < kept(0.01) < 0.8
+    assert kept(0.0005) < 0.05
+    assert kept(1.0, written_ms=1_000) == 0.0
