@@ -1,9 +1,8 @@
 """What the agents say to each other: frozen, versioned, each carrying the constitutional hash.
 
 A snapshot is what was seen; an intent what is wanted; a proposal the exact change with its predicted effect and
-evidence; a verdict
-what the constitution says of it; a resolution who goes first; an execution what became of it; an audit record what
-is remembered.
+evidence; a verdict what the constitution says of it; a resolution who goes first; an execution what became of it; an
+audit record what is remembered.
 
 Nothing here decides anything. INVARIANT: a message is never changed after it was made, and holds no key name and no
 value.

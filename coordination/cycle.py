@@ -6,8 +6,7 @@ mirrors what happened onto the blackboard and heeds what other agents write ther
 what a proposal is worth, never judges, and never writes to a cache.
 
 INVARIANT: at most one question of a cycle is open; an answer that is late, doubled or of an earlier cycle changes
-nothing. No order leaves before proposal, verdict and resolution are durable in the journal, and none that needs
-approval without one in force.
+nothing. No order leaves before proposal, verdict, resolution and approval, where one is needed, are in the journal.
 """
 
 from __future__ import annotations
