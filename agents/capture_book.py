@@ -30,6 +30,8 @@ _GAP_MAX_MS: Final = 2_000
 """Between two captures that still are one history; MONITOR needs some tens of milliseconds to be set up again."""
 _NEWS_SHARE: Final = 0.08
 """Of a history: by so much it must have grown before it is handed out anew."""
+_KEYS_ENOUGH: Final = 8_000
+"""So many sampled keys give an error of 0.6 points; below, the oldest moments go instead of keys."""
 _THINNED_TO: Final = 0.75
 """Share of the bound that is left after thinning, so that not each capture thins anew."""
 
@@ -47,14 +49,14 @@ def pause_after_ms(captured_ms: int, commands_per_s: float, server_share: float)
 
 
 class CaptureBook:
-    """See the module. `rows_max` > 0 bounds what is held."""
+    """See the module. `rows_max` > 0 bounds what is held; below `keys_enough` sampled keys it is time that goes."""
 
-    def __init__(self, *, rows_max: int = 200_000) -> None:
+    def __init__(self, *, rows_max: int = 200_000, keys_enough: int = _KEYS_ENOUGH) -> None:
         self.access: AccessSample | None = None
         self.reads: CapturedReads | None = None
         """Of the newest capture alone: which reads miss depends on the configuration, which may have changed since."""
         self.arrived_ms = 0
-        self._rows_max = rows_max
+        self._rows_max, self._keys_enough = rows_max, keys_enough
         self._whole: AccessSample | None = None
         """All that is held; `access` follows it by steps."""
 
@@ -105,12 +107,13 @@ class CaptureBook:
         rows = len(access.trace)
         if rows <= self._rows_max:
             return access
-        rate = max(access.spatial_rate * _THINNED_TO * self._rows_max / rows, 1.0 / MODULUS)
-        thinned = _thinned(access, rate)
-        if not 0 < len(thinned.trace) <= self._rows_max:
-            # All rows are of a handful of keys that no filter tells apart: time has to go after all.
-            return _chosen(access, np.arange(rows) >= rows - self._rows_max, access.spatial_rate)
-        return thinned
+        share = _THINNED_TO * self._rows_max / rows
+        rate = max(access.spatial_rate * share, 1.0 / MODULUS)
+        if access.trace.distinct_keys() * share >= self._keys_enough:
+            thinned = _thinned(access, rate)
+            if 0 < len(thinned.trace) <= self._rows_max:
+                return thinned
+        return _chosen(access, np.arange(rows) >= rows - int(_THINNED_TO * self._rows_max), access.spatial_rate)
 
 
 def _in_order(held: AccessSample, capture: AccessSample) -> bool:

@@ -136,7 +136,7 @@ class Collector:
         if not service.feed:
             return None
         needed_ms = self._settings.capture_ms or _FEED_NEEDED_MS
-        history_ms = max(self._settings.capture_history_ms, 2 * needed_ms)
+        history_ms = max(self._settings.feed_history_ms, 2 * needed_ms)
         return FeedIntake(service, history_ms=history_ms, needed_ms=needed_ms)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:

@@ -378,6 +378,7 @@ class Run:
             control_drift=self.drift,
             held_by=self.held_by,
             freed_bytes=self.freed_bytes,
+            run_id="" if self.last_look is None else self.last_look.info.get("run_id", ""),
             peak_share=self.peak_share,
         )
 

@@ -4,8 +4,7 @@ A snapshot is what was seen; an intent what is wanted; a proposal the exact chan
 evidence; a verdict what the constitution says of it; a resolution who goes first; an execution what became of it; an
 audit record what is remembered.
 
-Nothing here decides anything. INVARIANT: a message is never changed after it was made, and holds no key name and no
-value.
+Nothing here decides anything. INVARIANT: a message is never changed after it was made, and holds no key or value.
 """
 
 from __future__ import annotations
@@ -413,8 +412,7 @@ class Execution(Message):
     hit_ratio_after: float | None = None
     """Measured over the observation window; None until then."""
     comparable: bool | None = None
-    """Whether the last window can be held against the prediction: enough lookups, same traffic; None before there was
-    one."""
+    """Whether the last window can be held against the prediction: enough lookups, same traffic; None before one."""
     control_drift: float | None = None
     """By how much the hit ratio of the unchanged twin moved meanwhile; None where there was no twin to go by."""
     held_by: str | None = None
@@ -423,6 +421,8 @@ class Execution(Message):
     """Memory that the same keys need less than before the change, as measured; None where none was promised."""
     peak_share: float | None = None
     """Of the deadlines that the last passes of the TTL rules met, those in the busiest second; None if not measured."""
+    run_id: str = ""
+    """Of the server process that was last looked at; empty before the first look."""
 
     @property
     def realised_gain(self) -> float | None:

@@ -101,7 +101,7 @@ class SettingsWatch:
         # Told again by a new life of the actuator it is no news, and whoever set the knob since stays respected.
         if execution.state is ExecutionState.KEPT and proposal.proposal_id not in self._kept:
             self._remember(proposal)
-            self._keep(proposal, "")
+            self._keep(proposal, execution.run_id)
 
     def _remember(self, proposal: Proposal) -> None:
         self._proposals.pop(proposal.proposal_id, None)

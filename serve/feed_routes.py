@@ -53,7 +53,7 @@ async def _instruction(context: Context, service: Service) -> Instruction:
     state = await context.backend.state()
     snapshot = None if state is None else state.snapshots.get(service.name)
     settings = context.backend.settings
-    history_ms = max(settings.capture_history_ms, 2 * settings.capture_ms)
+    history_ms = max(settings.feed_history_ms, 2 * settings.capture_ms)
     return instruction_for(service, snapshot, context.backend.secret_fingerprint, history_ms)
 
 

@@ -49,13 +49,23 @@ def test_only_the_history_is_kept():
 
 
 def test_beyond_its_bound_the_book_drops_keys_and_not_moments():
-    book = CaptureBook(rows_max=1_500)
+    book = CaptureBook(rows_max=1_500, keys_enough=20)
     for n in range(6):
         book.take(piece(n * 20_000, keys=400), from_ms=n * 20_000, to_ms=(n + 1) * 20_000, history_ms=HOUR_MS)
         assert len(book) <= 1_500
     assert book.duration_ms > 110_000
     assert book.access is not None
     assert book.access.spatial_rate < 0.3
+
+
+def test_where_keys_are_few_the_oldest_moments_go_and_all_keys_stay():
+    book = CaptureBook(rows_max=1_500)
+    for n in range(6):
+        book.take(piece(n * 20_000, keys=400), from_ms=n * 20_000, to_ms=(n + 1) * 20_000, history_ms=HOUR_MS)
+        assert len(book) <= 1_500
+    assert book.access is not None
+    assert book.access.spatial_rate == 1.0
+    assert book.access.trace.distinct_keys() == 400
 
 
 def test_rows_of_one_key_alone_lose_the_oldest_moments():
