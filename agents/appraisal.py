@@ -179,6 +179,7 @@ class Appraisal:
         for other in self._rivals:
             rival = replace(other, maxmemory_bytes=maxmemory_bytes, ttl_ms=best.ttl_ms)
             lead = self._inquiry.replayed(rival, best)
+            lead = None if lead is None else lead.widened(self.interval_factor, -1.0, 1.0)
             handicap = _LFU_HANDICAP if rival.family == "lfu" else 0.0
             if lead is not None and lead.low > _SWITCH_GAIN and lead.value > _SWITCH_GAIN + handicap:
                 best = rival

@@ -21,11 +21,14 @@ from cachewarden.cachemodel.shards import MODULUS, SpatialFilter
 from cachewarden.cachemodel.trace import AccessTrace
 from cachewarden.observation import AccessSample
 
-__all__ = ["MONITOR_COST_US", "CaptureBook", "pause_after_ms"]
+__all__ = ["CaptureBook", "monitor_cost_ms", "pause_after_ms"]
 
-MONITOR_COST_US: Final = 13.0
+_LINE_COST_US: Final = 13.0
 """Server time that a MONITOR client adds to a command: GET fell from 104,000 to 45,000 a second with one client
 (Redis's own page on MONITOR), 9.6 to 22.2 us each."""
+_BYTE_COST_US: Final = 0.12
+"""The same for each byte of a line, since values are escaped and copied: a SET of 10 kB took 1.0 to 1.26 ms more, one
+of 100 kB 11.7 ms more (Redis 7.0.15, CPU of the server with and without a MONITOR client)."""
 _GAP_MAX_MS: Final = 2_000
 """Between two captures that still are one history; MONITOR needs some tens of milliseconds to be set up again."""
 _NEWS_SHARE: Final = 0.08
@@ -36,16 +39,20 @@ _THINNED_TO: Final = 0.75
 """Share of the bound that is left after thinning, so that not each capture thins anew."""
 
 
-def pause_after_ms(captured_ms: int, commands_per_s: float, server_share: float) -> int:
-    """Return how long MONITOR must rest after `captured_ms`, so that it takes at most `server_share` (0..1] of one core
-    of the server in the long run; 0 where it takes less than that all the time.
+def monitor_cost_ms(lines: int, bytes_: int) -> float:
+    """Return the milliseconds of the server that a capture of so many lines and bytes has taken."""
+    return (lines * _LINE_COST_US + bytes_ * _BYTE_COST_US) / 1000.0
+
+
+def pause_after_ms(captured_ms: int, cost_ms: float, server_share: float) -> int:
+    """Return how long MONITOR must rest after `captured_ms` that took `cost_ms` of the server, so that it takes at most
+    `server_share` (0..1] of one core in the long run; 0 where it takes less than that all the time.
 
     Raises ValueError for a share outside of that range.
     """
     if not 0.0 < server_share <= 1.0:
         raise ValueError(f"a share of `{server_share}` of the server is out of range, use one above 0 and up to 1")
-    taken = commands_per_s * MONITOR_COST_US / 1e6
-    return max(0, round(captured_ms * (taken / server_share - 1.0)))
+    return max(0, round(cost_ms / server_share - captured_ms))
 
 
 class CaptureBook:
@@ -58,7 +65,10 @@ class CaptureBook:
         self.arrived_ms = 0
         self._rows_max, self._keys_enough = rows_max, keys_enough
         self._whole: AccessSample | None = None
-        """All that is held; `access` follows it by steps."""
+        """The newest history; `access` follows it by steps."""
+        self._handed_out_ms = 0
+        self._same = True
+        """Whether `access` is an earlier state of the newest history and not one from before a gap."""
 
     def __len__(self) -> int:
         return 0 if self._whole is None else len(self._whole.trace)
@@ -71,31 +81,39 @@ class CaptureBook:
     def take(self, capture: AccessSample, *, from_ms: int, to_ms: int, history_ms: int) -> None:
         """Take in a capture that ran from `from_ms` to `to_ms` by the collector's clock.
 
-        It is added to what is held if it follows upon it, else it takes its place, except that one that was broken off
-        early does not take the place of one more than twice as long. Nothing older than `history_ms` before the
+        It is added to what is held if it follows upon it, else a new history begins with it. The old one is handed out
+        until the new one is half as long, or it is half its length ago. Nothing older than `history_ms` before the
         newest access is kept.
         """
-        if len(capture.trace) == 0:
-            return
         held = self._whole
-        follows = held is not None and from_ms - self.arrived_ms <= _GAP_MAX_MS and _in_order(held, capture)
-        if held is not None and not follows and capture.aborted and 2 * capture.trace.duration_ms < self.duration_ms:
+        follows = held is not None and from_ms - self.arrived_ms <= _GAP_MAX_MS
+        if len(capture.trace) == 0:
+            # Nobody asked for anything: that is known of the time as well.
+            self.arrived_ms = to_ms if follows and capture.aborted is None else self.arrived_ms
             return
-        self.reads, self.arrived_ms = read_capture(capture), to_ms
-        whole = _joined(held, capture) if held is not None and follows else capture
-        self._whole = self._bounded(whole, history_ms)
-        if self.access is None or not follows or self._tells_more(self.access, self._whole):
-            self.access = self._whole
+        joins = held is not None and follows and _in_order(held, capture)
+        known_ms = 0 if self.access is None else self.access.trace.duration_ms
+        if not joins and capture.aborted and 2 * capture.trace.duration_ms < known_ms:
+            # It renews nothing either, so what is handed out is forgotten in time.
+            return
+        self.arrived_ms, self.reads = to_ms, read_capture(capture)
+        self._whole = self._bounded(_joined(held, capture) if held is not None and joins else capture, history_ms)
+        self._same = self._same and joins
+        if self.access is None or self._tells_more(self.access, self._whole, to_ms):
+            self.access, self._same, self._handed_out_ms = self._whole, True, to_ms
 
     def forget(self) -> None:
         """Drop everything."""
         self.access = self.reads = self._whole = None
+        self._same = True
 
-    @staticmethod
-    def _tells_more(known: AccessSample, whole: AccessSample) -> bool:
-        """Say whether a history has grown enough that whoever examined it should do so again: that costs some dozen
-        replays, and a twentieth more of the past changes no answer.
+    def _tells_more(self, known: AccessSample, whole: AccessSample, now_ms: int) -> bool:
+        """Say whether to hand out `whole` from now on: where it continues what is known, only after it has grown, since
+        whoever examines it replays it some dozen times, and a twentieth more of the past changes no answer.
         """
+        if not self._same:
+            half_ms = known.trace.duration_ms / 2
+            return whole.trace.duration_ms >= half_ms or now_ms - self._handed_out_ms > half_ms
         grown_ms = int(whole.trace.time_ms[-1]) - int(known.trace.time_ms[-1])
         return grown_ms >= _NEWS_SHARE * whole.trace.duration_ms
 

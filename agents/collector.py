@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from agents.capture_book import CaptureBook, pause_after_ms
+from agents.capture_book import CaptureBook, monitor_cost_ms, pause_after_ms
 from agents.feed_intake import FeedIntake
 from agents.feed_watch import FeedVerdict
 from agents.observation_sources import SourceChoice, SourceFacts, choose_sources
@@ -41,6 +41,9 @@ _BACKOFF_DOUBLINGS_MAX: Final = 5
 # Below this many keys, spatial sampling costs more accuracy than it saves (20,000 sampled keys give an error of 0.004).
 _CAPTURE_KEYS_ENOUGH: Final = 20_000
 _CAPTURE_ROWS_WANTED: Final = 100_000
+_TURN_MS: Final = 900_000
+"""How long one service is captured on end where more wait than can be captured side by side."""
+_RUNS_ON_MS: Final = 1_000
 _FEED_NEEDED_MS: Final = 20_000
 """How long a feed must have covered the traffic where captures, whose length it is otherwise, are off."""
 _NO_FEED: Final = FeedVerdict(reason="not permitted")
@@ -66,6 +69,8 @@ class _Capture:
     knobs: dict[str, str] = field(default_factory=dict)
     running: bool = False
     begun_ms: int = 0
+    first_ms: int = 0
+    """When the first of those began that followed upon each other up to now."""
     not_before_ms: int = 0
     pause_ms: int | None = None
     """What the budget asked for after the newest capture; 0: they may run on end, None: not known."""
@@ -332,9 +337,11 @@ class Collector:
         free = self._max_parallel_captures - sum(c.capture.running for c in self._caches.values())
         due = [name for name, cache in self._caches.items() if self._capture_is_due(cache, now_ms)]
         effects: list[Effect] = []
-        for name in sorted(due, key=lambda n: (self._caches[n].capture.not_before_ms, n))[: max(0, free)]:
+        for name in sorted(due, key=lambda n: self._turn(n, now_ms))[: max(0, free)]:
             capture = self._caches[name].capture
             capture.running, capture.begun_ms = True, now_ms
+            if now_ms - capture.book.arrived_ms > _RUNS_ON_MS:
+                capture.first_ms = now_ms
             newest = self._caches[name].ring.newest
             capture.knobs = {} if newest is None else hit_knobs(newest)
             effects.append(
@@ -350,6 +357,12 @@ class Collector:
             effects.append(SetTimer(ref=f"capture-deadline:{name}", due_ms=due_ms))
         return tuple(effects)
 
+    def _turn(self, service: str, now_ms: int) -> tuple[bool, int, str]:
+        """Return what comes first: a history under way, then who has waited longest."""
+        capture = self._caches[service].capture
+        under_way = now_ms - capture.book.arrived_ms <= _RUNS_ON_MS and self._runs_on(capture)
+        return not under_way, capture.not_before_ms, service
+
     def _capture_is_due(self, cache: _Cache, now_ms: int) -> bool:
         capture = cache.capture
         if not cache.may_capture or capture.running or now_ms < capture.not_before_ms:
@@ -360,7 +373,13 @@ class Collector:
         newest = cache.ring.newest
         changed = newest is not None and hit_knobs(newest) != capture.knobs
         old = now_ms - capture.book.arrived_ms >= self._settings.capture_pause_ms
-        return capture.book.access is None or changed or old or capture.pause_ms == 0
+        return capture.book.access is None or changed or old or self._runs_on(capture)
+
+    def _runs_on(self, capture: _Capture) -> bool:
+        """Say whether a capture follows upon the last one at once: where that costs little, and, where more services
+        wait than can be captured side by side, until there is a history that tells something."""
+        crowded = sum(cache.may_capture for cache in self._caches.values()) > self._max_parallel_captures
+        return capture.pause_ms == 0 and not (crowded and capture.book.arrived_ms - capture.first_ms >= _TURN_MS)
 
     def _capture_rate(self, cache: _Cache) -> float:
         """Return the spatial rate that keeps enough keys for a good curve and not many more rows than that takes."""
@@ -383,9 +402,10 @@ class Collector:
         self._forget_old_capture(capture, now_ms)
         capture.book.take(access, from_ms=capture.begun_ms, to_ms=now_ms, history_ms=settings.capture_history_ms)
         lasted_ms = max(1, now_ms - capture.begun_ms)
-        commands_per_s = 1000.0 * access.lines_seen / lasted_ms
-        capture.pause_ms = pause_after_ms(lasted_ms, commands_per_s, settings.capture_server_share)
-        if access.aborted is None:
+        cost_ms = monitor_cost_ms(access.lines_seen, access.bytes_seen)
+        capture.pause_ms = pause_after_ms(lasted_ms, cost_ms, settings.capture_server_share)
+        if access.aborted is None or access.lines_seen >= settings.capture_lines:
+            # Reaching its own bound is no failure.
             # Where it is no trifle, MONITOR is on for at most half of the time, whatever calls for the next capture.
             pause_ms = max(capture.pause_ms, settings.capture_ms) if capture.pause_ms else 0
             capture.failures, capture.not_before_ms = 0, now_ms + pause_ms
@@ -412,7 +432,8 @@ class Collector:
     def _forget_old_capture(self, capture: _Capture, now_ms: int) -> None:
         """Drop what no capture has renewed for two pauses; where the budget asks for longer ones, for that long."""
         settings = self._settings
-        renewed_ms = max(settings.capture_pause_ms, settings.capture_ms, capture.pause_ms or 0)
+        waits_ms = capture.not_before_ms - capture.book.arrived_ms
+        renewed_ms = max(settings.capture_pause_ms, settings.capture_ms, waits_ms)
         if now_ms - capture.book.arrived_ms > 2 * renewed_ms:
             capture.book.forget()
 

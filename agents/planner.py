@@ -235,6 +235,8 @@ def _propose(
     now_ms: int,
 ) -> Proposal | str:
     """Return the proposal for one service, or why there is none."""
+    if service.mode is Mode.OFF:
+        return "the service is switched off in the fleet file"
     now_bytes = appraisal.snapshot.maxmemory_bytes
     wanted = division.wanted.get(service.name, now_bytes)
     if abs(wanted - now_bytes) < max(MEMORY_STEP_BYTES, _WORTH_MOVING * now_bytes):
@@ -262,8 +264,6 @@ def _propose(
             f"({gain.low * 100:+.1f} to {gain.high * 100:+.1f}), but a change must promise "
             f"{settings.minimum_gain * 100:.1f} and be no noise"
         )
-    if service.mode is Mode.OFF:
-        return "the service is switched off in the fleet file"
     return draft(appraisal.snapshot, choice, service, why, settings, now_ms)
 
 

@@ -100,6 +100,8 @@ class AccessSample:
     patterns: tuple[str, ...]
     spatial_rate: float
     lines_seen: int
+    bytes_seen: int = 0
+    """What a capture has read from the server, names and values included; 0 of other sources."""
     aborted: str | None = None
     """Why the capture ended before its time, e.g. `server slowed`."""
     source: str = "monitor capture"

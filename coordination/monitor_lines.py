@@ -245,7 +245,7 @@ class MonitorParser:
         self._rows.append((at_ms, hashed, int(op), size, ttl_ms, self._pattern_index.of(key)))
         self._clients.append(client)
 
-    def result(self, aborted: str | None) -> AccessSample:
+    def result(self, aborted: str | None, bytes_seen: int = 0) -> AccessSample:
         """Return what was kept, in time order; connections that turned out to be ours in the meantime are taken out."""
         own = {self._db + address.encode() for address in self._own()}
         pairs = zip(self._rows, self._clients, strict=True)
@@ -267,6 +267,7 @@ class MonitorParser:
             patterns=self._pattern_index.patterns,
             spatial_rate=self._filter.rate,
             lines_seen=self.lines_seen,
+            bytes_seen=bytes_seen,
             aborted=aborted,
         )
 

@@ -224,7 +224,7 @@ async def capture_accesses(
     except (OSError, TimeoutError) as error:
         raise TargetUnavailable(wire.service, f"capture: {error or type(error).__name__}") from None
     own |= await own_addresses(wire)
-    return parser.result(aborted)
+    return parser.result(aborted, watchdog.received_bytes)
 
 
 async def _read_lines(

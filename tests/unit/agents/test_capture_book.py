@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.capture_book import CaptureBook, pause_after_ms
+from agents.capture_book import CaptureBook, monitor_cost_ms, pause_after_ms
 from tests.unit.agents.looks import capture
 
 HOUR_MS = 3_600_000
@@ -99,9 +99,48 @@ def test_a_capture_without_accesses_changes_nothing():
     assert book.access is None
 
 
-@pytest.mark.parametrize(("commands_per_s", "pause_ms"), [(0.0, 0), (1_000.0, 0), (1_538.0, 0), (3_077.0, 20_000)])
-def test_the_pause_follows_from_what_monitor_costs(commands_per_s: float, pause_ms: int):
-    assert pause_after_ms(20_000, commands_per_s, 0.02) == pytest.approx(pause_ms, abs=20)
+@pytest.mark.parametrize(("commands_per_s", "pause_ms"), [(0, 0), (1_000, 0), (1_500, 0), (3_077, 20_000)])
+def test_the_pause_follows_from_what_monitor_costs(commands_per_s: int, pause_ms: int):
+    cost_ms = monitor_cost_ms(20 * commands_per_s, 0)
+    assert pause_after_ms(20_000, cost_ms, 0.02) == pytest.approx(pause_ms, abs=20)
+
+
+def test_large_values_cost_more_than_many_lines():
+    # 100 writes of 10 kB a second: 1.2 ms each, an eighth of a core.
+    cost_ms = monitor_cost_ms(2_000, 2_000 * 10_000)
+    assert cost_ms / 20_000 == pytest.approx(0.12, abs=0.01)
+    assert pause_after_ms(20_000, cost_ms, 0.02) > 90_000
+
+
+def test_a_pause_in_which_nobody_asked_for_anything_does_not_end_a_history():
+    book = CaptureBook()
+    book.take(piece(0), from_ms=0, to_ms=20_000, history_ms=HOUR_MS)
+    book.take(capture([]), from_ms=20_000, to_ms=40_000, history_ms=HOUR_MS)
+    book.take(piece(40_000), from_ms=40_010, to_ms=60_000, history_ms=HOUR_MS)
+    assert len(book) == 2_000
+
+
+def test_a_long_history_is_handed_out_until_the_one_after_a_gap_is_worth_as_much():
+    book = CaptureBook()
+    for n in range(30):
+        book.take(piece(n * 20_000), from_ms=n * 20_000, to_ms=(n + 1) * 20_000, history_ms=HOUR_MS)
+    handed_out = []
+    for n in range(35, 55):
+        book.take(piece(n * 20_000), from_ms=n * 20_000, to_ms=(n + 1) * 20_000, history_ms=HOUR_MS)
+        assert book.access is not None
+        handed_out.append(book.access.trace.duration_ms)
+    assert min(handed_out) > 199_000
+    assert handed_out[-1] < 410_000
+
+
+def test_a_long_history_is_not_handed_out_for_ever_where_only_short_captures_follow():
+    book = CaptureBook()
+    for n in range(30):
+        book.take(piece(n * 20_000), from_ms=n * 20_000, to_ms=(n + 1) * 20_000, history_ms=HOUR_MS)
+    for n in range(40, 140, 10):
+        book.take(piece(n * 20_000), from_ms=n * 20_000, to_ms=(n + 1) * 20_000, history_ms=HOUR_MS)
+    assert book.access is not None
+    assert book.access.trace.duration_ms < 20_001
 
 
 def test_a_share_of_nothing_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -453,3 +455,22 @@ def test_the_newest_look_can_be_asked_for_with_its_samples_and_without_a_cycle()
     told = round_of(agent, 1, 1_000, sample=keyspace([1_000, 2_000]))
     assert agent.snapshot("cart") is told
     assert told.sample is not None
+
+
+def test_where_more_wait_than_can_be_captured_side_by_side_each_gets_a_whole_history_in_turn():
+    names = tuple(f"s{n}" for n in range(3))
+    fleet = Fleet(services=tuple(Service(name=n, url="redis://127.0.0.1:1", capture=True) for n in names))
+    agent = Collector(fleet, SETTINGS, max_parallel_captures=1)
+    running, turns, now_ms = "", [], 0
+    asked = looks(ask(agent, 1, 0, names))
+    for name in names:
+        seen = look(1, service=name, monitor=True)
+        begun = captures(agent.step(Observed(ref=asked[name].ref, service=name, observation=seen), 1))
+        running = next(iter(begun), running)
+    for _ in range(200):
+        now_ms += 20_000
+        begun = captures(_captured(agent, running, now_ms, from_ms=now_ms - 20_000, lines=1_000))
+        turns.append(running)
+        running = next(iter(begun))
+    lengths = {name: [len(list(same)) for key, same in itertools.groupby(turns) if key == name] for name in names}
+    assert all(max(found) == 45 for found in lengths.values()), lengths
