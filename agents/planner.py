@@ -148,6 +148,9 @@ def plan_fleet(
         rules = () if history is None else history.ttl_rules
         if service.name not in idle or service.mode is Mode.OFF or _obstacle(snapshot, history, settings) is not None:
             continue
+        if service.capture and snapshot.capabilities.monitor and snapshot.access is None:
+            # What is to be gained in hits shows with the first capture; a lever pulled before would only be in its way.
+            continue
         lever = lever_proposal(snapshot, service, settings, rules, now_ms)
         if lever is not None:
             del idle[service.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -167,7 +168,7 @@ async def test_a_slot_that_moved_elsewhere_is_a_refusal_and_never_followed(real:
 async def test_a_server_that_is_loading_refuses_the_write_and_says_so(real: RealServer):
     pipe = real.admin.pipeline(transaction=False)
     for number in range(2_000):
-        pipe.set(f"k:{number}", b"v" * 100)
+        pipe.set(f"k:{number}", os.urandom(2_000))
     pipe.execute()
     real.admin.save()
     real.kill()
