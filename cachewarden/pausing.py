@@ -2,7 +2,7 @@
 
 Of several deployments on one journal each reads the orders of all, a little later than it is told its own. It only
 compares; whoever uses it stops and goes on. INVARIANT: a resumption that the journal has from before a pause that was
-told directly never ends that pause, however late it is read.
+told directly never ends that pause, however late it is read, and however often.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class OrdersOfPause:
         """The newest orders that were read, oldest first: one of them that is told late is no news."""
         self._newest = ""
         self._pausing = False
+        self._seq = 0
+        """The newest record that was read: two questions may be answered with the same records, in either order."""
 
     def tell(self, order: SetPaused) -> bool:
         """Take an order that was told directly; False where the journal has told of it before, maybe of later ones too.
@@ -48,6 +50,7 @@ class OrdersOfPause:
             self._read[order_id] = None
             while len(self._read) > _READ_MAX:
                 self._read.pop(next(iter(self._read)))
+        again, self._seq = record.seq <= self._seq, max(self._seq, record.seq)
         if order_id in self._told:
             newest = order_id == self._newest
             self._told.discard(order_id)
@@ -55,6 +58,12 @@ class OrdersOfPause:
                 self._told.clear()
                 self._newest = ""
             return newest
+        if again:
+            return False
         # Before ours stands in the journal, nothing that is read can be newer than it. A pause of others counts all
         # the same: stopping once too often does no harm.
         return record.kind == RecordKind.PAUSED.value or not (self._newest and self._pausing)
+
+    def read_again(self, after_seq: int) -> None:
+        """Let records behind `after_seq` count once more: the journal has lost its tail, so they may be other ones."""
+        self._seq = min(self._seq, after_seq)

@@ -155,8 +155,9 @@ class Coordinator:
             effects = (*self._peers.step(event, self._memory, now_ms), *self._released(now_ms))
             return (*effects, *self._hasten(now_ms)) if self._peers.take_hurry(now_ms) else effects
         if self._modes.concerns(event):
+            effects = (*self._modes.step(event, now_ms), *self._hasten(now_ms))
             self._note_own(event)
-            return (*self._modes.step(event, now_ms), *self._hasten(now_ms))
+            return effects
         if isinstance(event, TimerFired):
             return self._on_timer(event.ref, now_ms)
         if isinstance(event, Recorded):
@@ -191,6 +192,8 @@ class Coordinator:
         if isinstance(event, Recorded):
             self._memory.note_journal(event.record.seq)
             self._catching_up.note_own(event.record.seq)
+            self._modes.note_own(event.record.seq)
+            self._pauses.note_own(event.record.seq)
 
     def _hindrance(self, order: Execute, now_ms: int) -> str | None:
         """Return what has come between since the decision: a peer, a pause, the end of the approval."""
@@ -263,10 +266,8 @@ class Coordinator:
         if ref == CATCH_UP:
             return self._catching_up.ask(now_ms)
         if ref == "heartbeat":
-            return (
-                *projection.heartbeat(now_ms, self._settings.blackboard_kept_ms, self._life),
-                self._next_beat(now_ms),
-            )
+            told = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms, self._life)
+            return (*told, self._next_beat(now_ms))
         if ref == f"deadline:{self._cycle}:{self._stage}":
             why = f"did not answer while {self._stage} in cycle {self._cycle}"
             self._memory.note_trouble(AGENT_OF_STAGE[self._stage], why)
@@ -406,9 +407,8 @@ class Coordinator:
         before = self._memory.execution(execution.proposal.proposal_id)
         self._memory.note_execution(execution, now_ms)
         self._approvals.note_execution(execution)
-        effects: list[Effect] = list(
-            projection.execution_changed(before, execution, now_ms, self._memory.verdict(execution.proposal))
-        )
+        verdict = self._memory.verdict(execution.proposal)
+        effects: list[Effect] = list(projection.execution_changed(before, execution, now_ms, verdict))
         effects += self._peers.note_execution(execution, self._memory, now_ms)
         if execution.state.final:
             self._log.forget(execution.proposal.service)

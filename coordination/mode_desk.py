@@ -100,6 +100,11 @@ class ModeDesk:
                 effects.append(_stop(service, self.modes[service], by, why))
         return (*effects, *self.tell()) if found else ()
 
+    def note_own(self, seq: int) -> None:
+        """Take note of a record of ours, after `step`: where it is not behind what was taken, the journal has lost some
+        and is read again from there on (`catching_up.py`), and what is read counts in its order."""
+        self._seq = {service: min(taken, seq) for service, taken in self._seq.items()}
+
     # --- Orders -----------------------------------------------------------------------------------------------------
 
     def order(self, message: SetMode, now_ms: int) -> tuple[Effect, ...]:

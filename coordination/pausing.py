@@ -67,6 +67,10 @@ class PauseDesk:
                 memory.note_pause(str(record.payload.get("reason", "")), paused=paused)
         return before and not memory.paused
 
+    def note_own(self, seq: int) -> None:
+        """Take note of a record of ours: where it is not behind what was read, that is read again and counts anew."""
+        self._known.read_again(seq)
+
     def recorded(self, ref: str) -> None:
         """Take note that the journal has a record."""
         if self._record is not None and ref == self._record.ref:

@@ -74,6 +74,8 @@ class PeerDesk:
         self._tasks = TaskDesk(fleet, settings.cycle_interval_ms, life, may_force=may_force)
         self._requests = RequestMirror()
         self._reader = PeerReader(self._names)
+        self._begun: frozenset[tuple[str, str]] = frozenset()
+        """Keys of the plans in sight that were seen being carried out, and are not merely wanted again."""
         self._objections: tuple[PeerPlan, ...] = ()
         self._ballots = 0
         self._voters = frozenset(v.voter_id for v in parse_voters(settings.ballot_voters))
@@ -147,15 +149,17 @@ class PeerDesk:
         return max(growing, key=lambda i: (i.amount, i.holder)).holder if wanted > memory.budget_bytes else None
 
     def announced(self, now_ms: int) -> dict[tuple[str, str, str], str]:
-        """Return the values that peers say they set, by (service, knob, value), and who says so; of a plan that came to
-        nothing those that it puts back."""
-        return {
-            (touch.service, touch.resource, value): plan.agent_id
-            for plan in self._plans_in_sight
-            if now_ms < plan.until_ms
-            for touch in plan.touches
-            if (value := touch.before if plan.state is PlanState.ENDED else touch.after)
-        }
+        """Return the values that peers say they set, by (service, knob, value), and who says so: of plans that are
+        being carried out or are in force, and those that a plan puts back which was seen being carried out before."""
+        found: dict[tuple[str, str, str], str] = {}
+        for plan in self._plans_in_sight:
+            acted = plan.state in (PlanState.ACTIVE, PlanState.DONE)
+            if now_ms >= plan.until_ms or not (acted or (plan.undone and plan.key in self._begun)):
+                continue
+            for touch in plan.touches:
+                if value := touch.after if acted else touch.before:
+                    found[touch.service, touch.resource, value] = plan.agent_id
+        return found
 
     def announce(self, order: Execute, now_ms: int) -> tuple[Effect, ...]:
         """Write down that a change is going to begin, and look once more; it leaves by `take_passed`."""
@@ -232,6 +236,9 @@ class PeerDesk:
 
     def _read_knowledge(self, now_ms: int) -> list[Effect]:
         effects: list[Effect] = [*self._reader.read(self._watch.knowledge("performance"), BLACKBOARD, now_ms)]
+        running = {p.key for p in self._reader.plans if p.state is PlanState.ACTIVE}
+        over = {p.key for p in self._reader.plans if p.state in (PlanState.DONE, PlanState.ENDED)}
+        self._begun = frozenset(running | (over & self._begun))
         ballots = self._reader.ballots
         if ballots or self._ballots or self._voters:
             told = live_ballots(ballots, self._voters, _BALLOTS_MAX)

@@ -75,6 +75,8 @@ _STATES: Final[Mapping[str, PlanState]] = {
     ),
 }  # fmt: skip
 """Any other word may mean that it is being done."""
+_UNDONE: Final = frozenset({"aborted", "failed", "reverted", "rolled_back"})
+"""Words for an ending after which the old values may be back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,8 @@ class PeerPlan:
     touches: tuple[Touch, ...]
     since_ms: int | None = None
     """When it was announced first, None where that is `at_ms`; of equal priorities the older goes first."""
+    undone: bool = False
+    """Whether it says that it was given up after it had begun; of a plan that never began it is an empty word."""
     trouble: str = ""
     """Why the record could not be read further; it then holds its caches as a whole."""
 
@@ -251,6 +255,7 @@ def _plan(
         until_ms=until_ms,
         since_ms=None if (since_ms := time_ms(content.get("since"))) is None else min(since_ms, at_ms),
         touches=touches,
+        undone=status.lower() in _UNDONE,
     )
 
 

@@ -59,8 +59,9 @@ class SettingsWatch:
         self._announced: Mapping[tuple[str, str, str], str] = {}
         """(service, knob, value) to the peer that says it sets it, as of this look."""
         self._lost: dict[str, dict[str, _Ours]] = {}
-        self._suspected: dict[str, dict[str, tuple[str, str]]] = {}
-        """Per service and knob (was, is): a value that is not ours in one look, and not confirmed by a second."""
+        self._suspected: dict[str, dict[str, tuple[str, str, bool]]] = {}
+        """Per service and knob (was, is, rests): a value that is not ours in one look, and not confirmed by a second;
+        `rests` where the knob rests because of it alone."""
         self._last: dict[str, tuple[str, Mapping[str, str]]] = {}
         """Service to run id and knobs of its last look."""
         self._touched: dict[str, dict[str, set[str]]] = {}
@@ -175,9 +176,8 @@ class SettingsWatch:
             if mine is not None:
                 effects += self._look_at_ours(snapshot, knob, value, mine, now_ms)
             elif suspected is not None and value == suspected[0]:
-                # It is as it was, so there is nothing of another hand to respect.
-                del self._suspected[service][knob]
-                self._by_hand.get(service, {}).pop(knob, None)
+                # It is as it was, so there is nothing new of another hand to respect.
+                self._unsuspect(service, knob)
             elif value in touched.get(knob, ()) or last_run != snapshot.run_id or last.get(knob, value) == value:
                 if suspected is not None and suspected[1] == value:
                     effects += self._suspect(service, knob, suspected[0], value, None, now_ms)
@@ -190,27 +190,31 @@ class SettingsWatch:
         set it, and its records are read a little later than its value."""
         suspected = self._suspected.setdefault(service, {})
         if (peer := self._announced.get((service, knob, now))) is not None:
-            if suspected.pop(knob, None) is not None:
-                # It was suspected before the announcement was read; a hand that is sure keeps its rest.
-                self._by_hand.get(service, {}).pop(knob, None)
+            self._unsuspect(service, knob)
             self._note_peer(service, knob, peer)
             payload = {"knob": knob, "was": was, "now": now, "proposal_id": ours, "peer": peer}
             kind = RecordKind.SETTING_CHANGED_BY_PEER.value
             return [Record(kind=kind, service=service, subject_id=service, payload=payload)]
-        if suspected.get(knob, ("", ""))[1] != now:
-            suspected[knob] = was, now
-            self._by_hand.setdefault(service, {}).setdefault(knob, now_ms)
+        by_hand, last = self._by_hand.setdefault(service, {}), suspected.get(knob)
+        if last is None or last[1] != now:
+            suspected[knob] = was, now, knob not in by_hand if last is None else last[2]
+            by_hand.setdefault(knob, now_ms)
             return []
         del suspected[knob]
         return [self._hand(service, knob, was, now, ours, now_ms)]
+
+    def _unsuspect(self, service: str, knob: str) -> None:
+        """Forget a suspicion, and the rest that it alone has set off: a hand that is sure keeps its own."""
+        _, _, rests = self._suspected.get(service, {}).pop(knob, ("", "", False))
+        if rests:
+            self._by_hand.get(service, {}).pop(knob, None)
 
     def _look_at_ours(self, snapshot: Snapshot, knob: str, value: str, mine: _Ours, now_ms: int) -> list[Effect]:
         service = snapshot.service
         if value == mine.value:
             # Whichever process has it has it from us, or from a file that agrees with us.
             self._ours[service][knob] = replace(mine, run_id=snapshot.run_id)
-            if self._suspected.get(service, {}).pop(knob, None) is not None:
-                self._by_hand.get(service, {}).pop(knob, None)
+            self._unsuspect(service, knob)
             self._lost.get(service, {}).pop(knob, None)
             return []
         another = bool(mine.run_id) and bool(snapshot.run_id) and mine.run_id != snapshot.run_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
@@ -216,8 +217,13 @@ def test_a_lease_that_nobody_needs_is_given_back():
     assert [e for e in checked(world) if isinstance(e, m.ReleaseLease)]
 
 
+SEQ = count(900)
+
+
 def word(kind: str, at_ms: int, **payload: object) -> AuditRecord:
-    return AuditRecord(seq=900, at_ms=at_ms, kind=kind, agent="api", service=None, subject_id="op", payload=payload)
+    return AuditRecord(
+        seq=next(SEQ), at_ms=at_ms, kind=kind, agent="api", service=None, subject_id="op", payload=payload
+    )
 
 
 def read_words(world: World, resumed_ms: int) -> None:

@@ -52,6 +52,7 @@ from cachewarden.protocol import (
     ObserveFleet,
     PlanFleet,
     RunCycle,
+    SetMode,
     SetPaused,
     Settle,
     Settled,
@@ -406,6 +407,29 @@ def test_a_mode_that_another_deployment_ordered_counts_at_the_next_reading_of_th
     payload = {"mode": "off", "file_mode": "auto", "by": "bob", "reason": "elsewhere"}
     effects = _catch_up(desk, _record(2, RecordKind.MODE_CHANGED, payload))
     assert _sent(effects, CancelExecution)[0].service == "api"
+    assert desk.coordinator.state(NOW).modes == {"api": "off"}
+
+
+def test_orders_that_come_after_the_journal_lost_its_tail_count_although_their_numbers_were_read_before():
+    desk, mode = _Desk(), {"file_mode": "auto", "by": "bob", "reason": "elsewhere"}
+    lost = _record(950, RecordKind.MODE_CHANGED, {**mode, "mode": "auto"})
+    _catch_up(desk, lost, _record(951, RecordKind.RESUMED, {"reason": "x"}))
+    own = AuditRecord(seq=800, at_ms=NOW, kind="checkpoint", agent="coordinator", service=None, subject_id="x")
+    desk.coordinator.step(Recorded(ref="another", record=own), NOW)
+    off = _record(801, RecordKind.MODE_CHANGED, {**mode, "mode": "off"})
+    _catch_up(desk, off, _record(802, RecordKind.PAUSED, {"reason": "elsewhere"}))
+    assert desk.coordinator.state(NOW).modes == {"api": "off"}
+    assert desk.coordinator.state(NOW).paused
+
+
+def test_an_answer_to_an_order_of_ours_lifts_no_restriction_that_was_read_before_it():
+    desk, mode = _Desk(), {"file_mode": "auto", "by": "bob", "reason": "elsewhere"}
+    _catch_up(desk, _record(2, RecordKind.MODE_CHANGED, {**mode, "mode": "advise"}))
+    raised = desk.hear(SetMode(service="api", mode=Mode.AUTO, by="ann", reason="x"))
+    (record,) = [e for e in raised if isinstance(e, Record)]
+    _catch_up(desk, _record(9, RecordKind.MODE_CHANGED, {**mode, "mode": "off"}))
+    ours = _record(8, RecordKind.MODE_CHANGED, dict(record.payload))
+    desk.coordinator.step(Recorded(ref=record.ref, record=ours), NOW)
     assert desk.coordinator.state(NOW).modes == {"api": "off"}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from agents.consensus import Consensus
 from cachewarden.claims import UNREAD_BOARD
 from cachewarden.machine import EffectFailed, Received, Started, TimerFired
@@ -133,11 +135,48 @@ def test_what_peers_say_that_they_set_is_known_as_the_server_reads_it_for_as_lon
     life = Life()
     changes = [{"knob": "maxmemory", "before": "32mb", "after": "64mb"}]
     kept = item("k", agent="tuner", status="completed", service="cart", changes=changes)
-    undone = item("u", agent="other", status="rolled_back", service="pages", changes=changes)
+    begun, undone = (
+        item("u", agent="other", status=status, service="pages", changes=changes)
+        for status in ("in_progress", "rolled_back")
+    )
     whole = item("w", agent="vague", status="in_progress", service="pages")
+    life.look(records=(begun,))
+    assert life.desk.announced(NOW) == {("pages", "maxmemory", str(64 << 20)): "other"}
     life.look(records=(kept, undone, whole))
     assert life.desk.announced(NOW) == {
         ("cart", "maxmemory", str(64 << 20)): "tuner",
         ("pages", "maxmemory", str(32 << 20)): "other",
     }
     assert life.desk.announced(NOW + 600_000) == {}
+
+
+def stages(*statuses):
+    """What is announced after looks at a plan that goes through `statuses`."""
+    life = Life()
+    for status in statuses:
+        changes = [{"knob": "maxmemory-samples", "before": "5", "after": "7"}]
+        life.look(records=(item("p", agent="tuner", status=status, service="cart", changes=changes),))
+    return {value for _, _, value in life.desk.announced(NOW)}
+
+
+@pytest.mark.parametrize("status", ["", "proposed", "pending", "planned", "approved", "waiting"])
+def test_a_plan_that_is_only_wanted_has_set_nothing(status: str):
+    assert stages(status) == set()
+    assert stages("in_progress", status, "failed") == set()
+
+
+@pytest.mark.parametrize("status", ["rejected", "denied", "withdrawn", "advised", "skipped", "rolled_back", "failed"])
+def test_a_plan_that_ended_without_having_been_carried_out_has_put_nothing_back(status: str):
+    assert stages(status) == set()
+    assert stages("approved", status) == set()
+
+
+@pytest.mark.parametrize("status", ["rolled_back", "reverted", "failed", "aborted"])
+def test_a_plan_that_was_carried_out_and_given_up_puts_the_old_value_back(status: str):
+    assert stages("in_progress", status) == {"5"}
+    assert stages("in_progress", "completed", status) == {"5"}
+    assert stages("in_progress", status, status) == {"5"}
+
+
+def test_a_plan_that_was_carried_out_and_ended_otherwise_puts_nothing_back():
+    assert stages("in_progress", "denied") == set()

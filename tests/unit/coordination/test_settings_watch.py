@@ -150,6 +150,27 @@ def test_a_rest_that_a_person_has_set_off_outlives_what_a_peer_sets_after_it():
     assert set(world.watch.by_hand("sessions")) == {"maxmemory"}
 
 
+THEIRS = {**AFTER, "maxmemory": str(45 * MIB)}
+
+
+def test_a_rest_that_a_person_has_set_off_outlives_a_suspicion_that_turns_out_to_be_a_peer():
+    world = Watched(seen(AFTER), seen(THEIRS), seen(THEIRS))
+    since_ms = world.watch.by_hand("sessions")["maxmemory"]
+    world.look(seen(BY_PEER)).look(seen(BY_PEER), announced=ANNOUNCED)
+    assert world.kinds == ["setting_changed_by_hand", "setting_changed_by_peer"]
+    assert world.watch.by_hand("sessions") == {"maxmemory": since_ms}
+
+
+def test_a_rest_that_a_person_has_set_off_outlives_a_suspicion_that_was_none():
+    world = Watched(seen(AFTER), seen(THEIRS), seen(THEIRS), seen(BY_PEER), seen(THEIRS))
+    assert (world.kinds, set(world.watch.by_hand("sessions"))) == (["setting_changed_by_hand"], {"maxmemory"})
+
+
+def test_a_suspicion_of_one_value_after_another_still_ends_with_the_announcement():
+    world = Watched(seen(AFTER), seen(THEIRS), seen(BY_PEER)).look(seen(BY_PEER), announced=ANNOUNCED)
+    assert (world.kinds, world.watch.by_hand("sessions")) == (["setting_changed_by_peer"], {})
+
+
 def test_a_new_life_knows_from_the_journal_what_a_peer_has_set():
     memory = FleetMemory(FLEET, SETTINGS)
     memory.replay(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from cachewarden.messages import AuditRecord
 from cachewarden.pausing import OrdersOfPause
 from cachewarden.protocol import SetPaused
 
+NEXT = itertools.count(1)
+
 
 def told(orders: OrdersOfPause, order_id: str, *, paused: bool) -> bool:
     return orders.tell(SetPaused(paused=paused, by="ann", reason="x", order_id=order_id))
 
 
-def counts(orders: OrdersOfPause, kind: str, order_id: str | None = None) -> bool:
+def counts(orders: OrdersOfPause, kind: str, order_id: str | None = None, seq: int = 0) -> bool:
     payload = {} if order_id is None else {"order_id": order_id}
     return orders.counts(
-        AuditRecord(seq=1, at_ms=0, kind=kind, agent="o", service=None, subject_id="x", payload=payload)
+        AuditRecord(seq=seq or next(NEXT), at_ms=0, kind=kind, agent="o", service=None, subject_id="x", payload=payload)
     )
 
 
@@ -65,3 +69,30 @@ def test_only_so_many_orders_are_remembered():
     for number in range(1_000):
         counts(orders, "paused", f"p{number}")
     assert len(orders._read) <= 100
+
+
+def test_a_resumption_that_is_read_twice_does_not_end_the_pause_behind_it():
+    orders = OrdersOfPause()
+    told(orders, "p1", paused=True)
+    counts(orders, "resumed", "of-before", seq=101)
+    assert counts(orders, "paused", "p1", seq=102)
+    # The answer to the other question, which has less, comes second.
+    assert not counts(orders, "resumed", "of-before", seq=101)
+    assert not counts(orders, "resumed", seq=102)
+    assert counts(orders, "resumed", seq=103)
+
+
+def test_a_pause_that_is_read_twice_does_not_undo_the_resumption_behind_it():
+    orders = OrdersOfPause()
+    assert [counts(orders, kind, seq=seq) for kind, seq in (("paused", 5), ("resumed", 6), ("paused", 5))] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_what_stands_where_the_journal_has_lost_its_tail_counts():
+    orders = OrdersOfPause()
+    counts(orders, "resumed", seq=950)
+    orders.read_again(800)
+    assert counts(orders, "paused", seq=801)
