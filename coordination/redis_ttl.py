@@ -84,7 +84,8 @@ async def ttl_pass(
     `lfu`: the server counts frequencies and tells no idle times; idle times longer than `uptime_ms` are none (a switch
     from LFU leaves such behind). `idle_known_ms`: for how long idle times are known to be true (`idle_trust`); a rule
     for keys that nobody reads takes longer ones for that long, and is refused until it is `unread_ms`. May examine one
-    SCAN step more than `max_keys`, since a cursor cannot stop inside a step. Raises StaleFencingToken as soon as the fence is not the lease's; what was done up to then stands and is safe.
+    SCAN step more than `max_keys`, since a cursor cannot stop inside a step. Raises StaleFencingToken as soon as the
+    fence is not the lease's; what was done up to then stands and is safe.
     """
     before = wire.ledger.commands.total()
     if rule.unread_ms and lfu:
