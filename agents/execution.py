@@ -362,9 +362,10 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
             return ()
         withdrawn = consent_missing(rounds.rule, run.ground)
         if withdrawn is not None:
-            # The fleet file of this life says less than that of the one that began the rule.
-            run.reason = f"its TTL rule rests: {withdrawn}"
-            return ()
+            # The fleet file of this life says less than that of the one that began the rule. While the last record is
+            # on its way nothing can be begun, so it is looked at again.
+            later = (SetTimer(ref=timer, due_ms=now_ms + backoff_ms(2)),) if run.phase is Phase.ENDING else ()
+            return (*cancel(run, f"its owner permits its TTL rule no longer: {withdrawn}", now_ms), *later)
         if run.lease is None or now_ms >= run.lease_until_ms:
             # The renewal is under way at the side; without a lease no key is touched.
             return (SetTimer(ref=timer, due_ms=now_ms + backoff_ms(2)),)

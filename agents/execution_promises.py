@@ -18,6 +18,8 @@ from cachewarden.codec import to_jsonable
 
 __all__ = ["freed_bytes", "judge_promises", "peaks", "promises_seen"]
 
+_FULL_FROM = 0.95
+"""Share of maxmemory from which on a cache takes up again what is freed."""
 _WORTH_KEEPING = 0.5
 """Share of what was promised from which on a change is kept, as for hits (`guardrails`)."""
 
@@ -26,7 +28,7 @@ def freed_bytes(run: Run) -> float | None:
     """Return by how much less memory the same keys need now; negative for more, None where nobody can tell.
 
     Compact encodings by bytes per key, since keys come and go; fragments by the resident memory of the process; all
-    else by `used_memory`. Across a restart nothing is compared.
+    else by `used_memory`, unless the cache fills up again what is freed. Across a restart nothing is compared.
     """
     if run.proposal.prediction.freed_bytes is None or run.seen is None or run.last_look is None:
         return None
@@ -41,9 +43,24 @@ def freed_bytes(run: Run) -> float | None:
         return (per_key - per_key_now) * now.resident_keys
     if "activedefrag" in knobs:
         return None if before.rss_bytes is None or now.rss_bytes is None else float(before.rss_bytes - now.rss_bytes)
-    if before.used_memory_bytes is None or now.used_memory_bytes is None:
+    if before.used_memory_bytes is None or now.used_memory_bytes is None or _refilled(before, now):
         return None
     return float(before.used_memory_bytes - now.used_memory_bytes)
+
+
+def _refilled(before: InfoFacts, now: InfoFacts) -> bool:
+    """Say whether the memory in use is set by eviction: other keys have taken what was freed."""
+    if before.evicted is not None and now.evicted is not None and now.evicted > before.evicted:
+        return True
+    return bool(now.maxmemory_bytes) and (now.used_memory_bytes or 0) >= _FULL_FROM * (now.maxmemory_bytes or 0)
+
+
+def _unmeasured(run: Run) -> dict[str, str]:
+    if run.seen is None or run.last_look is None or freed_bytes(run) is not None:
+        return {}
+    if _refilled(run.seen, facts_of_info(run.last_look.info)):
+        return {"not_measured": "the cache is full or evicts, so what is freed is taken up again"}
+    return {"not_measured": "the server restarted or does not tell"}
 
 
 def _per_key(facts: InfoFacts) -> float | None:
@@ -64,7 +81,8 @@ def promises_seen(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {}
     prediction = run.proposal.prediction
     if prediction.freed_bytes is not None:
-        found["memory"] = {"predicted": to_jsonable(prediction.freed_bytes), "freed_bytes": freed_bytes(run)}
+        freed = {"predicted": to_jsonable(prediction.freed_bytes), "freed_bytes": freed_bytes(run)}
+        found["memory"] = {**freed, **_unmeasured(run)}
     if prediction.peak_share is not None:
         before, now = peaks(run)
         found["expiries"] = {"predicted": prediction.peak_share, "peak_before": before, "peak_now": now}
@@ -87,8 +105,11 @@ def judge_promises(run: Run, judgement: Judgement, *, more: bool) -> Judgement:
 def _memory_unkept(run: Run) -> str | None:
     promised, freed = run.proposal.prediction.freed_bytes, freed_bytes(run)
     # Without storing keys again a threshold acts as the application writes them anew, which may take days.
-    if promised is None or freed is None or promised.low <= 0 or run.proposal.playbook == ENCODING.name:
+    if promised is None or freed is None or run.proposal.playbook == ENCODING.name:
         return None
+    if promised.low <= 0:
+        # Nobody knew how much it would be, so anything will do.
+        return None if freed > 0 else f"no memory was freed, {-freed:.0f} bytes more are in use"
     if freed >= _WORTH_KEEPING * promised.low:
         return None
     return f"{freed:.0f} bytes were freed of at least {promised.low:.0f}"

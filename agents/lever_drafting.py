@@ -4,14 +4,19 @@ It asks models that say what each lever gives and turns the first that is surely
 that come together are spread, collections get a compact form, keys that nobody reads end, overdue keys are freed
 sooner, fragments are put together. It is asked only where nothing is to be gained in hits.
 
-INVARIANT: no lever without its owner's permission, and none whose low end is below `MINIMUM_MEMORY_GAIN` of the memory
-in use; expiries are only spread where the busiest second would ask the origin for more than twice what it is asked now.
+INVARIANT: no lever without its owner's permission, and none that could not give `MINIMUM_MEMORY_GAIN` of the memory in
+use: by the low end of what it frees, or, of overdue keys and fragments, of which nobody knows how much is won, by what
+there is to win. No key ends by an idle time that may be a counter of LFU, and none where the cache is full: there what
+is freed is taken up again. Expiries are only spread where the busiest second would ask the origin for more than twice
+what it is asked now.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from agents.drafting import expiry_of, measured_evidence
 from agents.playbook_tables.book import playbook_for
@@ -34,6 +39,8 @@ __all__ = ["PEAK_EVIDENCE", "UNREAD_MS", "lever_proposal"]
 PEAK_EVIDENCE = "busiest_second_share"
 UNREAD_MS = 600_000
 """Keys that were not touched for less than this are not told to be unread."""
+_FULL_FROM = 0.95
+"""Share of maxmemory from which on a cache counts as full."""
 _SEED = 1
 _PEAK_OVER_LOADS = 2.0
 """Times the misses per second of now: a busiest second below it is nothing that the origin would notice."""
@@ -199,8 +206,13 @@ def _compact(snapshot: Snapshot, service: Service, least: float) -> _Lever | Non
 def _unread(snapshot: Snapshot, service: Service, in_force: tuple[TtlRule, ...], least: float) -> _Lever | None:
     """End the keys of the pattern of which the most is unread, where its owner permits it and idle times are known."""
     sample = snapshot.sample
-    if sample is None or len(sample) == 0 or not snapshot.capabilities.object_idletime:
+    if sample is None or len(sample) == 0 or not snapshot.capabilities.object_idletime or _is_full(snapshot):
         return None
+    known_ms = sample.idle_known_ms
+    if known_ms is None or known_ms < UNREAD_MS:
+        # The policy may have been LFU until lately, and then old counters are read as idle times.
+        return None
+    sample = replace(sample, idle_ms=np.minimum(sample.idle_ms, known_ms))
     standing = {rule.pattern for rule in in_force}
     found: list[tuple[float, _Lever]] = []
     for pattern in service.patterns:
@@ -233,6 +245,11 @@ def _unread(snapshot: Snapshot, service: Service, in_force: tuple[TtlRule, ...],
         )
         found.append((held.held_bytes.low, lever))
     return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _is_full(snapshot: Snapshot) -> bool:
+    limit = snapshot.maxmemory_bytes
+    return snapshot.evicted_per_s > 0 or (limit > 0 and snapshot.used_memory_bytes >= _FULL_FROM * limit)
 
 
 def _overdue(snapshot: Snapshot, least: float) -> _Lever | None:

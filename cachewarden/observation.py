@@ -82,6 +82,8 @@ class KeyspaceSample:
     encoding: npt.NDArray[np.int32]
     patterns: tuple[str, ...]
     encodings: tuple[str, ...]
+    idle_known_ms: int | None = None
+    """For how long idle times are known to be true, since LFU was not in force for so long; None unknown."""
 
     def __len__(self) -> int:
         return int(self.key.shape[0])

@@ -33,6 +33,7 @@ from cachewarden.messages import KnobChange, Lease, TtlRule
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost
 from cachewarden.ports import Clock, LookupLedger, ReencodePass, Spread, TtlPass
 from cachewarden.value_sample import ValueLimits, ValueSample
+from coordination.idle_trust import IdleTrust
 from coordination.redis_capture import CaptureLimits, capture_accesses
 from coordination.redis_full_cache import cannot_queue, end_earlier_writers, write_when_full
 from coordination.redis_hot_keys import HotKeys
@@ -123,6 +124,9 @@ class RedisTarget:
         self._pacer = Pacer(share=self._limits.probe_server_share)
         self._hot_keys = HotKeys(self._wire, fence_key)
         self._probed: tuple[str, Capabilities] | None = None
+        self._idle = IdleTrust()
+        self._idle_known_ms: int | None = None
+        """Of the newest look."""
 
     async def observe(
         self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float, value_keys: int = 0
@@ -177,9 +181,11 @@ class RedisTarget:
         started_s, earlier = loop.time(), dict(wire.ledger.commands)
         missing: dict[str, str] = {}
         async with wire.session() as session:
+            asked_s = loop.time()
             reply, own = await session.info()
             at_ms = self._clock.now_ms()
         info = read_info(reply) if isinstance(reply, bytes) else {}
+        self._idle_known_ms = self._idle.note(info, asked_s * 1000, loop.time() * 1000)
         if isinstance(reply, Refusal):
             missing["info"] = reply.reason
         if own.problem is not None:
@@ -236,15 +242,12 @@ class RedisTarget:
         return statistics.median(trips)
 
     async def _sample(self, seen: Observation, keys: int) -> KeyspaceSample:
-        return await sample_keyspace(
-            self._wire,
-            keys=keys,
-            capabilities=seen.capabilities,
-            patterns=self._patterns,
-            hash_secret=self._secret,
-            own_prefix=self._own_prefix,
-            pacer=self._pacer,
-        )
+        known_ms = self._idle_known_ms
+        sample = await sample_keyspace(
+            self._wire, keys=keys, capabilities=seen.capabilities, patterns=self._patterns, hash_secret=self._secret,
+            own_prefix=self._own_prefix, pacer=self._pacer,
+        )  # fmt: skip
+        return replace(sample, idle_known_ms=known_ms)
 
     async def _values(self, keys: int) -> ValueSample:
         if not self._service.value_samples:
@@ -320,6 +323,8 @@ class RedisTarget:
             raise SettingsError("a write needs at least one knob and each of them once")
         pairs = [part for pair in values.items() for part in pair]
         questions = [("CONFIG", "GET", knob) for knob in values]
+        if "maxmemory-policy" in values:
+            self._idle.forget()
         async with self._wire.session() as session:
             # Reading first: where CONFIG GET is denied the write could not be confirmed, so it is not begun.
             _knobs_of(self.service, await session.exchange(questions))
@@ -388,14 +393,16 @@ class RedisTarget:
     ) -> TtlPass:
         """One bounded pass of a TTL rule; `redis_ttl` has the invariant."""
         info: dict[str, str] = {}
+        known_ms, asked_ms = None, asyncio.get_running_loop().time() * 1000
         if rule.unread_ms or rule.only_read:
             for section in ("memory", "server"):
                 info |= read_info(await self._wire.call("INFO", section))
+            known_ms = self._idle.note(info, asked_ms, asyncio.get_running_loop().time() * 1000)
         uptime = info.get("uptime_in_seconds", "")
         return await ttl_pass(
             self._wire, self._fence_key, lease, rule, cursor, max_keys, restore=restore, pacer=self._pacer,
             own_prefix=self._own_prefix, lfu=under_lfu(info),
-            uptime_ms=int(uptime) * 1000 if uptime.isdecimal() else None,
+            uptime_ms=int(uptime) * 1000 if uptime.isdecimal() else None, idle_known_ms=known_ms,
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -36,6 +36,10 @@ _SLOTS_PER_KEY: Final = 10
 """Where few keys match, a pass ends after this many slots of the keyspace for each key of its budget."""
 _KEYS_OF_BATCH: Final = BATCH_COMMANDS - 1
 _NO_IDLE_TIMES: Final = "no idle times under LFU, so nobody can say which keys are read; take the rule back"
+_IDLE_UNKNOWN: Final = (
+    "idle times are only believed for the time that we saw another policy than LFU in force, {known} s, and the rule "
+    "needs {needed} s; wait"
+)
 
 
 def glob_of_prefix(prefix: str) -> bytes:
@@ -55,6 +59,7 @@ class _Batch:
     restore: bool
     lfu: bool
     uptime_ms: int | None = None
+    idle_known_ms: int = 0
     found: list[int] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
 
@@ -72,22 +77,31 @@ async def ttl_pass(
     own_prefix: bytes,
     lfu: bool = False,
     uptime_ms: int | None = None,
+    idle_known_ms: int | None = None,
 ) -> TtlPass:
     """SCAN from `cursor` until `max_keys` keys of the rule were examined, and set the deadlines that have to change.
 
     `lfu`: the server counts frequencies and tells no idle times; idle times longer than `uptime_ms` are none (a switch
-    from LFU leaves such behind). May examine one SCAN step more than `max_keys`, since a cursor cannot stop inside a
-    step. Raises StaleFencingToken as soon as the fence is not the lease's; what was done up to then stands and is safe.
+    from LFU leaves such behind). `idle_known_ms`: for how long idle times are known to be true (`idle_trust`); a rule
+    for keys that nobody reads takes longer ones for that long, and is refused until it is `unread_ms`. May examine one
+    SCAN step more than `max_keys`, since a cursor cannot stop inside a step. Raises StaleFencingToken as soon as the
+    fence is not the lease's; what was done up to then stands and is safe.
     """
     before = wire.ledger.commands.total()
     if rule.unread_ms and lfu:
         raise TargetRefused(wire.service, "OBJECT IDLETIME", _NO_IDLE_TIMES)
+    known_ms = idle_known_ms or 0
+    if rule.unread_ms and not restore and known_ms < rule.unread_ms:
+        reason = _IDLE_UNKNOWN.format(known=known_ms // 1000, needed=rule.unread_ms / 1000)
+        raise TargetRefused(wire.service, "OBJECT IDLETIME", reason)
     examined = extended = slots = 0
     glob = glob_of_prefix(rule.pattern)
     async with wire.session() as session:
-        batch = _Batch(wire, session, fence_key, lease, rule, restore, lfu, uptime_ms)
+        batch = _Batch(wire, session, fence_key, lease, rule, restore, lfu, uptime_ms, known_ms)
         while True:
-            await pacer.spend(2 * BATCH_COMMANDS)
+            # Waits for the rest that all earlier steps ask for; what this one sends is only known after it.
+            await pacer.spend(0)
+            sent = wire.ledger.commands.total()
             count = max(1, min(_SCAN_COUNT, max_keys - examined))
             (reply,) = await session.exchange([("SCAN", cursor, "MATCH", glob, "COUNT", count)])
             cursor_reply, names = require(wire.service, reply)
@@ -98,6 +112,7 @@ async def ttl_pass(
                 part = names[start : start + _KEYS_OF_BATCH]
                 extended += await _settle(batch, part)
                 examined += len(part)
+            await pacer.spend(wire.ledger.commands.total() - sent)
             if cursor == 0 or examined >= max_keys or slots >= max_keys * _SLOTS_PER_KEY:
                 break
     return TtlPass(
@@ -178,7 +193,8 @@ async def _unread(batch: _Batch, deadlines: dict[bytes, int], now_ms: int) -> di
     idle = await _heat(batch, list(deadlines))
     found = {}
     for (name, at_ms), idle_ms in zip(deadlines.items(), idle, strict=True):
-        wanted = shortened_deadline_ms(batch.rule, at_ms, now_ms, idle_ms)
+        believed_ms = None if idle_ms is None else min(idle_ms, batch.idle_known_ms)
+        wanted = shortened_deadline_ms(batch.rule, at_ms, now_ms, believed_ms)
         if wanted is not None:
             found[name] = wanted
     return found

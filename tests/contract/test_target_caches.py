@@ -423,6 +423,7 @@ async def test_only_keys_that_were_used_since_they_were_written_are_extended(cac
 async def test_only_keys_that_nobody_touched_for_so_long_end_sooner_whether_they_had_a_ttl_or_not(cache):
     rule = TtlRule(pattern="user:", written_ttl_ms=0, extended_ttl_ms=60_000, max_staleness_ms=600_000, unread_ms=2_000)
     await cache.target.raise_fence(lease(3))
+    await cache.target.counters()
     cache.put("user:for ever")
     cache.put("user:long", ttl_ms=500_001)
     cache.put("user:short", ttl_ms=30_001)
@@ -443,6 +444,7 @@ async def test_only_keys_that_nobody_touched_for_so_long_end_sooner_whether_they
 async def test_our_own_keys_keep_living_for_ever_under_a_pattern_that_matches_everything(cache):
     rule = TtlRule(pattern="c", written_ttl_ms=0, extended_ttl_ms=60_000, max_staleness_ms=600_000, unread_ms=1_000)
     await cache.target.raise_fence(lease(3))
+    await cache.target.counters()
     cache.put("customer:1")
     cache.pass_time(2_500)
     assert await whole_pass(cache, lease(3), rule) == (1, 1)

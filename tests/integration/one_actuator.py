@@ -156,7 +156,7 @@ class Bench:
         """Begin a life that knows nothing but the journal."""
         self.lives += 1
         limits = TargetLimits(timeout_s=5.0, probe_server_share=0.2)
-        target = RedisTarget(
+        self.target = target = RedisTarget(
             self.service, hash_secret=b"bench", clock=self.clock, password=self._password, limits=limits
         )
         agent = Actuator(

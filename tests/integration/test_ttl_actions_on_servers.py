@@ -205,6 +205,8 @@ async def test_keys_that_nobody_reads_end_and_their_memory_comes_back_but_those_
         async with Bench(server, tmp_path, patterns=OWNED) as bench:
             dead = rule(written_ttl_ms=0, extended_ttl_ms=2_000, unread_ms=3_000)
             assert dead.action_class is ActionClass.LOSSY
+            await bench.target.counters()
+            await asyncio.sleep(4)
             begin(bench, dead, freed_bytes=Estimate(9.0e6, 7.5e6, 10.0e6))
             done = await kept(bench)
     finally:
@@ -218,8 +220,10 @@ async def test_keys_that_nobody_reads_end_and_their_memory_comes_back_but_those_
 async def test_memory_that_does_not_come_back_takes_the_rule_back(server, tmp_path):
     loaded_together(server, ttl_ms=600_000)
     async with Bench(server, tmp_path, patterns=OWNED) as bench:
-        # Nothing is idle for an hour here, so nothing ends.
-        dead = rule(written_ttl_ms=0, extended_ttl_ms=2_000, unread_ms=3_600_000)
+        # Nothing ends before it was judged.
+        dead = rule(written_ttl_ms=0, extended_ttl_ms=60_000, unread_ms=3_000)
+        await bench.target.counters()
+        await asyncio.sleep(4)
         begin(bench, dead, freed_bytes=Estimate(8.0e6, 7.0e6, 10.0e6))
         done = await bench.ended()
     assert done.state is ExecutionState.ROLLED_BACK, done.reason

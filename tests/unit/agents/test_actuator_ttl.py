@@ -71,13 +71,18 @@ def test_a_standing_rule_survives_a_restart():
     assert world.cache.fence == 2
 
 
-def test_a_standing_rule_rests_once_the_owner_has_taken_the_consent_back(monkeypatch):
+def test_a_standing_rule_is_taken_back_and_told_so_once_its_owner_has_taken_the_consent_back(monkeypatch):
     world = kept()
     silent = tuple(s.model_copy(update={"patterns": ()}) for s in actuator_world.PERMISSIVE.services)
     monkeypatch.setattr(actuator_world, "PERMISSIVE", actuator_world.PERMISSIVE.model_copy(update={"services": silent}))
     world.start()
-    assert passes_after(world, 30_000) == []
-    assert "declares no staleness" in world.actuator._runs[next(iter(world.actuator._runs))].reason
+    passes = passes_after(world, 30_000)
+    assert passes
+    assert all(p.restore for p in passes)
+    assert world.cache.extended == set()
+    assert world.last.state is ExecutionState.ROLLED_BACK
+    assert "declares no staleness" in world.last.reason
+    assert world.journal[-1].kind == "change_rolled_back"
 
 
 def test_a_standing_rule_waits_for_its_lease_for_as_long_as_it_takes():

@@ -38,6 +38,7 @@ def sample(ttl_ms, idle_ms=None):
         encoding=np.zeros(n, dtype=np.int32),
         patterns=(PATTERN,),
         encodings=("raw",),
+        idle_known_ms=10 * UNREAD_MS,
     )
 
 
@@ -117,11 +118,12 @@ def test_a_standing_rule_that_lengthens_goes_on_lengthening_when_it_also_spreads
 
 IDLE = np.where(np.arange(N) % 2 == 0, 5 * UNREAD_MS, 1_000)
 FOR_EVER = np.full(N, -1)
+ROOM = {"evicted_per_s": 0.0, "maxmemory_bytes": 2 * BASE.used_memory_bytes}
 
 
 def test_keys_that_nobody_reads_end_by_consent_only_and_a_person_decides():
-    assert lever(seen(FOR_EVER, IDLE), shop()) is None
-    found = lever(seen(FOR_EVER, IDLE), shop(shorten_ttl=True))
+    assert lever(seen(FOR_EVER, IDLE, **ROOM), shop()) is None
+    found = lever(seen(FOR_EVER, IDLE, **ROOM), shop(shorten_ttl=True))
     (rule,) = found.ttl_rules
     assert (rule.unread_ms, rule.written_ttl_ms) == (UNREAD_MS, 0)
     assert rule.extended_ttl_ms <= 600_000
@@ -131,9 +133,21 @@ def test_keys_that_nobody_reads_end_by_consent_only_and_a_person_decides():
 
 def test_keys_that_are_read_do_not_end_and_without_idle_times_none_does():
     busy = np.full(N, 1_000)
-    assert lever(seen(FOR_EVER, busy), shop(shorten_ttl=True)) is None
+    assert lever(seen(FOR_EVER, busy, **ROOM), shop(shorten_ttl=True)) is None
     blind = replace(BASE.capabilities, object_idletime=False)
-    assert lever(seen(FOR_EVER, IDLE, capabilities=blind), shop(shorten_ttl=True)) is None
+    assert lever(seen(FOR_EVER, IDLE, capabilities=blind, **ROOM), shop(shorten_ttl=True)) is None
+
+
+@pytest.mark.parametrize("known_ms", [None, 0, UNREAD_MS - 1])
+def test_no_key_ends_by_an_idle_time_that_may_be_left_from_lfu(known_ms):
+    switched = seen(FOR_EVER, IDLE, **ROOM)
+    switched = replace(switched, sample=replace(switched.sample, idle_known_ms=known_ms))
+    assert lever(switched, shop(shorten_ttl=True)) is None
+
+
+@pytest.mark.parametrize("full", [{"evicted_per_s": 1.0}, {"maxmemory_bytes": BASE.used_memory_bytes}])
+def test_no_key_ends_for_memory_that_a_full_cache_takes_up_again(full):
+    assert lever(seen(FOR_EVER, IDLE, **{**ROOM, **full}), shop(shorten_ttl=True)) is None
 
 
 def test_overdue_keys_are_looked_for_more_often_only_where_they_hold_much():
@@ -159,7 +173,7 @@ def test_fragments_are_put_together_only_where_they_waste_much():
     [
         (seen(TOGETHER), shop()),
         (seen(TOGETHER), shop(300.0, shorten_ttl=True)),
-        (seen(FOR_EVER, IDLE), shop(shorten_ttl=True)),
+        (seen(FOR_EVER, IDLE, **ROOM), shop(shorten_ttl=True)),
     ],
     ids=["spread", "spread by shortening", "unread"],
 )

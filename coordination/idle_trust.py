@@ -1,0 +1,43 @@
+"""How long the idle times of a cache have been true, as far as we have seen it.
+
+A key keeps its counter of LFU until it is touched again, and after a switch away from LFU the server reads that counter
+as an idle time: anything from 0 to 194 days, for keys that were just written too. Such a key was not touched since the
+switch, so an idle time of at most the time since the switch is true, and a longer one is at least that long.
+
+INVARIANT: no longer than the server has told us, without a long gap, that keys carry idle times; None where unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["GAP_MAX_MS", "IdleTrust"]
+
+GAP_MAX_MS: Final = 300_000
+"""Looks that are further apart prove nothing about the time between them."""
+
+
+class IdleTrust:
+    """What the looks at one server have told about its eviction policy; times are of any clock that only goes on."""
+
+    def __init__(self) -> None:
+        self._run_id = ""
+        self._since_ms: float | None = None
+        self._last_ms = 0.0
+
+    def note(self, info: Mapping[str, str], asked_ms: float, answered_ms: float) -> int | None:
+        """Take an INFO with its `server` and `memory`, and return for how long idle times were true when it was
+        asked for."""
+        policy, run_id = info.get("maxmemory_policy", ""), info.get("run_id", "")
+        if not policy or not run_id or policy.endswith("-lfu"):
+            self.forget()
+            return None
+        if self._since_ms is None or run_id != self._run_id or answered_ms - self._last_ms > GAP_MAX_MS:
+            self._run_id, self._since_ms = run_id, answered_ms
+        self._last_ms = answered_ms
+        return max(0, int(asked_ms - self._since_ms))
+
+    def forget(self) -> None:
+        """Begin anew, since the policy may have changed."""
+        self._since_ms = None
