@@ -31,6 +31,7 @@ from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
     EffectFailed,
+    JournalRead,
     LeaseGranted,
     Received,
     Record,
@@ -43,7 +44,7 @@ from cachewarden.machine import (
 from cachewarden.messages import Execution, ExecutionState, Intent, Lease, RecordKind
 from cachewarden.modes import acts, modes_of, with_modes
 from cachewarden.pausing import PAUSE_KINDS, OrdersOfPause
-from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, ModesChanged, SetPaused
+from cachewarden.protocol import CancelExecution, Execute, ExecutionReport, ModesChanged, PauseUnread, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["Actuator"]
@@ -303,10 +304,12 @@ class Actuator:
         turn = self._standby.step(event, now_ms)
         effects = list(self._unneeded(turn.effects, leading=True))
         if turn.through:
-            effects += self._admit(self._growth.judge(sizes_of(self._standby.lately())), now_ms)
+            effects += self._admit(self._growth.judge(sizes_of(self._standby.lately(now_ms))), now_ms)
         elif isinstance(event, EffectFailed) and event.ref == f"{STANDBY_REF}{GROWTH}":
             again, admitted = self._growth.failed(event.reason, now_ms)
             effects += (*again, *self._admit(admitted, now_ms))
+        if turn.lost_after is not None:
+            self._pauses.read_again(turn.lost_after)
         pauses = tuple(record for record in turn.pauses if self._pauses.counts(record))
         for number, record in enumerate(pauses):
             # Of whichever deployment: a pause stops all optimizers of the fleet. In their order, since what was killed
@@ -326,6 +329,8 @@ class Actuator:
             if run.started_ms < self._killed[0] and not run.governed:
                 # It was nobody's when all was killed, and is taken back as what was under way then.
                 effects += self._settle(run, execution.cancel(run, self._killed[1], now_ms), now_ms)
+        if isinstance(event, JournalRead) and (order := self._pauses.unread) is not None:
+            effects.append(Send(to="coordinator", message=PauseUnread(order=order)))
         return tuple(effects)
 
     def _pass_on(self, run: Run, now_ms: int) -> tuple[Effect, ...]:

@@ -12,11 +12,12 @@ lease was granted; so one that was ended in the meantime is not touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from agents.recovery import REPLAY_KINDS, Unfinished, read_journal
+from agents.recovery import REPLAY_KINDS, Found, Unfinished, read_journal
+from cachewarden.journal_tail import JournalTail
 from cachewarden.machine import (
     AcquireLease,
     Effect,
@@ -24,7 +25,6 @@ from cachewarden.machine import (
     JournalRead,
     LeaseDenied,
     LeaseGranted,
-    ReadJournal,
     ReleaseLease,
     Send,
     SetTimer,
@@ -40,9 +40,8 @@ STANDBY_REF: Final = "standby:"
 LEAD_REF: Final = "lead:"
 GROWTH: Final = "growth"
 
-_PAGE: Final = 1_000
 _LATELY_MS: Final = 600_000
-"""So long an ending counts for who may not have seen its outcome yet."""
+"""So long an ending counts for who may not have seen its outcome yet, and is kept for a journal that loses its tail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,8 @@ class Turn:
     pauses: tuple[AuditRecord, ...] = ()
     through: bool = False
     """The journal was read to its end for whoever asked by `look(GROWTH)`."""
+    lost_after: int | None = None
+    """The journal has lost what was read behind this number; what stands there now is read again."""
 
 
 class Standby:
@@ -74,33 +75,35 @@ class Standby:
         self._ttl_ms = lease_ttl_ms
         self._services = frozenset(services)
         self._own, self._running, self._busy = own, running, busy
-        self._seq = 0
+        self._tail = JournalTail()
         self._records: dict[str, list[AuditRecord]] = {}
-        """Execution id to its records, of all changes that are not over."""
+        """Execution id to its records, of all changes that are not over or were not ten minutes ago."""
+        self._known: Found | None = None
+        """What follows from `_records`, until they change."""
         self._granted: dict[str, Lease] = {}
         self._told: dict[str, tuple[ExecutionState | None, int]] = {}
-        self._ended: dict[str, Unfinished] = {}
-        """Execution id to what has ended lately, of whichever deployment."""
 
-    def start(self, records: Iterable[AuditRecord], now_ms: int) -> Effect:
+    def start(self, records: Sequence[AuditRecord], now_ms: int) -> Effect:
         """Begin after the records that the actuator was started with."""
+        self._tail.begin(records)
         self._absorb(records)
-        self._prune(read_journal(self._all()).finished, now_ms)
+        self._prune(now_ms)
         return self._timer(now_ms)
 
     def look(self, why: str = "read") -> Effect:
         """Look into the journal now, not only when it is time."""
         return self._read(why)
 
-    def lately(self) -> tuple[Unfinished, ...]:
+    def lately(self, now_ms: int) -> tuple[Unfinished, ...]:
         """Return the changes of all deployments that have not ended, and those that have within ten minutes."""
-        return (*self._ended.values(), *read_journal(self._all()).unfinished)
+        found = self._found()
+        return (*(c for c in found.finished if now_ms - c.updated_ms < _LATELY_MS), *found.unfinished)
 
     def unended(self, service: str) -> str | None:
         """Return a change on a service that is not ours and has no ending as far as we have read, if there is one."""
-        for key, records in self._records.items():
-            if records[0].service == service and not self._own(key) and read_journal(records).unfinished:
-                return key
+        for change in self._found().unfinished:
+            if change.proposal.service == service and not self._own(change.execution_id):
+                return change.execution_id
         return None
 
     def step(self, event: Any, now_ms: int) -> Turn:
@@ -120,15 +123,19 @@ class Standby:
         return Turn()
 
     def _on_read(self, step: str, key: str, event: JournalRead, now_ms: int) -> Turn:
-        pauses = tuple(r for r in event.records if r.kind in PAUSE_KINDS)
-        self._absorb(event.records)
-        if len(event.records) >= _PAGE:
-            return Turn((self._read(f"{step}:{key}" if key else step),), pauses=pauses)
-        found = read_journal(self._all())
+        reading = self._tail.take(event.records)
+        if reading.lost_after is not None:
+            self._drop_after(reading.lost_after)
+        self._absorb(reading.records)
+        pauses = tuple(r for r in reading.records if r.kind in PAUSE_KINDS)
+        if reading.again:
+            again = self._read(f"{step}:{key}" if key else step)
+            return Turn((again,), pauses=pauses, lost_after=reading.lost_after)
+        found = self._found()
         told = self._tell([*found.finished, *found.unfinished])
         open_still = {c.execution_id: c for c in found.unfinished if not self._own(c.execution_id)}
         open_still |= {c.execution_id: c for c in found.standing if not self._running(c.execution_id)}
-        self._prune(found.finished, now_ms)
+        self._prune(now_ms)
         if step == GROWTH:
             return Turn(told, pauses=pauses, through=True)
         if step == "check":
@@ -136,6 +143,8 @@ class Standby:
             adopt = open_still.get(key)
             if adopt is None and lease is not None:
                 return Turn((*told, ReleaseLease(lease=lease)), pauses=pauses)
+            # Whoever takes it up goes on with that very object.
+            self._known = None
             return Turn(told, adopt=adopt, pauses=pauses)
         tries = tuple(
             AcquireLease(ref=f"{STANDBY_REF}take:{c.execution_id}", service=c.proposal.service, ttl_ms=self._ttl_ms)
@@ -161,7 +170,6 @@ class Standby:
 
     def _absorb(self, records: Iterable[AuditRecord]) -> None:
         for record in records:
-            self._seq = max(self._seq, record.seq)
             if record.kind not in REPLAY_KINDS or record.service not in self._services:
                 continue
             key = str(record.payload.get("execution_id", record.subject_id))
@@ -169,21 +177,28 @@ class Standby:
                 self._records.setdefault(key, []).append(record)
             elif key in self._records:
                 self._records[key].append(record)
+            self._known = None
 
-    def _all(self) -> list[AuditRecord]:
-        return [record for records in self._records.values() for record in records]
+    def _drop_after(self, seq: int) -> None:
+        """Forget what the journal has lost: all behind record `seq`."""
+        kept = {key: [r for r in records if r.seq <= seq] for key, records in self._records.items()}
+        self._records = {key: records for key, records in kept.items() if records}
+        self._known = None
 
-    def _prune(self, finished: Iterable[Unfinished], now_ms: int) -> None:
-        self._ended = {key: c for key, c in self._ended.items() if now_ms - c.updated_ms < _LATELY_MS}
-        for change in finished:
-            if now_ms - change.updated_ms < _LATELY_MS:
-                self._ended[change.execution_id] = change
-            if not change.standing:
+    def _found(self) -> Found:
+        if self._known is None:
+            self._known = read_journal(record for records in self._records.values() for record in records)
+        return self._known
+
+    def _prune(self, now_ms: int) -> None:
+        for change in self._found().finished:
+            if not change.standing and now_ms - change.updated_ms >= _LATELY_MS:
                 self._records.pop(change.execution_id, None)
                 self._told.pop(change.execution_id, None)
+                self._known = None
 
     def _read(self, step: str) -> Effect:
-        return ReadJournal(ref=f"{STANDBY_REF}{step}", after_seq=self._seq, limit=_PAGE)
+        return self._tail.question(f"{STANDBY_REF}{step}")
 
     def _timer(self, now_ms: int) -> Effect:
         return SetTimer(ref=f"{STANDBY_REF}timer", due_ms=now_ms + self._ttl_ms)

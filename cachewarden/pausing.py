@@ -26,8 +26,7 @@ class OrdersOfPause:
         self._told: set[str] = set()
         self._read: dict[str, None] = {}
         """The newest orders that were read, oldest first: one of them that is told late is no news."""
-        self._newest = ""
-        self._pausing = False
+        self._newest: SetPaused | None = None
         self._seq = 0
         """The newest record that was read: two questions may be answered with the same records, in either order."""
 
@@ -40,8 +39,17 @@ class OrdersOfPause:
             return False
         if order.order_id:
             self._told.add(order.order_id)
-        self._newest, self._pausing = order.order_id, order.paused
+        self._newest = order
         return True
+
+    @property
+    def unread(self) -> SetPaused | None:
+        """The newest order that was told, while the journal has not been read to hold it."""
+        return self._newest if self._newest is not None and self._newest.order_id else None
+
+    def has_read(self, order_id: str) -> bool:
+        """Whether an order was among the newest that were read."""
+        return order_id in self._read
 
     def counts(self, record: AuditRecord) -> bool:
         """Say whether a record of one of `PAUSE_KINDS`, read in the journal's order, changes what is in force."""
@@ -52,17 +60,17 @@ class OrdersOfPause:
                 self._read.pop(next(iter(self._read)))
         again, self._seq = record.seq <= self._seq, max(self._seq, record.seq)
         if order_id in self._told:
-            newest = order_id == self._newest
+            newest = self._newest is not None and order_id == self._newest.order_id
             self._told.discard(order_id)
             if newest:
                 self._told.clear()
-                self._newest = ""
+                self._newest = None
             return newest
         if again:
             return False
         # Before ours stands in the journal, nothing that is read can be newer than it. A pause of others counts all
         # the same: stopping once too often does no harm.
-        return record.kind == RecordKind.PAUSED.value or not (self._newest and self._pausing)
+        return record.kind == RecordKind.PAUSED.value or self.unread is None or not self.unread.paused
 
     def read_again(self, after_seq: int) -> None:
         """Let records behind `after_seq` count once more: the journal has lost its tail, so they may be other ones."""

@@ -38,6 +38,7 @@ __all__ = [
     "LostSetting",
     "ModesChanged",
     "ObserveFleet",
+    "PauseUnread",
     "PeerBallot",
     "PeerBallots",
     "PeerHealth",
@@ -236,6 +237,13 @@ class SetPaused(Message):
     reason: str
     kill: bool = False
     order_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseUnread(Message):
+    """The actuator goes by an order of pause that it has never read in the journal: whoever gave it may be gone."""
+
+    order: SetPaused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

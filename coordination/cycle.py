@@ -29,7 +29,6 @@ from cachewarden.machine import (
     TimerFired,
 )
 from cachewarden.messages import (
-    AuditRecord,
     Execution,
     ExecutionState,
     Proposal,
@@ -51,6 +50,7 @@ from cachewarden.protocol import (
     Judge,
     Judged,
     ObserveFleet,
+    PauseUnread,
     PlanFleet,
     RunCycle,
     SetMode,
@@ -119,6 +119,7 @@ class Coordinator:
             ExecutionReport: self._on_execution,
             RunCycle: self._on_run_cycle,
             SetPaused: self._on_set_paused,
+            PauseUnread: lambda message, _sender, now_ms: self._pauses.hear(message.order, self._memory, now_ms),
             SetMode: lambda message, _sender, now_ms: (*self._modes.order(message, now_ms), *self._hasten(now_ms)),
             Execute: self._on_execute,
             DecideApproval: lambda message, _sender, now_ms: self._approvals.decide(message, now_ms),
@@ -155,9 +156,9 @@ class Coordinator:
             effects = (*self._peers.step(event, self._memory, now_ms), *self._released(now_ms))
             return (*effects, *self._hasten(now_ms)) if self._peers.take_hurry(now_ms) else effects
         if self._modes.concerns(event):
-            effects = (*self._modes.step(event, now_ms), *self._hasten(now_ms))
-            self._note_own(event)
-            return effects
+            if isinstance(event, Recorded):
+                self._memory.note_journal(event.record.seq)
+            return (*self._modes.step(event, now_ms), *self._hasten(now_ms))
         if isinstance(event, TimerFired):
             return self._on_timer(event.ref, now_ms)
         if isinstance(event, Recorded):
@@ -165,7 +166,7 @@ class Coordinator:
         if isinstance(event, EffectFailed):
             return self._on_not_recorded(event, now_ms) if event.effect == "Record" else ()
         if isinstance(event, JournalRead):
-            return (*self._on_journal_read(event.records, now_ms), *self._catching_up.read(event, now_ms))
+            return self._on_journal_read(event, now_ms)
         if isinstance(event, Received):
             handler = self._handlers.get(type(event.message))
             return () if handler is None else handler(event.message, event.sender, now_ms)
@@ -173,27 +174,24 @@ class Coordinator:
 
     # --- Journal ----------------------------------------------------------------------------------------------------
 
-    def _on_journal_read(self, records: tuple[AuditRecord, ...], now_ms: int) -> tuple[Effect, ...]:
-        lost = self._memory.unheard(records)
+    def _on_journal_read(self, event: JournalRead, now_ms: int) -> tuple[Effect, ...]:
+        reading, again = self._catching_up.read(event, now_ms)
+        if reading.lost_after is not None:
+            again += self._modes.read_again(reading.lost_after)
+            again += self._pauses.read_again(reading.lost_after, self._memory)
+        lost = self._memory.unheard(reading.records)
         effects = [e for x in lost for e in self._on_execution(ExecutionReport(execution=x), self.name, now_ms)]
-        moded, resumed = self._modes.follow(records), self._pauses.follow(records, self._memory)
-        return (*effects, *moded, *(self._hasten(now_ms) if moded or resumed else ()))
+        moded, resumed = self._modes.follow(reading.records), self._pauses.follow(reading.records, self._memory)
+        return (*effects, *moded, *(self._hasten(now_ms) if moded or resumed else ()), *again)
 
     def _on_recorded(self, event: Recorded, now_ms: int) -> tuple[Effect, ...]:
-        self._note_own(event)
+        self._memory.note_journal(event.record.seq)
         if event.ref.startswith(REF_PREFIX):
             asked, effects = self._approvals.recorded(event.ref)
             return (*effects, *self._hasten(now_ms)) if asked else effects
-        self._pauses.recorded(event.ref)
+        self._pauses.recorded(event.ref, event.record.seq)
         order = self._log.recorded(event.ref)
         return () if order is None else self._send_order(order, now_ms)
-
-    def _note_own(self, event: Any) -> None:
-        if isinstance(event, Recorded):
-            self._memory.note_journal(event.record.seq)
-            self._catching_up.note_own(event.record.seq)
-            self._modes.note_own(event.record.seq)
-            self._pauses.note_own(event.record.seq)
 
     def _hindrance(self, order: Execute, now_ms: int) -> str | None:
         """Return what has come between since the decision: a peer, a pause, the end of the approval."""
@@ -243,6 +241,7 @@ class Coordinator:
         self._memory.replay(event.records)
         self._life_ms = now_ms
         self._approvals.replay(event.records)
+        self._pauses.replay(event.records)
         return (
             *self._modes.replay(event.records),
             *projection.register(now_ms),

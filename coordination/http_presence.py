@@ -59,7 +59,6 @@ class HttpCoordinatorPresence:
             "status": "available",
             "current_tasks": [],
             "capacity": 5,
-            "performance_score": 1.0,
         }
         answer = await self._wire.call("POST", "/api/v1/agents/register", body)
         _require(self._wire, answer, first=True)

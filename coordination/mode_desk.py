@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cachewarden.fleet import Fleet
@@ -51,6 +51,8 @@ class ModeDesk:
         """Modes by the journal, where they differ from the fleet file."""
         self._seq: dict[str, int] = {}
         """Service to the newest record of its mode that was taken."""
+        self._written_here: dict[str, tuple[_Order, int]] = {}
+        """Service to the newest order that the journal has taken from here, and where it stands."""
         self._queues: dict[str, deque[_Order]] = {}
         self._orders = 0
         self._ever = False
@@ -100,10 +102,18 @@ class ModeDesk:
                 effects.append(_stop(service, self.modes[service], by, why))
         return (*effects, *self.tell()) if found else ()
 
-    def note_own(self, seq: int) -> None:
-        """Take note of a record of ours, after `step`: where it is not behind what was taken, the journal has lost some
-        and is read again from there on (`catching_up.py`), and what is read counts in its order."""
-        self._seq = {service: min(taken, seq) for service, taken in self._seq.items()}
+    def read_again(self, after_seq: int) -> tuple[Effect, ...]:
+        """Let what stands behind `after_seq` count anew, since the journal has lost its tail; what we wrote there is
+        written again where it is what is in force and permits less than the fleet file."""
+        self._seq = {service: min(taken, after_seq) for service, taken in self._seq.items()}
+        effects: list[Effect] = []
+        for service, (order, seq) in self._written_here.items():
+            mode = order.message.mode
+            strict = RANK[mode] < RANK[self._filed.service(service).mode] and self.modes[service] is mode
+            if seq > after_seq and strict and service not in self._queues:
+                self._queues[service] = deque((replace(order, raises=False, sent=False),))
+                effects += self._send_next(service)
+        return tuple(effects)
 
     # --- Orders -----------------------------------------------------------------------------------------------------
 
@@ -159,6 +169,7 @@ class ModeDesk:
             return self._send_next(service)
         if isinstance(event, Recorded):
             queue.popleft()
+            self._written_here[service] = order, event.record.seq
             return (*self._on_recorded(order.message, event.record), *self._send_next(service))
         order.sent = False
         # The journal is gone: what would permit more may not wait for it, since nobody would know when it comes.

@@ -28,6 +28,8 @@ class PauseDesk:
     def __init__(self, life: str) -> None:
         self._life = life
         self._record: Record | None = None
+        self._written: tuple[Record, int] | None = None
+        """The newest order that the journal has taken from here, and where it stands."""
         self._orders = 0
         self._known = OrdersOfPause()
 
@@ -67,14 +69,40 @@ class PauseDesk:
                 memory.note_pause(str(record.payload.get("reason", "")), paused=paused)
         return before and not memory.paused
 
-    def note_own(self, seq: int) -> None:
-        """Take note of a record of ours: where it is not behind what was read, that is read again and counts anew."""
-        self._known.read_again(seq)
+    def replay(self, records: Iterable[AuditRecord]) -> None:
+        """Take note of the orders that earlier lives have written."""
+        for record in records:
+            if record.kind in PAUSE_KINDS:
+                self._known.counts(record)
 
-    def recorded(self, ref: str) -> None:
+    def hear(self, order: SetPaused, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        """Take what the actuator holds and has never read: an earlier life of ours told it, and died before the journal
+        had it. A pause is in force again, and written down. A resumption nobody can vouch for ends no pause."""
+        if order.order_id.startswith(f"{self._life}:") or self._known.has_read(order.order_id):
+            return ()
+        if order.paused:
+            return self.order(order, memory, now_ms)
+        if not memory.paused:
+            return ()
+        why = f"{memory.pause_reason} (a resumption by `{order.by}` never reached the journal)"
+        return self.order(SetPaused(paused=True, by=order.by, reason=why), memory, now_ms)
+
+    def read_again(self, after_seq: int, memory: FleetMemory) -> tuple[Effect, ...]:
+        """Let what stands behind `after_seq` count anew, since the journal has lost its tail; a pause of ours that went
+        with it is written again."""
+        self._known.read_again(after_seq)
+        if self._written is None or self._record is not None:
+            return ()
+        record, seq = self._written
+        if seq <= after_seq or record.kind != RecordKind.PAUSED or not memory.paused:
+            return ()
+        self._record = record
+        return (record,)
+
+    def recorded(self, ref: str, seq: int) -> None:
         """Take note that the journal has a record."""
         if self._record is not None and ref == self._record.ref:
-            self._record = None
+            self._written, self._record = (self._record, seq), None
 
     def not_recorded(self, ref: str, now_ms: int) -> tuple[Effect, ...]:
         """Return the timer that brings it back, where the record is the newest order's."""

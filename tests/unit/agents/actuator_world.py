@@ -34,7 +34,7 @@ from cachewarden.messages import (
     Verdict,
 )
 from cachewarden.observation import Capabilities, Observation, ProbeCost
-from cachewarden.protocol import Execute, ExecutionReport
+from cachewarden.protocol import Execute, ExecutionReport, PauseUnread
 from cachewarden.settings import CacheOptimizerSettings
 
 MIB = 1 << 20
@@ -371,6 +371,8 @@ class World:
             self._timers[effect.ref] = self._later(max(0, effect.due_ms - self.now_ms), m.TimerFired(ref=effect.ref))
             return
         if isinstance(effect, m.Send):
+            if isinstance(effect.message, PauseUnread):
+                return
             assert isinstance(effect.message, ExecutionReport)
             self.reports.append(effect.message.execution)
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import count
 
 import pytest
 
@@ -12,7 +11,7 @@ from agents.recovery import read_journal
 from agents.standby import Leads, Standby
 from cachewarden import machine as m
 from cachewarden.messages import AuditRecord, ExecutionState, Lease, RecordKind, ResolutionOutcome
-from cachewarden.protocol import History, SetPaused
+from cachewarden.protocol import ExecutionReport, History, PauseUnread, SetPaused
 from coordination.fleet_memory import LED_REST_MS, FleetMemory
 from tests.unit.agents.actuator_world import FLEET, SETTINGS, T0, World, change, order, proposal
 from tests.unit.agents.settlements import Table, verdict
@@ -37,9 +36,19 @@ class Watcher:
     def __init__(self, own: set[str] = frozenset(), busy: set[str] = frozenset()) -> None:
         self.standby = Standby(TTL_MS, FLEET.names, own.__contains__, own.__contains__, busy.__contains__)
         self.standby.start((), T0)
+        self.journal: list[AuditRecord] = []
 
-    def read(self, records, step="read") -> object:
-        return self.standby.step(m.JournalRead(ref=f"standby:{step}", records=tuple(records)), T0)
+    def read(self, records, step="read", now_ms=T0) -> object:
+        """Let `records` come to the journal, those under taken numbers instead of what stands there, and be read."""
+        records = list(records)
+        self.journal = [r for r in self.journal if not records or r.seq < records[0].seq] + records
+        return self.take(self.standby.look(step), now_ms)
+
+    def take(self, question: m.ReadJournal, now_ms=T0) -> object:
+        found = [r for r in self.journal if r.seq > question.after_seq][: question.limit]
+        turn = self.standby.step(m.JournalRead(ref=question.ref, records=tuple(found)), now_ms)
+        again = [e for e in turn.effects if isinstance(e, m.ReadJournal)]
+        return self.take(again[0], now_ms) if again else turn
 
     @staticmethod
     def told(turn) -> list[ExecutionState]:
@@ -64,12 +73,28 @@ def test_an_open_change_of_another_deployment_is_told_once_and_its_lease_is_trie
     assert (watcher.told(again), len(watcher.tries(again))) == ([], 1)
 
 
-def test_a_change_that_has_ended_is_told_and_forgotten():
+def test_a_change_that_has_ended_is_told_once_and_forgotten_after_a_while():
     watcher = Watcher()
     turn = watcher.read(journal_of_a_change())
     assert watcher.told(turn) == [ExecutionState.KEPT]
     assert watcher.tries(turn) == []
+    assert watcher.told(watcher.read(())) == []
+    assert len(watcher.standby.lately(T0)) == 1
+    watcher.read((), now_ms=T0 + 3_600_000)
     assert watcher.standby._records == {}
+
+
+def test_a_change_whose_ending_the_journal_has_lost_is_open_again():
+    watcher = Watcher()
+    journal = journal_of_a_change()
+    for record in journal:
+        watcher.read([replace(record, hash=f"h{record.seq}")])
+    other = AuditRecord(
+        seq=journal[-1].seq, at_ms=T0, kind="observed", agent="a", service=None, subject_id="x", hash="y"
+    )
+    turn = watcher.read([other])
+    assert watcher.told(turn) == [ExecutionState.STEPPING]
+    assert len(watcher.tries(turn)) == 1
 
 
 def test_nothing_is_taken_up_while_its_leader_lives():
@@ -217,18 +242,31 @@ def test_a_lease_that_nobody_needs_is_given_back():
     assert [e for e in checked(world) if isinstance(e, m.ReleaseLease)]
 
 
-SEQ = count(900)
+def read_word(world: World, kind: str, at_ms: int = T0, **payload: object) -> None:
+    """Let the journal get a word of another deployment, and be read."""
+    write_word(world, kind, at_ms, **payload)
+    read_on(world)
 
 
-def word(kind: str, at_ms: int, **payload: object) -> AuditRecord:
-    return AuditRecord(
-        seq=next(SEQ), at_ms=at_ms, kind=kind, agent="api", service=None, subject_id="op", payload=payload
+def write_word(world: World, kind: str, at_ms: int = T0, **payload: object) -> None:
+    seq = len(world.journal) + 1
+    world.journal.append(
+        AuditRecord(seq=seq, at_ms=at_ms, kind=kind, agent="api", service=None, subject_id="op", payload=payload)
     )
 
 
+def read_on(world: World) -> tuple[m.Effect, ...]:
+    [question] = world.actuator.step(m.TimerFired(ref="standby:timer"), world.now_ms)
+    effects = world.actuator.step(world._do(question), world.now_ms)
+    for effect in effects:
+        if not isinstance(effect, m.Send) or isinstance(effect.message, ExecutionReport):
+            world._perform(effect)
+    return effects
+
+
 def read_words(world: World, resumed_ms: int) -> None:
-    words = (word("paused", T0, kill=True, reason="smoke"), word("resumed", resumed_ms))
-    world._step(m.JournalRead(ref="standby:read", records=words))
+    write_word(world, "paused", kill=True, reason="smoke")
+    read_word(world, "resumed", resumed_ms)
 
 
 def test_what_another_deployment_killed_stays_killed_although_all_was_resumed_before_we_read_of_it():
@@ -255,14 +293,26 @@ def test_a_change_that_began_after_the_resumption_is_not_killed():
 def test_a_resumption_from_before_our_own_pause_does_not_end_it_however_late_it_is_read():
     world = World()
     world.tell(SetPaused(paused=True, by="op", reason="look first", order_id="o-2"))
-    world._step(m.JournalRead(ref="standby:read", records=(word("resumed", T0, order_id="o-1"),)))
+    read_word(world, "resumed", order_id="o-1")
     assert world.actuator._paused
-    world._step(m.JournalRead(ref="standby:read", records=(word("paused", T0, order_id="o-2"), word("resumed", T0))))
+    write_word(world, "paused", order_id="o-2")
+    read_word(world, "resumed")
     assert not world.actuator._paused
 
 
 def test_a_pause_that_is_told_after_it_was_read_does_not_outlive_the_resumption_of_another_deployment():
     world = World()
-    world._step(m.JournalRead(ref="standby:read", records=(word("paused", T0, order_id="o-1"), word("resumed", T0))))
+    write_word(world, "paused", order_id="o-1")
+    read_word(world, "resumed")
     world.tell(SetPaused(paused=True, by="op", reason="late", order_id="o-1"))
     assert not world.actuator._paused
+
+
+def test_the_coordinator_is_told_of_a_pause_that_the_journal_does_not_have_until_it_has_it():
+    world = World()
+    paused = SetPaused(paused=True, by="op", reason="look first", order_id="old-life:1")
+    world.tell(paused)
+    told = [e.message for e in read_on(world) if isinstance(e, m.Send)]
+    assert told == [PauseUnread(order=paused)]
+    write_word(world, "paused", order_id="old-life:1")
+    assert not [e for e in read_on(world) if isinstance(e, m.Send)]

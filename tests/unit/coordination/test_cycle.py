@@ -50,6 +50,7 @@ from cachewarden.protocol import (
     Judge,
     Judged,
     ObserveFleet,
+    PauseUnread,
     PlanFleet,
     RunCycle,
     SetMode,
@@ -155,6 +156,7 @@ class _Desk:
             Fleet(services=services), load_settings(cycle_interval_ms=10_000, blackboard_poll_ms=0)
         )
         self.now = NOW
+        self.journal = list(records)
         self.first = self.coordinator.step(Started(records=records), NOW)
 
     def tick(self) -> tuple[Effect, ...]:
@@ -412,13 +414,49 @@ def test_a_mode_that_another_deployment_ordered_counts_at_the_next_reading_of_th
 
 def test_orders_that_come_after_the_journal_lost_its_tail_count_although_their_numbers_were_read_before():
     desk, mode = _Desk(), {"file_mode": "auto", "by": "bob", "reason": "elsewhere"}
-    lost = _record(950, RecordKind.MODE_CHANGED, {**mode, "mode": "auto"})
-    _catch_up(desk, lost, _record(951, RecordKind.RESUMED, {"reason": "x"}))
-    own = AuditRecord(seq=800, at_ms=NOW, kind="checkpoint", agent="coordinator", service=None, subject_id="x")
-    desk.coordinator.step(Recorded(ref="another", record=own), NOW)
-    off = _record(801, RecordKind.MODE_CHANGED, {**mode, "mode": "off"})
-    _catch_up(desk, off, _record(802, RecordKind.PAUSED, {"reason": "elsewhere"}))
+    _catch_up(desk, _record(800, RecordKind.OBSERVED, {}))
+    lost = _record(850, RecordKind.MODE_CHANGED, {**mode, "mode": "auto"})
+    _catch_up(desk, lost, _record(851, RecordKind.RESUMED, {"reason": "x"}))
+    off = replace(_record(801, RecordKind.MODE_CHANGED, {**mode, "mode": "off"}), hash="others")
+    _catch_up(desk, off, replace(_record(802, RecordKind.PAUSED, {"reason": "elsewhere"}), hash="others"))
     assert desk.coordinator.state(NOW).modes == {"api": "off"}
+    assert desk.coordinator.state(NOW).paused
+
+
+def test_a_pause_and_a_mode_of_ours_that_the_journal_lost_are_written_again():
+    desk = _Desk()
+    _catch_up(desk, _record(5, RecordKind.OBSERVED, {}))
+    told = (
+        *desk.hear(SetPaused(paused=True, by="ann", reason="alarm")),
+        *desk.hear(SetMode(service="api", mode=Mode.OFF, by="ann", reason="alarm")),
+    )
+    ours = [e for e in told if isinstance(e, Record)]
+    written = [_record(6 + n, RecordKind(e.kind), dict(e.payload)) for n, e in enumerate(ours)]
+    for effect, record in zip(ours, written, strict=True):
+        desk.coordinator.step(Recorded(ref=effect.ref, record=record), NOW)
+    _catch_up(desk, *written)
+    again = _catch_up(desk, replace(_record(6, RecordKind.OBSERVED, {}), hash="others"))
+    assert [e for e in again if isinstance(e, Record)] == list(reversed(ours))
+    assert desk.coordinator.state(NOW).paused
+    assert desk.coordinator.state(NOW).modes == {"api": "off"}
+
+
+def test_a_pause_that_only_the_actuator_knows_is_in_force_again_and_written_down():
+    desk = _Desk()
+    order = SetPaused(paused=True, by="ann", reason="alarm", order_id="earlier-life:1")
+    effects = desk.hear(PauseUnread(order=order), "actuator")
+    (record,) = [e for e in effects if isinstance(e, Record)]
+    assert (record.kind, record.payload["by"], record.payload["reason"]) == (RecordKind.PAUSED, "ann", "alarm")
+    assert desk.coordinator.state(NOW).paused
+    (told,) = _sent(effects, SetPaused)
+    assert desk.hear(PauseUnread(order=told), "actuator") == ()
+
+
+def test_a_resumption_that_only_the_actuator_knows_ends_no_pause():
+    desk = _Desk(records=(_record(1, RecordKind.PAUSED, {"by": "ann", "reason": "alarm"}),))
+    order = SetPaused(paused=False, by="bob", reason="fine", order_id="earlier-life:2")
+    (told,) = _sent(desk.hear(PauseUnread(order=order), "actuator"), SetPaused)
+    assert told.paused
     assert desk.coordinator.state(NOW).paused
 
 
@@ -497,8 +535,17 @@ def test_without_a_declared_total_what_a_person_takes_from_a_cache_leaves_the_bu
 
 def _catch_up(desk: _Desk, *records: AuditRecord) -> tuple[Effect, ...]:
     """Let the coordinator read the journal on, and find `records` there."""
+    desk.journal = [r for r in desk.journal if not records or r.seq < records[0].seq] + list(records)
+    return _read_on(desk)
+
+
+def _read_on(desk: _Desk) -> tuple[Effect, ...]:
     (question,) = [e for e in desk.coordinator.step(TimerFired(ref="catch-up"), NOW) if isinstance(e, ReadJournal)]
-    return desk.coordinator.step(JournalRead(ref=question.ref, records=records), NOW)
+    found = [r for r in desk.journal if r.seq > question.after_seq][: question.limit]
+    effects = desk.coordinator.step(JournalRead(ref=question.ref, records=tuple(found)), NOW)
+    if SetTimer(ref="catch-up", due_ms=NOW) in effects:
+        return (*effects, *_read_on(desk))
+    return effects
 
 
 def _in_flight(desk: _Desk) -> str | None:
@@ -525,17 +572,6 @@ def test_what_was_told_is_not_taken_twice():
     version = desk.coordinator.state(NOW).version
     assert _catch_up(desk, _record(2, RecordKind.CHANGE_KEPT, {"reason": "measured"})) == ()
     assert desk.coordinator.state(NOW).version == version
-
-
-def test_the_journal_is_read_on_behind_what_was_read_and_again_where_it_lost_its_tail():
-    desk = _Desk(records=(_intended(_proposal()),))
-    _catch_up(desk, *(_record(n, RecordKind.OBSERVED, {}) for n in (2, 3, 4)))
-    own = AuditRecord(seq=3, at_ms=NOW, kind="checkpoint", agent="coordinator", service=None, subject_id="x")
-    asked = [e for e in desk.coordinator.step(TimerFired(ref="catch-up"), NOW) if isinstance(e, ReadJournal)]
-    assert asked[0].after_seq == 4
-    desk.coordinator.step(Recorded(ref="another", record=own), NOW)
-    asked = [e for e in desk.coordinator.step(TimerFired(ref="catch-up"), NOW) if isinstance(e, ReadJournal)]
-    assert asked[0].after_seq == 3
 
 
 @pytest.mark.parametrize(("state", "told"), [(ExecutionState.KEPT, ("p-1",)), (ExecutionState.ROLLED_BACK, ())])

@@ -210,7 +210,7 @@ def test_an_older_order_of_another_deployment_does_not_undo_a_newer_one_of_ours(
 def test_a_restriction_that_was_ordered_after_the_journal_lost_its_tail_counts():
     desk = ModeDesk(FLEET)
     desk.replay([ordered(Mode.OFF, seq=900), ordered(Mode.AUTO, seq=950)])
-    desk.note_own(800)
+    desk.read_again(800)
     assert stops(desk.follow([ordered(Mode.OFF, seq=801)])) == ["carts"]
     assert desk.modes["carts"] is Mode.OFF
 
@@ -218,7 +218,7 @@ def test_a_restriction_that_was_ordered_after_the_journal_lost_its_tail_counts()
 def test_a_record_of_ours_behind_what_was_taken_changes_nothing():
     desk = ModeDesk(FLEET)
     desk.follow([ordered(Mode.OFF, seq=5), ordered(Mode.AUTO, seq=7)])
-    desk.note_own(8)
+    desk.read_again(7)
     assert desk.follow([ordered(Mode.OFF, seq=5)]) == ()
     assert desk.modes["carts"] is Mode.AUTO
 
@@ -227,7 +227,7 @@ def test_an_order_of_ours_that_is_read_after_its_answer_stops_nothing_again():
     desk = ModeDesk(FLEET)
     ours, *_ = desk.order(order("carts", Mode.OFF), 0)
     desk.step(Recorded(ref=ours.ref, record=entry(ours, 5)), 1)
-    desk.note_own(5)
+    desk.read_again(5)
     assert desk.follow([entry(ours, 5)]) == ()
 
 
