@@ -1,10 +1,8 @@
 """Requests and answers between agents: who asks whom for what in one cycle.
 
 coordinator -> collector ObserveFleet -> FleetObserved; -> planner PlanFleet -> FleetPlanned; -> validator Judge ->
-Judged;
--> consensus Settle -> Settled; -> actuator Execute -> ExecutionReport, several times. `cycle` ties an answer to its
-question, so that a
-late answer of an earlier cycle is recognised and dropped.
+Judged; -> consensus Settle -> Settled; -> actuator Execute -> ExecutionReport, several times. `cycle` ties an answer to
+its question, so that a late answer of an earlier cycle is recognised and dropped.
 """
 
 from __future__ import annotations
@@ -313,8 +311,7 @@ class PeerBallot(Message):
     """One vote that another agent has put onto the blackboard (`cache_optimization_ballot`, space `performance`).
 
     Bounded and free of control characters, but not judged: whether `agent_id` may vote, on what, and whether it came in
-    time is for whoever counts. `item_id` is that of the item; a voter that changes its mind
-    writes another one or rewrites this one.
+    time is for whoever counts. A voter that changes its mind writes another item or rewrites this one (`item_id`).
     """
 
     item_id: str
@@ -352,8 +349,7 @@ class BallotNews(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FleetState(Message):
-    """What the coordinator knows, as one versioned value; snapshots are without their samples. Rebuilt, never
-    edited."""
+    """What the coordinator knows, as one versioned value, rebuilt and never edited; snapshots without their samples."""
 
     version: int
     at_ms: int
@@ -373,13 +369,11 @@ class FleetState(Message):
     agents: Mapping[str, AgentHealth]
     journal_seq: int
     decisions: int
-    """Decisions (verdicts on proposals and requests) since the start, and how many of them had a valid, complete
-    verdict."""
+    """Verdicts on proposals and requests since the start, and how many of them were valid and complete."""
     decisions_compliant: int
     last_change_ms: int | None = None
     budget_bytes: int | None = None
-    """What the limits of all services may add up to: declared, or the sum as first found; None before the first
-    look."""
+    """What all limits may add up to: declared, or the sum as first found; None before the first look."""
     score: Score | None = None
     """How past predictions turned out; None where nobody keeps count."""
     handed_over: Mapping[str, StandingDecision] = field(default_factory=dict)
