@@ -324,7 +324,7 @@ class RedisTarget:
         pairs = [part for pair in values.items() for part in pair]
         questions = [("CONFIG", "GET", knob) for knob in values]
         if "maxmemory-policy" in values:
-            self._idle.forget()
+            self._idle.forget(asyncio.get_running_loop().time() * 1000)
         async with self._wire.session() as session:
             # Reading first: where CONFIG GET is denied the write could not be confirmed, so it is not begun.
             _knobs_of(self.service, await session.exchange(questions))
@@ -389,7 +389,13 @@ class RedisTarget:
         return None
 
     async def extend_ttls(
-        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+        self,
+        lease: Lease,
+        rule: TtlRule,
+        cursor: int,
+        max_keys: int,
+        restore: bool = False,
+        idle_known_ms: int = 0,
     ) -> TtlPass:
         """One bounded pass of a TTL rule; `redis_ttl` has the invariant."""
         info: dict[str, str] = {}
@@ -399,10 +405,13 @@ class RedisTarget:
                 info |= read_info(await self._wire.call("INFO", section))
             known_ms = self._idle.note(info, asked_ms, asyncio.get_running_loop().time() * 1000)
         uptime = info.get("uptime_in_seconds", "")
+        if known_ms is not None and idle_known_ms > known_ms and uptime.isdecimal():
+            known_ms = self._idle.vouch(min(idle_known_ms, int(uptime) * 1000), asked_ms)
         return await ttl_pass(
             self._wire, self._fence_key, lease, rule, cursor, max_keys, restore=restore, pacer=self._pacer,
             own_prefix=self._own_prefix, lfu=under_lfu(info),
             uptime_ms=int(uptime) * 1000 if uptime.isdecimal() else None, idle_known_ms=known_ms,
+            now_ms=self._clock.now_ms(),
         )  # fmt: skip
 
     async def close(self) -> None:
