@@ -23,6 +23,7 @@ __all__ = [
     "Capabilities",
     "KeyspaceSample",
     "MissSplit",
+    "NodeLook",
     "Observation",
     "PatternStats",
     "ProbeCost",
@@ -112,6 +113,16 @@ class AccessSample:
     """Where the source sees answers: 1 for a read that missed, 0 for one that hit, -1 for all else; int8[n]."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLook(Message):
+    """The settings of another node of a service: a replica, or what may take over. `node` is its host and port;
+    `problem` says why there are no `knobs`."""
+
+    node: str
+    knobs: Mapping[str, str]
+    problem: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Observation:
     """Raw facts of one look at one cache. Counters are cumulative, as the server prints them."""
@@ -135,6 +146,8 @@ class Observation:
     values: ValueSample | None = None
     incomplete: Mapping[str, str] = field(default_factory=dict)
     """Part that is missing (`info`, `knobs`, `sample`, `access`, `values`, `latency`, `own_lookups`) to the reason."""
+    nodes: tuple[NodeLook, ...] = ()
+    """The other nodes of the service; empty for a look at counters only."""
     own_lookups_basis: str = ""
     """Totals of our own lookups are only comparable between looks of the same basis."""
 
@@ -242,6 +255,8 @@ class Snapshot(Message):
     memory_figures: Mapping[str, float] = field(default_factory=dict)
     """What INFO says of memory and its overheads, by the names of its fields; those it does not print are missing."""
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    nodes: tuple[NodeLook, ...] = ()
+    """The other nodes of the service, as of this look."""
     sources: tuple[SourceReport, ...] = ()
     """The observation sources of this service, the best first."""
     expired_stale_share: float | None = None

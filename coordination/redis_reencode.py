@@ -65,8 +65,9 @@ async def reencode_pass(
 ) -> ReencodePass:
     """SCAN from `cursor` until `max_keys` keys of the patterns were looked at; store again what fits its thresholds.
 
-    At most `keys_per_s` keys are looked at in a second, and a pass takes about five seconds at most. Raises StaleFencingToken as soon as the fence is not the
-    lease's, ValueError for a rate below 1; what was stored up to then is whole.
+    At most `keys_per_s` keys are looked at in a second, and a pass takes about five seconds at most. Raises
+    StaleFencingToken as soon as the fence is not the lease's, ValueError for a rate below 1; what was stored up to then
+    is whole.
     """
     if keys_per_s < 1:
         raise ValueError(f"`keys_per_s` must be at least 1, got `{keys_per_s}`")
@@ -148,10 +149,9 @@ async def _store_again(
 ) -> int:
     """Store one key again; returns the bytes of its dump, 0 where it was written meanwhile, has gone, or has become
     something else since it was chosen: what is `warm` was read of the key as it was."""
-    watched, token, deadline, kind, encoding, dump = await session.exchange(
-        [("WATCH", fence_key, name), ("GET", fence_key), ("PEXPIRETIME", name), ("TYPE", name)]
-        + [("OBJECT", "ENCODING", name), ("DUMP", name)]
-    )
+    look: tuple[Command, ...] = (("PEXPIRETIME", name), ("TYPE", name), ("OBJECT", "ENCODING", name), ("DUMP", name))
+    replies = await session.exchange([("WATCH", fence_key, name), ("GET", fence_key), *look])
+    watched, token, deadline, kind, encoding, dump = replies
     require(wire.service, watched)
     found = fence_number(token)
     if found != lease.epoch:

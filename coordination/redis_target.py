@@ -37,6 +37,7 @@ from coordination.idle_trust import IdleTrust
 from coordination.redis_capture import CaptureLimits, capture_accesses
 from coordination.redis_full_cache import cannot_queue, end_earlier_writers, write_when_full
 from coordination.redis_hot_keys import HotKeys
+from coordination.redis_nodes import OtherNodes
 from coordination.redis_probe import (
     Pacer,
     commands_since,
@@ -121,6 +122,7 @@ class RedisTarget:
             max_connections=self._limits.max_connections,
             lookups=lookups,
         )
+        self._nodes = OtherNodes(service, password, self._limits.timeout_s)
         self._pacer = Pacer(share=self._limits.probe_server_share)
         self._hot_keys = HotKeys(self._wire, fence_key)
         self._probed: tuple[str, Capabilities] | None = None
@@ -163,7 +165,8 @@ class RedisTarget:
             server_us=server_us,
             monitor_lines=0 if access is None else access.lines_seen,
         )
-        return replace(seen, sample=sample, access=access, values=values, cost=cost, incomplete=missing)
+        nodes = await self._nodes.look()
+        return replace(seen, sample=sample, access=access, values=values, nodes=nodes, cost=cost, incomplete=missing)
 
     async def counters(self) -> Observation:
         """INFO, latency and knobs only; see `observe`."""
@@ -417,6 +420,7 @@ class RedisTarget:
     async def close(self) -> None:
         """Close all connections."""
         await self._wire.close()
+        await self._nodes.close()
 
 
 def _lookups_of_raise_fence(reply: Any) -> tuple[int, int]:

@@ -45,7 +45,7 @@ _IDLE_UNKNOWN: Final = (
     "needs {needed} s; possible from {at}"
 )
 _PASS_S_MAX: Final = 5.0
-"""A pass ends after this time with its cursor, whatever its budget of keys: a change that is taken back waits for it."""
+"""A pass ends after this time with its cursor, whatever its budget of keys: what is taken back waits for it."""
 
 
 def glob_of_prefix(prefix: str) -> bytes:

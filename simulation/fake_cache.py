@@ -247,7 +247,7 @@ class FakeCache(FakeServer):
         cursor: int,
         max_keys: int,
         restore: bool = False,
-        idle_known_ms: int = 0,
+        idle_known_ms: int = 0,  # noqa: ARG002  (here idle times are always true)
     ) -> TtlPass:
         """One pass over keys in the order of a hash; the cursor is the hash to go on from, so no key is passed over."""
         self._answer()

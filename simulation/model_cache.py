@@ -335,7 +335,7 @@ class ModelCache(FakeServer):
         cursor: int,
         max_keys: int,
         restore: bool = False,
-        idle_known_ms: int = 0,
+        idle_known_ms: int = 0,  # noqa: ARG002  (here idle times are always true)
     ) -> TtlPass:
         """One pass; the rule acts once a pass has come round. Raises InvariantViolation for a rule beyond staleness."""
         if rule.extended_ttl_ms > rule.max_staleness_ms:
