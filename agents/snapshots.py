@@ -191,6 +191,7 @@ def make_snapshot(
         incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
         sources=sources,
         nodes=observation.nodes,
+        hot_keys=observation.hot_keys,
         expired_stale_share=facts.expired_stale_share,
     )
 

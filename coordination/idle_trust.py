@@ -24,6 +24,8 @@ class IdleTrust:
     def __init__(self) -> None:
         self._run_id = ""
         self._since_ms: float | None = None
+        self._idle_run: tuple[str, float] = ("", 0.0)
+        """The newest look that found idle times: its process, and when."""
         self._last_ms = 0.0
         self._forgot_ms: float | None = None
         """When idle times were last known to be worthless."""
@@ -39,6 +41,7 @@ class IdleTrust:
         if self._since_ms is None or run_id != self._run_id or answered_ms - self._last_ms > GAP_MAX_MS:
             self._run_id, self._since_ms = run_id, answered_ms
         self._last_ms = answered_ms
+        self._idle_run = run_id, asked_ms
         return max(0, int(asked_ms - self._since_ms))
 
     def vouch(self, known_ms: int, asked_ms: float) -> int | None:
@@ -53,6 +56,17 @@ class IdleTrust:
             earliest_ms = max(earliest_ms, self._forgot_ms)
         self._since_ms = min(self._since_ms, earliest_ms)
         return max(0, int(asked_ms - self._since_ms))
+
+    def counted_ms(self, info: Mapping[str, str], now_ms: float) -> int | None:
+        """Return for how long LFU counters can have been counting at most: since the server's start, or since we have
+        last seen another policy; None under another policy, or where the server does not tell."""
+        uptime = info.get("uptime_in_seconds", "")
+        if not info.get("maxmemory_policy", "").endswith("-lfu") or not uptime.isdecimal():
+            return None
+        # A second more than it tells: it tells whole ones, and the first must not count as none.
+        longest_ms = (int(uptime) + 1) * 1000
+        run_id, seen_ms = self._idle_run
+        return min(longest_ms, max(1, int(now_ms - seen_ms))) if run_id == info.get("run_id") else longest_ms
 
     def forget(self, now_ms: float | None = None) -> None:
         """Begin anew, since the policy may have changed; `now_ms` where it is we who change it."""

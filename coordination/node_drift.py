@@ -58,9 +58,8 @@ class NodeDrift:
             if told.get(place) != value and seen.get(place) == value:
                 told[place] = value
                 effects.append(self._record(snapshot, place, value, ours, differs=True))
-        for place in sorted(set(told) - set(now)):
-            if place[1] not in unseen:
-                effects.append(self._record(snapshot, place, told.pop(place), ours, differs=False))
+        gone = [place for place in sorted(set(told) - set(now)) if place[1] not in unseen]
+        effects += [self._record(snapshot, place, told.pop(place), ours, differs=False) for place in gone]
         self._seen[snapshot.service] = now
         return effects
 

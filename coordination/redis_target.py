@@ -37,6 +37,7 @@ from coordination.idle_trust import IdleTrust
 from coordination.redis_capture import CaptureLimits, capture_accesses
 from coordination.redis_full_cache import cannot_queue, end_earlier_writers, write_when_full
 from coordination.redis_hot_keys import HotKeys
+from coordination.redis_hotkeys_session import HotKeySessions
 from coordination.redis_nodes import OtherNodes
 from coordination.redis_probe import (
     Pacer,
@@ -122,6 +123,10 @@ class RedisTarget:
             max_connections=self._limits.max_connections,
             lookups=lookups,
         )
+        self._sessions = HotKeySessions(
+            self._wire, hash_secret=hash_secret, patterns=self._patterns, own_prefix=self._own_prefix,
+            server_share=self._limits.probe_server_share,
+        )  # fmt: skip
         self._nodes = OtherNodes(service, password, self._limits.timeout_s)
         self._pacer = Pacer(share=self._limits.probe_server_share)
         self._hot_keys = HotKeys(self._wire, fence_key)
@@ -147,6 +152,8 @@ class RedisTarget:
         values: ValueSample | None = None
         if sample_keys > 0:
             sample = await self._part("sample", missing, lambda: self._sample(seen, sample_keys))
+            now_ms, may = self._clock.now_ms(), self._service.capture
+            await self._part("hot_keys", missing, lambda: self._sessions.turn(seen.info, now_ms, permitted=may))
         if capture_ms > 0 and capture_lines > 0:
             access = await self._part("access", missing, lambda: self._capture(capture_ms, capture_lines, capture_rate))
         if value_keys > 0:
@@ -166,7 +173,10 @@ class RedisTarget:
             monitor_lines=0 if access is None else access.lines_seen,
         )
         nodes = await self._nodes.look()
-        return replace(seen, sample=sample, access=access, values=values, nodes=nodes, cost=cost, incomplete=missing)
+        return replace(
+            seen, sample=sample, access=access, values=values, nodes=nodes, hot_keys=self._sessions.newest, cost=cost,
+            incomplete=missing,
+        )  # fmt: skip
 
     async def counters(self) -> Observation:
         """INFO, latency and knobs only; see `observe`."""
@@ -245,12 +255,12 @@ class RedisTarget:
         return statistics.median(trips)
 
     async def _sample(self, seen: Observation, keys: int) -> KeyspaceSample:
-        known_ms = self._idle_known_ms
+        known_ms, known_s = self._idle_known_ms, asyncio.get_running_loop().time()
         sample = await sample_keyspace(
             self._wire, keys=keys, capabilities=seen.capabilities, patterns=self._patterns, hash_secret=self._secret,
             own_prefix=self._own_prefix, pacer=self._pacer,
         )  # fmt: skip
-        return replace(sample, idle_known_ms=known_ms)
+        return replace(sample, idle_known_ms=known_ms, counted_ms=self._idle.counted_ms(seen.info, known_s * 1000))
 
     async def _values(self, keys: int) -> ValueSample:
         if not self._service.value_samples:
@@ -419,6 +429,7 @@ class RedisTarget:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._sessions.end()
         await self._wire.close()
         await self._nodes.close()
 

@@ -12,7 +12,6 @@ or on one that was written since it was looked at.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -106,8 +105,7 @@ async def ttl_pass(
         reason = _IDLE_UNKNOWN.format(known=known_ms // 1000, needed=rule.unread_ms / 1000, at=at)
         raise TargetRefused(wire.service, "OBJECT IDLETIME", reason)
     examined = extended = slots = 0
-    loop = asyncio.get_running_loop()
-    ends_s = loop.time() + _PASS_S_MAX
+    ends_s = pacer.free_at_s(pacer.now_s()) + _PASS_S_MAX
     glob = glob_of_prefix(rule.pattern)
     async with wire.session() as session:
         batch = _Batch(wire, session, fence_key, lease, rule, restore, lfu, uptime_ms, known_ms)
@@ -128,7 +126,7 @@ async def ttl_pass(
             await pacer.spend(wire.ledger.commands.total() - sent)
             done = cursor == 0 or examined >= max_keys or slots >= max_keys * _SLOTS_PER_KEY
             # The rest that was just earned is taken before the next step, or by whoever asks the server next.
-            if done or pacer.free_at_s(loop.time()) >= ends_s:
+            if done or pacer.free_at_s(pacer.now_s()) >= ends_s:
                 break
     return TtlPass(
         cursor=cursor,
