@@ -42,7 +42,7 @@ from agents.execution_table import Phase, check_arrival, check_event
 from agents.guardrails import promise_of
 from agents.playbook_tables.ttl_rule import consent_missing
 from agents.recovery import NextMove, Unfinished, decide
-from agents.ttl_governor import RuleRounds
+from agents.ttl_governor import RuleRounds, idle_known_ms
 from cachewarden.codec import digest
 from cachewarden.errors import InvariantViolation
 from cachewarden.fleet import Service
@@ -378,6 +378,7 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
                 rule=rounds.rule,
                 cursor=rounds.cursor,
                 max_keys=rounds.pass_keys,
+                idle_known_ms=idle_known_ms(run.proposal, now_ms),
             ),
         )
     if not rounds.in_flight:
@@ -386,7 +387,7 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
     if isinstance(event, TtlsExtended):
         due_ms = rounds.note_pass(event, now_ms)
     elif isinstance(event, EffectFailed):
-        due_ms = rounds.note_failure(now_ms)
+        due_ms = rounds.note_failure(now_ms, event.reason)
         if fence_missing(event.kind, event.details) or fence_found_higher(event.kind, event.details):
             # Evicted, or somebody newer is there: the answer to the renewal tells which.
             run.distrust_lease()
@@ -394,7 +395,7 @@ def _on_rule(run: Run, number: int, event: Any, now_ms: int) -> Effects:
     else:
         raise InvariantViolation(f"`{type(event).__name__}` is no answer to a pass of a TTL rule")
     if _governs(run):
-        return (*effects, SetTimer(ref=timer, due_ms=due_ms))
+        return (*effects, SetTimer(ref=timer, due_ms=due_ms), *run.report(now_ms))
     if run.phase is Phase.REVOKING and run.awaiting is None:
         return (*effects, *rules_resting(run, now_ms), *run.report(now_ms))
     return effects

@@ -228,6 +228,12 @@ class Run:
         return self.state is ExecutionState.KEPT and self.phase in (Phase.GOVERNING, Phase.LEASING)
 
     @property
+    def told(self) -> str:
+        """The reason, and which of its TTL rules rests and why."""
+        resting = (f"the rule of `{r.rule.pattern}` rests: {r.resting}" for r in self.rules if r.resting)
+        return "; ".join(filter(None, (self.reason, *resting)))
+
+    @property
     def comparable(self) -> bool | None:
         """Whether the last window can be held against the prediction; None before the first."""
         if not self.windows:
@@ -371,7 +377,7 @@ class Run:
             updated_at_ms=now_ms,
             step=self.step,
             steps=len(self.steps),
-            reason=self.reason,
+            reason=self.told,
             hit_ratio_before=self.promise.hit_ratio_before,
             hit_ratio_after=self.hit_ratio_after,
             comparable=self.comparable,
@@ -390,7 +396,7 @@ class Run:
         """
         if self.state in (ExecutionState.LEASING, ExecutionState.CHECKING) and self.resumed is None:
             return ()
-        news = (self.state, self.step, self.reason, self.hit_ratio_after)
+        news = (self.state, self.step, self.told, self.hit_ratio_after)
         if news == self._reported:
             return ()
         self._reported = news

@@ -21,7 +21,7 @@ from agents.execution_table import Phase
 from agents.guardrails import alarm, limits_of
 from agents.info_facts import facts_of
 from agents.playbook_tables.steps import Step, StepKind
-from agents.ttl_governor import RuleRounds
+from agents.ttl_governor import RuleRounds, idle_known_ms
 from agents.windows import Window, guardrail_window
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import InvariantViolation
@@ -116,10 +116,10 @@ def _retry_record(run: Run, event: Any, now_ms: int) -> Effects | None:
 
 
 def on_step_intending(run: Run, event: Any, now_ms: int) -> Effects:
-    return _retry_record(run, event, now_ms) or _do(run, _effect_of(run, run.steps[run.step]), now_ms)
+    return _retry_record(run, event, now_ms) or _do(run, _effect_of(run, run.steps[run.step], now_ms), now_ms)
 
 
-def _effect_of(run: Run, step: Step) -> Effect:
+def _effect_of(run: Run, step: Step, now_ms: int) -> Effect:
     if run.lease is None:
         raise InvariantViolation("a step needs a lease")
     if step.kind is StepKind.COLLECT_HOT_KEYS:
@@ -139,7 +139,8 @@ def _effect_of(run: Run, step: Step) -> Effect:
         )
     if step.rule is not None:
         keys = RuleRounds(rule=step.rule, keys_per_s=run.settings.ttl_keys_per_s).pass_keys
-        return ExtendTtls(service=run.service, lease=run.lease, rule=step.rule, max_keys=keys)
+        known_ms = idle_known_ms(run.proposal, now_ms)
+        return ExtendTtls(service=run.service, lease=run.lease, rule=step.rule, max_keys=keys, idle_known_ms=known_ms)
     return WriteKnobs(service=run.service, lease=run.lease, changes=step.changes)
 
 
@@ -167,7 +168,7 @@ def on_work(run: Run, event: Any, now_ms: int) -> Effects:
     """Take the answer to a step: done, or one of the ways in which it failed."""
     step = run.steps[run.step]
     if isinstance(event, TimerFired):
-        return _do(run, _effect_of(run, step), now_ms)
+        return _do(run, _effect_of(run, step, now_ms), now_ms)
     if isinstance(event, EffectFailed):
         return _work_failed(run, event, now_ms)
     run.dirty = run.dirty or step.writes
@@ -242,7 +243,7 @@ def on_pacing(run: Run, event: Any, now_ms: int) -> Effects:
     run.last_look = event.observation
     if trouble is not None:
         return begin_rollback(run, f"while keys were stored again {trouble}")
-    return _do(run, _effect_of(run, run.steps[run.step]), now_ms)
+    return _do(run, _effect_of(run, run.steps[run.step], now_ms), now_ms)
 
 
 def _work_failed(run: Run, event: EffectFailed, now_ms: int) -> Effects:
@@ -304,7 +305,7 @@ def on_reading_back(run: Run, event: Any, now_ms: int) -> Effects:
         run.dirty = any(s.writes for s in run.steps[: run.step])
         run.writes_tried += 1
         if run.writes_tried < 2:
-            return _do(run, _effect_of(run, run.steps[run.step]), now_ms)
+            return _do(run, _effect_of(run, run.steps[run.step], now_ms), now_ms)
         return give_up(run, "a write has twice not arrived")
     told = ", ".join(f"`{c.knob}` is `{found[c.knob]}`" for c in changes)
     return abandon(

@@ -21,6 +21,7 @@ import numpy as np
 from agents.drafting import expiry_of, measured_evidence
 from agents.playbook_tables.book import playbook_for
 from agents.prefix_evidence import residents_of
+from agents.ttl_governor import IDLE_EVIDENCE
 from agents.ttl_review import jitter_for, memory_held_for_nothing, residents_among, stampede_among
 from cachewarden.approval import PLANNER
 from cachewarden.cachemodel.dead_memory import lookups_of_unread, unread_memory
@@ -241,6 +242,7 @@ def _unread(snapshot: Snapshot, service: Service, in_force: tuple[TtlRule, ...],
             freed_bytes=held.held_bytes,
             playbook="ttl_rule",
             keys=float(snapshot.resident_keys),
+            evidence=(Evidence(name=IDLE_EVIDENCE, value=known_ms, source="eviction policy in each look"),),
             settle_ms=min(600_000, rule.extended_ttl_ms),
         )
         found.append((held.held_bytes.low, lever))

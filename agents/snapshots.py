@@ -190,6 +190,8 @@ def make_snapshot(
         memory_figures=memory_figures(observation.info),
         incomplete=_incomplete(observation, facts, window, age.reason, remarks, has_sample=sample is not None),
         sources=sources,
+        nodes=observation.nodes,
+        hot_keys=observation.hot_keys,
         expired_stale_share=facts.expired_stale_share,
     )
 
@@ -229,5 +231,8 @@ def _incomplete(
             missing["counters"] = f"the server does not print what it has {', '.join(unprinted)}"
         if window.evicted and age_reason:
             missing["eviction_age"] = age_reason
+    unseen = [f"`{node.node}`: {node.problem}" for node in observation.nodes if node.problem]
+    if unseen:
+        missing["nodes"] = "; ".join(unseen)
     missing.update(remarks)
     return missing

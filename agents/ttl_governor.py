@@ -12,9 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cachewarden.machine import TtlsExtended
-from cachewarden.messages import TtlRule
+from cachewarden.messages import Proposal, TtlRule
 
-__all__ = ["RuleRounds"]
+__all__ = ["IDLE_EVIDENCE", "RuleRounds", "idle_known_ms"]
+
+IDLE_EVIDENCE = "idle_times_true_ms"
+"""For how long the looks before the plan have seen that idle times are true."""
+_EVIDENCE_AGE_MAX_MS = 300_000
+"""As long as two looks may be apart (`coordination/idle_trust.py`)."""
+
 
 _PASS_KEYS_MAX = 5_000
 _PAUSE_MIN_MS = 250
@@ -35,6 +41,8 @@ class RuleRounds:
     rounds: int = 0
     extended: int = 0
     failures: int = 0
+    resting: str = ""
+    """Why the last pass did not come about; empty where it did."""
     in_flight: bool = False
     retired: bool = False
     """A newer change governs the same pattern."""
@@ -62,7 +70,7 @@ class RuleRounds:
         keys that nobody reads a sixteenth of that time, up to a minute.
         """
         self.in_flight = False
-        self.failures = 0
+        self.failures, self.resting = 0, ""
         self.cursor = done.cursor
         self.extended += done.extended
         self.peak_before = done.peak_found if self.peak_before is None else self.peak_before
@@ -80,8 +88,21 @@ class RuleRounds:
         self.round_started_ms = now_ms + pause_ms
         return now_ms + pause_ms
 
-    def note_failure(self, now_ms: int) -> int:
+    def note_failure(self, now_ms: int, reason: str = "") -> int:
         """Take a failed pass, whose outcome does not matter since a pass may be repeated; return when to try again."""
         self.in_flight = False
+        self.resting = reason
         self.failures += 1
         return now_ms + int(min(30_000, _PAUSE_MIN_MS * 2 ** min(self.failures, 10)))
+
+
+def idle_known_ms(proposal: Proposal, now_ms: int) -> int:
+    """Return for how long, by the evidence of a plan, idle times have been true now; 0 where it is too old to say.
+
+    Whoever carries the plan out has not looked at the cache meanwhile, and would have to wait for as long again.
+    """
+    age_ms = now_ms - proposal.created_at_ms
+    if not 0 <= age_ms <= _EVIDENCE_AGE_MAX_MS:
+        return 0
+    told = next((e.value for e in proposal.evidence if e.name == IDLE_EVIDENCE), None)
+    return int(told) + age_ms if isinstance(told, (int, float)) else 0

@@ -103,6 +103,10 @@ class Guardrails(_Strict):
     origin_load_per_s: float | None = Field(None, gt=0.0, description="misses per second that the origin can answer")
 
 
+def _is_url(text: str) -> bool:
+    return text.startswith(("redis://", "rediss://", "unix://"))
+
+
 class Service(_Strict):
     """One cache and the people's wishes about it."""
 
@@ -131,6 +135,9 @@ class Service(_Strict):
     memory_limit: Bytes | None = Field(
         None, ge=1024 * 1024, description="memory of the container or cgroup, which the server does not tell"
     )
+    nodes: tuple[str, ...] = Field(
+        (), max_length=16, description="URLs of its other nodes, whose settings should be the same; only looked at"
+    )
     twin: str | None = Field(None, description="service with the same traffic that stays unchanged: the control")
     canary: str | None = Field(None, description="service on which a lossy change must have been kept first")
     freeze: tuple[FreezeWindow, ...] = Field((), description="times in UTC in which nothing is changed")
@@ -138,10 +145,10 @@ class Service(_Strict):
     default_ttl_s: float | None = Field(None, gt=0, description="TTL of warmed keys")
     origin: Origin | None = None
 
-    @field_validator("url")
+    @field_validator("url", "nodes")
     @classmethod
-    def _scheme(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
+    def _scheme(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not all(_is_url(one) for one in ((value,) if isinstance(value, str) else value)):
             raise ValueError("must begin with `redis://`, `rediss://` or `unix://`")
         return value
 

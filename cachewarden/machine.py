@@ -225,6 +225,8 @@ class ExtendTtls(Effect):
     cursor: int = 0
     max_keys: int = 5_000
     restore: bool = False
+    idle_known_ms: int = 0
+    """For how long others have seen that idle times are true; the adapter may know it for longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

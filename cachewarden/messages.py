@@ -146,6 +146,7 @@ class RecordKind(StrEnum):
     KEYS_WARMED = "keys_warmed"
     SETTING_CHANGED_BY_HAND = "setting_changed_by_hand"
     SETTING_CHANGED_BY_PEER = "setting_changed_by_peer"
+    SETTING_DRIFT = "setting_drift"
     SETTING_LOST = "setting_lost"
     MODE_CHANGED = "mode_changed"
     PAUSED = "paused"
@@ -178,10 +179,9 @@ class KnobChange(Message):
 class TtlRule(Message):
     """How long keys of `pattern` live that the application writes with `written_ttl_ms`.
 
-    Without `unread_ms`: `extended_ttl_ms` from the write, less a draw from 0..`jitter_ms` that differs from key to key,
-    so that what was written together does not end together; with `only_read`, only keys that were used again since
-    they were written. With `unread_ms`: keys that nobody touched for so long end `extended_ttl_ms` from then on, those
-    without a TTL (`written_ttl_ms` 0) too.
+    Without `unread_ms`: `extended_ttl_ms` from the write, less a draw from 0..`jitter_ms` of each key's own, so that
+    what was written together ends apart; with `only_read`, only keys that were used again since they were written.
+    With `unread_ms`: keys that nobody touched for so long, also those without a TTL, end `extended_ttl_ms` from then.
 
     INVARIANT: extended_ttl_ms <= max_staleness_ms, the staleness that the owner declared for the pattern.
     """

@@ -23,9 +23,11 @@ __all__ = [
     "Capabilities",
     "KeyspaceSample",
     "MissSplit",
+    "NodeLook",
     "Observation",
     "PatternStats",
     "ProbeCost",
+    "ServerHotKeys",
     "Snapshot",
     "SourceReport",
 ]
@@ -84,6 +86,9 @@ class KeyspaceSample:
     encodings: tuple[str, ...]
     idle_known_ms: int | None = None
     """For how long idle times are known to be true, since LFU was not in force for so long; None unknown."""
+    counted_ms: int | None = None
+    """How long LFU counters can have been counting at most: since the server's start, or since another policy was
+    seen; None unknown."""
 
     def __len__(self) -> int:
         return int(self.key.shape[0])
@@ -112,6 +117,33 @@ class AccessSample:
     """Where the source sees answers: 1 for a read that missed, 0 for one that hit, -1 for all else; int8[n]."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLook(Message):
+    """The settings of another node of a service: a replica, or what may take over. `node` is its host and port;
+    `problem` says why there are no `knobs`."""
+
+    node: str
+    knobs: Mapping[str, str]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerHotKeys(Message):
+    """What a HOTKEYS session of the server (Redis 8.6 and later) has told; no key by its name.
+
+    `keys` are (keyed hash, declared pattern or None, CPU in microseconds, bytes of the network) as counted among one
+    in `sample_ratio` commands; the totals are of all commands. `commands`: how many all commands were, about.
+    """
+
+    started_ms: int
+    window_ms: int
+    sample_ratio: int
+    commands: int
+    cpu_us: int
+    net_bytes: int
+    keys: tuple[tuple[int, str | None, int, int], ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Observation:
     """Raw facts of one look at one cache. Counters are cumulative, as the server prints them."""
@@ -135,6 +167,10 @@ class Observation:
     values: ValueSample | None = None
     incomplete: Mapping[str, str] = field(default_factory=dict)
     """Part that is missing (`info`, `knobs`, `sample`, `access`, `values`, `latency`, `own_lookups`) to the reason."""
+    nodes: tuple[NodeLook, ...] = ()
+    """The other nodes of the service; empty for a look at counters only."""
+    hot_keys: ServerHotKeys | None = None
+    """Of the newest HOTKEYS session of ours that has ended."""
     own_lookups_basis: str = ""
     """Totals of our own lookups are only comparable between looks of the same basis."""
 
@@ -242,6 +278,10 @@ class Snapshot(Message):
     memory_figures: Mapping[str, float] = field(default_factory=dict)
     """What INFO says of memory and its overheads, by the names of its fields; those it does not print are missing."""
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    nodes: tuple[NodeLook, ...] = ()
+    """The other nodes of the service, as of this look."""
+    hot_keys: ServerHotKeys | None = None
+    """Of the newest HOTKEYS session of ours that has ended."""
     sources: tuple[SourceReport, ...] = ()
     """The observation sources of this service, the best first."""
     expired_stale_share: float | None = None

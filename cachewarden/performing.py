@@ -197,7 +197,9 @@ class _Work:
         return m.ConfigRewritten(ref=e.ref, service=e.service, rewritten=why_not is None, reason=why_not or "")
 
     async def extend_ttls(self, e: m.ExtendTtls) -> m.TtlsExtended:
-        done = await self._target(e.service).extend_ttls(e.lease, e.rule, e.cursor, e.max_keys, e.restore)
+        done = await self._target(e.service).extend_ttls(
+            e.lease, e.rule, e.cursor, e.max_keys, e.restore, e.idle_known_ms
+        )
         return m.TtlsExtended(
             ref=e.ref,
             service=e.service,

@@ -196,9 +196,16 @@ class TargetCache(Protocol):
         ...
 
     async def extend_ttls(
-        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+        self,
+        lease: Lease,
+        rule: TtlRule,
+        cursor: int,
+        max_keys: int,
+        restore: bool = False,
+        idle_known_ms: int = 0,
     ) -> TtlPass:
-        """One bounded SCAN step of a TTL rule; never shortens (unless `restore`), never beyond the rule's staleness."""
+        """One pass of a TTL rule, bounded in keys and time; never shortens (unless `restore`, or the rule does), never
+        beyond the rule's staleness. `idle_known_ms`: for how long others have seen that idle times are true."""
         ...
 
     async def close(self) -> None: ...

@@ -82,6 +82,8 @@ class History(Message):
     """Knob that another agent has set, as it had announced, to that agent."""
     lost: tuple[LostSetting, ...] = ()
     """Settings of ours that a restart or failover took away and nobody has set since."""
+    drift: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Knob to the other nodes of the service that have another value than it, and that value."""
     kept: tuple[str, ...] = ()
     """Signatures of the changes that were kept on this service."""
 

@@ -90,6 +90,7 @@ _CLASSES: Final[Mapping[str, EventClass]] = {
     RecordKind.REQUEST_REFUSED.value: EventClass("access_control", "high", "optimization_request"),
     RecordKind.SETTING_CHANGED_BY_HAND.value: EventClass("system_configuration", "medium", "cache_configuration"),
     RecordKind.SETTING_CHANGED_BY_PEER.value: EventClass("system_configuration", "medium", "cache_configuration"),
+    RecordKind.SETTING_DRIFT.value: EventClass("system_configuration", "medium", "cache_configuration"),
     RecordKind.SETTING_LOST.value: EventClass("system_configuration", "medium", "cache_configuration"),
     RecordKind.MODE_CHANGED.value: EventClass("system_configuration", "high", "agent"),
     RecordKind.KEYS_WARMED.value: EventClass("system_configuration", "low", "cache_content"),

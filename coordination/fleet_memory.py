@@ -367,6 +367,7 @@ class FleetMemory:
                 by_hand=self.watch.by_hand(service),
                 by_peer=self.watch.by_peer(service),
                 lost=self.watch.lost(service),
+                drift=self.watch.drift(service),
                 kept=kept.get(service, ()),
             )
         return result

@@ -24,7 +24,11 @@ class IdleTrust:
     def __init__(self) -> None:
         self._run_id = ""
         self._since_ms: float | None = None
+        self._idle_run: tuple[str, float] = ("", 0.0)
+        """The newest look that found idle times: its process, and when."""
         self._last_ms = 0.0
+        self._forgot_ms: float | None = None
+        """When idle times were last known to be worthless."""
 
     def note(self, info: Mapping[str, str], asked_ms: float, answered_ms: float) -> int | None:
         """Take an INFO with its `server` and `memory`, and return for how long idle times were true when it was
@@ -32,12 +36,39 @@ class IdleTrust:
         policy, run_id = info.get("maxmemory_policy", ""), info.get("run_id", "")
         if not policy or not run_id or policy.endswith("-lfu"):
             self.forget()
+            self._forgot_ms = answered_ms
             return None
         if self._since_ms is None or run_id != self._run_id or answered_ms - self._last_ms > GAP_MAX_MS:
             self._run_id, self._since_ms = run_id, answered_ms
         self._last_ms = answered_ms
+        self._idle_run = run_id, asked_ms
         return max(0, int(asked_ms - self._since_ms))
 
-    def forget(self) -> None:
-        """Begin anew, since the policy may have changed."""
+    def vouch(self, known_ms: int, asked_ms: float) -> int | None:
+        """Take what another adapter has seen of the same server until `asked_ms`, and return what is known now.
+
+        Nothing is believed of the time before we have seen LFU or set a policy ourselves, nor before the first look.
+        """
+        if self._since_ms is None:
+            return None
+        earliest_ms = asked_ms - known_ms
+        if self._forgot_ms is not None:
+            earliest_ms = max(earliest_ms, self._forgot_ms)
+        self._since_ms = min(self._since_ms, earliest_ms)
+        return max(0, int(asked_ms - self._since_ms))
+
+    def counted_ms(self, info: Mapping[str, str], now_ms: float) -> int | None:
+        """Return for how long LFU counters can have been counting at most: since the server's start, or since we have
+        last seen another policy; None under another policy, or where the server does not tell."""
+        uptime = info.get("uptime_in_seconds", "")
+        if not info.get("maxmemory_policy", "").endswith("-lfu") or not uptime.isdecimal():
+            return None
+        # A second more than it tells: it tells whole ones, and the first must not count as none.
+        longest_ms = (int(uptime) + 1) * 1000
+        run_id, seen_ms = self._idle_run
+        return min(longest_ms, max(1, int(now_ms - seen_ms))) if run_id == info.get("run_id") else longest_ms
+
+    def forget(self, now_ms: float | None = None) -> None:
+        """Begin anew, since the policy may have changed; `now_ms` where it is we who change it."""
         self._since_ms = None
+        self._forgot_ms = self._forgot_ms if now_ms is None else now_ms

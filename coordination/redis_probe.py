@@ -109,6 +109,14 @@ class Pacer:
             await asyncio.sleep(wait_s)
         self._free_at_s = loop.time() + commands * self.us_per_command / 1e6 / self.share
 
+    def now_s(self) -> float:
+        """Return the time of the loop that the pacer paces."""
+        return asyncio.get_running_loop().time()
+
+    def free_at_s(self, now_s: float) -> float:
+        """Return when the server will have had its rest, by the clock of the loop; `now_s` where it has."""
+        return max(now_s, self._free_at_s)
+
     def learn(self, commands: int, server_us: float) -> None:
         """Take over what `commands` of ours were measured to cost."""
         if commands > 0:

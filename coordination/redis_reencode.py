@@ -29,6 +29,8 @@ VALUE_BYTES_MAX: Final = 65_536
 _SCAN_COUNT: Final = 100
 _SLOTS_PER_KEY: Final = 10
 """Where few keys match, a pass ends after this many slots of the keyspace for each key of its budget."""
+_PASS_S_MAX: Final = 5.0
+"""A pass ends after this time with its cursor: guardrails are looked at between passes only."""
 _LOOK_KEYS: Final = BATCH_COMMANDS // 4
 
 
@@ -63,8 +65,9 @@ async def reencode_pass(
 ) -> ReencodePass:
     """SCAN from `cursor` until `max_keys` keys of the patterns were looked at; store again what fits its thresholds.
 
-    At most `keys_per_s` keys are looked at in a second. Raises StaleFencingToken as soon as the fence is not the
-    lease's, ValueError for a rate below 1; what was stored up to then is whole.
+    At most `keys_per_s` keys are looked at in a second, and a pass takes about five seconds at most. Raises
+    StaleFencingToken as soon as the fence is not the lease's, ValueError for a rate below 1; what was stored up to then
+    is whole.
     """
     if keys_per_s < 1:
         raise ValueError(f"`keys_per_s` must be at least 1, got `{keys_per_s}`")
@@ -72,26 +75,30 @@ async def reencode_pass(
     examined = reencoded = moved = slots = 0
     limits, heat = await _limits(wire), "FREQ" if lfu else "IDLETIME"
     next_at_s = loop.time()
+    ends_s = next_at_s + _PASS_S_MAX
     async with wire.session() as session:
         while True:
             await pacer.spend(6 * _SCAN_COUNT)
-            count = max(1, min(_SCAN_COUNT, max_keys - examined))
+            # A step is of one second's keys at most, so that a pass under a low rate ends in time, too.
+            count = max(1, min(_SCAN_COUNT, keys_per_s, max_keys - examined))
             (reply,) = await session.exchange([("SCAN", cursor, "COUNT", count)])
             cursor_reply, names = require(wire.service, reply)
             cursor, slots = int(cursor_reply), slots + count
             wanted = [n for n in names if n.startswith(tuple(prefixes)) and not n.startswith(own_prefix)]
             for start in range(0, len(wanted), _LOOK_KEYS):
                 part = wanted[start : start + _LOOK_KEYS]
-                for name, warmth in await _candidates(wire.service, session, part, limits, heat):
+                for name, warmth, form in await _candidates(wire.service, session, part, limits, heat):
                     warm = () if warmth is None else (heat, warmth)
-                    size = await _store_again(wire, session, fence_key, lease, name, warm)
+                    size = await _store_again(wire, session, fence_key, lease, name, form, warm)
                     moved += size
                     reencoded += int(size > 0)
             examined += len(wanted)
             next_at_s = max(next_at_s, loop.time()) + len(wanted) / keys_per_s
+            await asyncio.sleep(max(0.0, next_at_s - loop.time()))
             if cursor == 0 or examined >= max_keys or slots >= max_keys * _SLOTS_PER_KEY:
                 break
-            await asyncio.sleep(max(0.0, next_at_s - loop.time()))
+            if pacer.free_at_s(loop.time()) >= ends_s:
+                break
     return ReencodePass(cursor=cursor, examined=examined, reencoded=reencoded, bytes_moved=moved)
 
 
@@ -106,8 +113,9 @@ async def _limits(wire: RedisWire) -> dict[str, int]:
 
 async def _candidates(
     service: str, session: Session, names: Sequence[bytes], limits: Mapping[str, int], heat: str
-) -> list[tuple[bytes, int | None]]:
-    """Return the small keys in a large form whose number of elements a compact one would admit, each with its heat."""
+) -> list[tuple[bytes, int | None, _Form]]:
+    """Return the small keys in a large form whose number of elements a compact one would admit, each with its heat and
+    that form."""
     looks: list[Command] = []
     for name in names:
         # The heat comes first: on Redis 7.0, which knows no NO-TOUCH, counting elements makes a key look used.
@@ -128,7 +136,7 @@ async def _candidates(
     for (name, warmth, form), count in zip(large, counts, strict=True):
         # WRONGTYPE: it became something else meanwhile and is left alone.
         if not isinstance(count, Refusal) and 0 < int(count) <= max(limits.get(k, 0) for k in form.knobs):
-            found.append((name, warmth))
+            found.append((name, warmth, form))
     return found
 
 
@@ -137,20 +145,22 @@ def _bytes(reply: Any) -> bytes:
 
 
 async def _store_again(
-    wire: RedisWire, session: Session, fence_key: str, lease: Lease, name: bytes, warm: tuple[Any, ...]
+    wire: RedisWire, session: Session, fence_key: str, lease: Lease, name: bytes, form: _Form, warm: tuple[Any, ...]
 ) -> int:
-    """Store one key again; returns the bytes of its dump, 0 where it was written meanwhile or has gone."""
-    watched, token, deadline, dump = await session.exchange(
-        [("WATCH", fence_key, name), ("GET", fence_key), ("PEXPIRETIME", name), ("DUMP", name)]
-    )
+    """Store one key again; returns the bytes of its dump, 0 where it was written meanwhile, has gone, or has become
+    something else since it was chosen: what is `warm` was read of the key as it was."""
+    look: tuple[Command, ...] = (("PEXPIRETIME", name), ("TYPE", name), ("OBJECT", "ENCODING", name), ("DUMP", name))
+    replies = await session.exchange([("WATCH", fence_key, name), ("GET", fence_key), *look])
+    watched, token, deadline, kind, encoding, dump = replies
     require(wire.service, watched)
     found = fence_number(token)
     if found != lease.epoch:
-        await session.exchange([("UNWATCH",)])
+        await session.forget_watched()
         raise StaleFencingToken(wire.service, lease.epoch, found)
     trouble = next((r for r in (deadline, dump) if isinstance(r, Refusal)), None)
-    if trouble is not None or dump is None or int(deadline) == -2:
-        await session.exchange([("UNWATCH",)])
+    changed = isinstance(encoding, Refusal) or _FORMS.get((_bytes(kind), encoding)) is not form
+    if trouble is not None or dump is None or int(deadline) == -2 or changed:
+        await session.forget_watched()
         if trouble is not None:
             raise TargetRefused(wire.service, trouble.command, trouble.reason)
         return 0

@@ -37,6 +37,8 @@ from coordination.idle_trust import IdleTrust
 from coordination.redis_capture import CaptureLimits, capture_accesses
 from coordination.redis_full_cache import cannot_queue, end_earlier_writers, write_when_full
 from coordination.redis_hot_keys import HotKeys
+from coordination.redis_hotkeys_session import HotKeySessions
+from coordination.redis_nodes import OtherNodes
 from coordination.redis_probe import (
     Pacer,
     commands_since,
@@ -121,6 +123,11 @@ class RedisTarget:
             max_connections=self._limits.max_connections,
             lookups=lookups,
         )
+        self._sessions = HotKeySessions(
+            self._wire, hash_secret=hash_secret, patterns=self._patterns, own_prefix=self._own_prefix,
+            server_share=self._limits.probe_server_share,
+        )  # fmt: skip
+        self._nodes = OtherNodes(service, password, self._limits.timeout_s)
         self._pacer = Pacer(share=self._limits.probe_server_share)
         self._hot_keys = HotKeys(self._wire, fence_key)
         self._probed: tuple[str, Capabilities] | None = None
@@ -145,6 +152,8 @@ class RedisTarget:
         values: ValueSample | None = None
         if sample_keys > 0:
             sample = await self._part("sample", missing, lambda: self._sample(seen, sample_keys))
+            now_ms, may = self._clock.now_ms(), self._service.capture
+            await self._part("hot_keys", missing, lambda: self._sessions.turn(seen.info, now_ms, permitted=may))
         if capture_ms > 0 and capture_lines > 0:
             access = await self._part("access", missing, lambda: self._capture(capture_ms, capture_lines, capture_rate))
         if value_keys > 0:
@@ -163,7 +172,11 @@ class RedisTarget:
             server_us=server_us,
             monitor_lines=0 if access is None else access.lines_seen,
         )
-        return replace(seen, sample=sample, access=access, values=values, cost=cost, incomplete=missing)
+        nodes = await self._nodes.look()
+        return replace(
+            seen, sample=sample, access=access, values=values, nodes=nodes, hot_keys=self._sessions.newest, cost=cost,
+            incomplete=missing,
+        )  # fmt: skip
 
     async def counters(self) -> Observation:
         """INFO, latency and knobs only; see `observe`."""
@@ -242,12 +255,12 @@ class RedisTarget:
         return statistics.median(trips)
 
     async def _sample(self, seen: Observation, keys: int) -> KeyspaceSample:
-        known_ms = self._idle_known_ms
+        known_ms, known_s = self._idle_known_ms, asyncio.get_running_loop().time()
         sample = await sample_keyspace(
             self._wire, keys=keys, capabilities=seen.capabilities, patterns=self._patterns, hash_secret=self._secret,
             own_prefix=self._own_prefix, pacer=self._pacer,
         )  # fmt: skip
-        return replace(sample, idle_known_ms=known_ms)
+        return replace(sample, idle_known_ms=known_ms, counted_ms=self._idle.counted_ms(seen.info, known_s * 1000))
 
     async def _values(self, keys: int) -> ValueSample:
         if not self._service.value_samples:
@@ -324,7 +337,7 @@ class RedisTarget:
         pairs = [part for pair in values.items() for part in pair]
         questions = [("CONFIG", "GET", knob) for knob in values]
         if "maxmemory-policy" in values:
-            self._idle.forget()
+            self._idle.forget(asyncio.get_running_loop().time() * 1000)
         async with self._wire.session() as session:
             # Reading first: where CONFIG GET is denied the write could not be confirmed, so it is not begun.
             _knobs_of(self.service, await session.exchange(questions))
@@ -389,7 +402,13 @@ class RedisTarget:
         return None
 
     async def extend_ttls(
-        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+        self,
+        lease: Lease,
+        rule: TtlRule,
+        cursor: int,
+        max_keys: int,
+        restore: bool = False,
+        idle_known_ms: int = 0,
     ) -> TtlPass:
         """One bounded pass of a TTL rule; `redis_ttl` has the invariant."""
         info: dict[str, str] = {}
@@ -399,15 +418,20 @@ class RedisTarget:
                 info |= read_info(await self._wire.call("INFO", section))
             known_ms = self._idle.note(info, asked_ms, asyncio.get_running_loop().time() * 1000)
         uptime = info.get("uptime_in_seconds", "")
+        if known_ms is not None and idle_known_ms > known_ms and uptime.isdecimal():
+            known_ms = self._idle.vouch(min(idle_known_ms, int(uptime) * 1000), asked_ms)
         return await ttl_pass(
             self._wire, self._fence_key, lease, rule, cursor, max_keys, restore=restore, pacer=self._pacer,
             own_prefix=self._own_prefix, lfu=under_lfu(info),
             uptime_ms=int(uptime) * 1000 if uptime.isdecimal() else None, idle_known_ms=known_ms,
+            now_ms=self._clock.now_ms(),
         )  # fmt: skip
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._sessions.end()
         await self._wire.close()
+        await self._nodes.close()
 
 
 def _lookups_of_raise_fence(reply: Any) -> tuple[int, int]:

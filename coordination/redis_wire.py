@@ -374,11 +374,21 @@ class Session:
 
         Raises as `write_fenced` does, but for the fence.
         """
+        replies = await self.write_all_watched([command])
+        return replies is not None and replies[0] is not None
+
+    async def write_all_watched(self, commands: Sequence[Command]) -> list[Any] | None:
+        """Carry out `commands` as one transaction over what this session watches; None where that was written since,
+        so that nothing was done. The watch ends either way. Raises as `write_fenced` does, but for the fence.
+        """
         # MULTI must have been accepted before the write is sent: refused, the write would be carried out at once.
         (opened,) = await self.exchange([("MULTI",)])
         require(self._wire.service, opened)
-        replies = await self._transact([command])
-        return replies is not None and replies[0] is not None
+        return await self._transact(commands)
+
+    async def forget_watched(self) -> None:
+        """End the watch without having written. Users of ours may DISCARD, but need not be allowed to UNWATCH."""
+        await self.exchange([("MULTI",), ("DISCARD",)])
 
     async def _transact(self, commands: Sequence[Command]) -> list[Any] | None:
         """Queue and EXEC; None where something watched was written, so that nothing was carried out."""

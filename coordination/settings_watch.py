@@ -23,6 +23,7 @@ from cachewarden.machine import Effect, Record
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import LostSetting
+from coordination.node_drift import NodeDrift
 
 __all__ = ["SettingsWatch"]
 
@@ -48,6 +49,7 @@ class SettingsWatch:
         RecordKind.CHANGE_KEPT.value,
         RecordKind.SETTING_CHANGED_BY_HAND.value,
         RecordKind.SETTING_CHANGED_BY_PEER.value,
+        RecordKind.SETTING_DRIFT.value,
     )
 
     def __init__(self, rest_ms: int) -> None:
@@ -59,6 +61,7 @@ class SettingsWatch:
         self._announced: Mapping[tuple[str, str, str], str] = {}
         """(service, knob, value) to the peer that says it sets it, as of this look."""
         self._lost: dict[str, dict[str, _Ours]] = {}
+        self._drift = NodeDrift()
         self._suspected: dict[str, dict[str, tuple[str, str, bool]]] = {}
         """Per service and knob (was, is, rests): a value that is not ours in one look, and not confirmed by a second;
         `rests` where the knob rests because of it alone."""
@@ -89,6 +92,8 @@ class SettingsWatch:
                 self._note_hand(record.service, str(record.payload["knob"]), record.at_ms)
             elif record.kind == RecordKind.SETTING_CHANGED_BY_PEER and record.service:
                 self._note_peer(record.service, str(record.payload["knob"]), str(record.payload["peer"]))
+            elif record.kind == RecordKind.SETTING_DRIFT and record.service:
+                self._drift.replay(record)
 
     def note_execution(self, execution: Execution) -> None:
         """Take what a change does, or has done, to its knobs."""
@@ -161,6 +166,7 @@ class SettingsWatch:
             if snapshot.taken_at_ms < self._ended_ms.get(snapshot.service, 0):
                 continue
             effects += self._look_at(snapshot, now_ms)
+            effects += self._drift.look(snapshot, {k: o.proposal_id for k, o in self._ours[snapshot.service].items()})
             self._last[snapshot.service] = snapshot.run_id, dict(snapshot.knobs)
             self._touched.pop(snapshot.service, None)
         for service, knobs in self._by_hand.items():
@@ -242,6 +248,10 @@ class SettingsWatch:
     def by_peer(self, service: str) -> dict[str, str]:
         """Return the knobs that other agents have set as they had announced, to those agents."""
         return dict(self._by_peer.get(service, {}))
+
+    def drift(self, service: str) -> dict[str, dict[str, str]]:
+        """Return the knobs that other nodes of the service have with another value: knob to node to that value."""
+        return self._drift.of(service)
 
     def lost(self, service: str) -> tuple[LostSetting, ...]:
         """Return the settings of ours that a restart or failover took away and nobody has set since."""

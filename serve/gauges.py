@@ -158,12 +158,19 @@ def _settings(state: FleetState) -> list[Metric]:
     lost = GaugeMetricFamily(
         "cachewarden_setting_lost", "1 for a setting of ours that a restart took away", labels=["cache", "knob"]
     )
+    drift = GaugeMetricFamily(
+        "cachewarden_setting_drift", "1 for a knob that another node of the service has with another value",
+        labels=["cache", "knob", "node"],
+    )  # fmt: skip
     for service, history in sorted(state.history.items()):
+        for knob, nodes in sorted(history.drift.items()):
+            for node in sorted(nodes):
+                drift.add_metric([service, knob, node], 1.0)
         for knob in sorted(history.by_hand):
             by_hand.add_metric([service, knob], 1.0)
         for one in history.lost:
             lost.add_metric([service, one.knob], 1.0)
-    return [by_hand, lost]
+    return [by_hand, lost, drift]
 
 
 def _newest(executions: tuple[Execution, ...], wanted: Callable[[Execution], bool]) -> dict[str, Execution]:

@@ -11,7 +11,15 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from cachewarden.cachemodel.hot_keys import HotKey, HotKeys, hot_by_frequency, hot_in_capture, severity_of
+from cachewarden.cachemodel.hot_keys import (
+    HotKey,
+    HotKeys,
+    hot_by_frequency,
+    hot_by_server,
+    hot_in_capture,
+    severity_of,
+)
+from cachewarden.cachemodel.lfu_rates import LfuLaw
 from cachewarden.estimate import Estimate
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.observation import Snapshot
@@ -39,7 +47,8 @@ class HotKeyView(BaseModel):
     key_hash: str
     prefix: str | None = Field(description="declared pattern that it matches")
     severity: str = Field(description="high, medium, low, or unknown where no share of the load is known")
-    share: ShareView | None = Field(description="of all lookups, 0..1")
+    share: ShareView | None = Field(description="of all lookups, 0..1; of the network's bytes where HOTKEYS tells it")
+    cpu_share: ShareView | None = Field(None, description="of the time of all commands, where HOTKEYS tells it")
     reads: int
     writes: int
     size_bytes: int | None
@@ -75,16 +84,15 @@ class HotKeysResponse(BaseModel):
 
 
 def hot_keys_view(snapshot: Snapshot, clients: int, limit: int) -> HotKeysResponse:
-    """Return the hot keys by the best means that this look has: a capture or feed, else LFU counters."""
+    """Return the hot keys by the best means that this look has: a capture or feed, else HOTKEYS of the
+    server, else LFU counters."""
     tried: dict[str, str] = {}
     found: HotKeys | str = snapshot.incomplete.get("access", "accesses are neither captured nor reported")
     if snapshot.access is not None:
         found = hot_in_capture(snapshot.access, clients, limit)
     if isinstance(found, str):
         tried["capture"] = found
-        found = "no keys were sampled" if snapshot.sample is None else hot_by_frequency(snapshot.sample, clients, limit)
-        if isinstance(found, str):
-            tried["lfu_counters"] = found
+        found = _without_capture(snapshot, clients, limit, tried)
     answer = HotKeysResponse(
         service_name=snapshot.service,
         taken_at=iso(snapshot.taken_at_ms),
@@ -102,12 +110,42 @@ def hot_keys_view(snapshot: Snapshot, clients: int, limit: int) -> HotKeysRespon
     return answer
 
 
+def _without_capture(snapshot: Snapshot, clients: int, limit: int, tried: dict[str, str]) -> HotKeys | str:
+    """Return what the server itself tells: by HOTKEYS, else by LFU counters."""
+    if snapshot.hot_keys is not None:
+        return hot_by_server(snapshot.hot_keys, clients, limit)
+    none_yet = "no session has ended: it needs Redis 8.6 and `capture: true` in the fleet file"
+    tried["hotkeys"] = snapshot.incomplete.get("hot_keys", none_yet)
+    found = _by_counters(snapshot, clients, limit)
+    if isinstance(found, str):
+        tried["lfu_counters"] = found
+    return found
+
+
+def _by_counters(snapshot: Snapshot, clients: int, limit: int) -> HotKeys | str:
+    if snapshot.sample is None:
+        return "no keys were sampled"
+    factor, decay = (snapshot.knobs.get(name, "") for name in ("lfu-log-factor", "lfu-decay-time"))
+    law = None
+    if factor.isdecimal() and decay.isdecimal() and snapshot.sample.counted_ms:
+        law = LfuLaw(log_factor=int(factor), decay_min=int(decay), counted_ms=snapshot.sample.counted_ms)
+    return hot_by_frequency(
+        snapshot.sample,
+        clients,
+        limit,
+        law=law,
+        lookups_per_s=snapshot.lookups_per_s,
+        resident_keys=snapshot.resident_keys,
+    )
+
+
 def _key(key: HotKey) -> HotKeyView:
     return HotKeyView(
         key_hash=f"{key.key:016x}",
         prefix=key.pattern,
-        severity=severity_of(key.share),
+        severity=severity_of(key.share, key.cpu_share),
         share=_share(key.share),
+        cpu_share=_share(key.cpu_share),
         reads=key.reads,
         writes=key.writes,
         size_bytes=key.size_bytes,

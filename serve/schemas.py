@@ -101,6 +101,9 @@ class ServiceView(CacheMetrics):
     set_by_peer: dict[str, str] = Field(
         default_factory=dict, description="knob to the other agent that has set it, as it had announced"
     )
+    drift: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="knob to the other nodes that have another value, and that value"
+    )
     lost_settings: dict[str, str] = Field(
         default_factory=dict, description="knob to the value of ours that a restart or failover took away"
     )

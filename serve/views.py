@@ -74,6 +74,7 @@ def service_view(service: Service, state: FleetState, score: float | None) -> Se
         plan_id=plan_id,
         set_by_hand={knob: iso(at_ms) for knob, at_ms in sorted(history.by_hand.items())},
         set_by_peer=dict(sorted(history.by_peer.items())),
+        drift={knob: dict(nodes) for knob, nodes in sorted(history.drift.items())},
         lost_settings={one.knob: one.value for one in history.lost},
     )
     if snapshot is None:

@@ -241,7 +241,13 @@ class FakeCache(FakeServer):
         return ReencodePass(cursor=after, examined=examined, reencoded=0, bytes_moved=0)
 
     async def extend_ttls(
-        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+        self,
+        lease: Lease,
+        rule: TtlRule,
+        cursor: int,
+        max_keys: int,
+        restore: bool = False,
+        idle_known_ms: int = 0,  # noqa: ARG002  (here idle times are always true)
     ) -> TtlPass:
         """One pass over keys in the order of a hash; the cursor is the hash to go on from, so no key is passed over."""
         self._answer()

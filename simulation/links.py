@@ -254,10 +254,18 @@ class LinkedTarget:
         return why
 
     async def extend_ttls(
-        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+        self,
+        lease: Lease,
+        rule: TtlRule,
+        cursor: int,
+        max_keys: int,
+        restore: bool = False,
+        idle_known_ms: int = 0,
     ) -> TtlPass:
         """One pass of a rule."""
-        work = await self._watched(lease, lambda: self._cache.extend_ttls(lease, rule, cursor, max_keys, restore))
+        work = await self._watched(
+            lease, lambda: self._cache.extend_ttls(lease, rule, cursor, max_keys, restore, idle_known_ms)
+        )
         done: TtlPass = await self._write("PEXPIREAT", work)
         return done
 

@@ -329,7 +329,13 @@ class ModelCache(FakeServer):
         return ReencodePass(cursor=after, examined=examined, reencoded=0, bytes_moved=0)
 
     async def extend_ttls(
-        self, lease: Lease, rule: TtlRule, cursor: int, max_keys: int, restore: bool = False
+        self,
+        lease: Lease,
+        rule: TtlRule,
+        cursor: int,
+        max_keys: int,
+        restore: bool = False,
+        idle_known_ms: int = 0,  # noqa: ARG002  (here idle times are always true)
     ) -> TtlPass:
         """One pass; the rule acts once a pass has come round. Raises InvariantViolation for a rule beyond staleness."""
         if rule.extended_ttl_ms > rule.max_staleness_ms:

@@ -440,9 +440,9 @@ async def test_a_key_that_loses_its_ttl_between_the_look_and_the_write_gets_none
     class Meddling(Session):
         """The application rewrites the key without a TTL just before our transaction."""
 
-        async def write_fenced(self, fence_key, lease, commands):
+        async def write_all_watched(self, commands):
             admin.set("user:1", "2")
-            return await super().write_fenced(fence_key, lease, commands)
+            return await super().write_all_watched(commands)
 
     async with target._wire.session() as session:
         meddling = Meddling(target._wire, session._connection)

@@ -180,7 +180,13 @@ class Bench:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    def begin(self, *changes: KnobChange, baseline: Any = None, **fields: Any) -> Proposal:
+    def begin(
+        self,
+        *changes: KnobChange,
+        baseline: Any = None,
+        latency_us_p99_before: float | None = None,
+        **fields: Any,
+    ) -> Proposal:
         """Hand over an order that promises little, so that only what a test breaks decides how it ends."""
         plain: dict[str, Any] = {
             "service": "shop",
@@ -195,7 +201,8 @@ class Bench:
             # It promises no hits, so that want of traffic is no reason to take it back.
             nothing = replace(wanted.prediction, gain=Estimate(0.0, 0.0, 0.0), lookups_per_s=0.0)
             wanted = replace(wanted, prediction=nothing)
-        more = {} if baseline is None else {"baseline": baseline}
+        more: dict[str, Any] = {"latency_us_p99_before": latency_us_p99_before}
+        more |= {} if baseline is None else {"baseline": baseline}
         self.order(wanted, hit_ratio_before=fields.get("before", 0.10), **more)
         return wanted
 
