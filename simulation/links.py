@@ -9,7 +9,7 @@ It decides nothing. INVARIANT: no state of a server is touched but by a call tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,9 +40,9 @@ class Link:
         self._host = host
         self._timeout_ms = timeout_ms
 
-    async def call(self, work: Work) -> Any:
-        """Have `work` done at the server; raises Unreachable and NoAnswer."""
-        return await self._network.call(self._node, self._host, lambda: drive(work()), self._timeout_ms)
+    def call(self, work: Work) -> Awaitable[Any]:
+        """Have `work` done at the server; raises Unreachable and NoAnswer where it is awaited."""
+        return self._network.call(self._node, self._host, lambda: drive(work()), self._timeout_ms)
 
     def told(self, news: Pending) -> Callable[[], None]:
         """Return what the server calls where it has something to send by itself: `news` is there once it arrives."""
