@@ -103,7 +103,9 @@ class FakeBlackboard:
         expires_ms = records.time_ms(record["expires_at"])
         ttl_ms = _DEFAULT_TTL_MS if expires_ms is None else max(2_000, expires_ms - written_ms)
         record["expires_at"] = records.iso_utc(written_ms + ttl_ms)
-        self.knowledge[record["space"], record["id"]] = json.dumps(record)
+        self.knowledge[record["space"], record["id"]] = text = json.dumps(record)
+        # Written by us a moment ago: whoever looks at it next need not read it.
+        self._keep(records.parse_knowledge, text, record)
         self._ours.add(("knowledge", record["id"]))
         self._expires_ms[record["space"], record["id"]] = written_ms + ttl_ms
         shown = {"knowledge_id": record["id"]} | {k: record[k] for k in ("space", "agent_id", "knowledge_type")}
@@ -134,10 +136,13 @@ class FakeBlackboard:
         if known is None:
             known = parse(text)
             if isinstance(text, str):
-                if len(self._read_before) >= _PARSED_MAX:
-                    self._read_before.clear()
-                self._read_before[parse, text] = known
+                self._keep(parse, text, known)
         return known
+
+    def _keep(self, parse: Any, text: str, record: dict[str, Any] | BadRecord) -> None:
+        if len(self._read_before) >= _PARSED_MAX:
+            self._read_before.clear()
+        self._read_before[parse, text] = record
 
     def _expired(self, item: Mapping[str, Any]) -> bool:
         text = item["expires_at"]
