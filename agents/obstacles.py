@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from cachewarden.approval import PLANNER, Approval, Rest, rest_over
 from cachewarden.claims import ANYTHING, UNREAD_BOARD, overlap, touched
-from cachewarden.codec import digest
+from cachewarden.codec import kept_digest
 from cachewarden.freeze import Freeze, frozen_until, parse_freezes
 from cachewarden.messages import (
     AGENT_ID,
@@ -120,7 +120,7 @@ def _verdict_obstacle(
         return _yield(f"the constitution denies it: {', '.join(verdict.denied_by) or 'no principle could be asked'}")
     if proposal.constitutional_hash != CONSTITUTIONAL_HASH or verdict.constitutional_hash != CONSTITUTIONAL_HASH:
         return _yield("proposal or verdict carries another constitutional hash than ours")
-    if verdict.proposal_digest != (digest(proposal) if proposal_digest is None else proposal_digest):
+    if verdict.proposal_digest != (kept_digest(proposal) if proposal_digest is None else proposal_digest):
         return _yield("the verdict is on another content than the proposal has now")
     if proposal.expires_at_ms <= now_ms:
         return _yield(f"it expired at {clock_words(proposal.expires_at_ms)}")

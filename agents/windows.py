@@ -198,20 +198,19 @@ def _incomparable(before: InfoFacts, after: InfoFacts) -> str | None:
         return "another server process answers: restart or failover, a new window begins"
     if before.role != after.role:
         return f"the server's role changed from `{before.role}` to `{after.role}`, a new window begins"
-    counters = {
-        "uptime_in_seconds": (before.uptime_ms, after.uptime_ms),
-        "keyspace_hits": (before.hits, after.hits),
-        "keyspace_misses": (before.misses, after.misses),
-        "evicted_keys": (before.evicted, after.evicted),
-        "expired_keys": (before.expired, after.expired),
-        "refused writes": (before.refused, after.refused),
-        "total_commands_processed": (before.commands, after.commands),
-    }
     # Without a run id a lower uptime is the only sign of a restart; with one it is a clock that was set back.
-    if after.run_id is not None:
-        del counters["uptime_in_seconds"]
-    for name, (old, new) in counters.items():
-        if (_delta(old, new) or 0) < 0:
+    uptime = () if after.run_id is not None else (("uptime_in_seconds", before.uptime_ms, after.uptime_ms),)
+    counters = (
+        *uptime,
+        ("keyspace_hits", before.hits, after.hits),
+        ("keyspace_misses", before.misses, after.misses),
+        ("evicted_keys", before.evicted, after.evicted),
+        ("expired_keys", before.expired, after.expired),
+        ("refused writes", before.refused, after.refused),
+        ("total_commands_processed", before.commands, after.commands),
+    )
+    for name, old, new in counters:
+        if old is not None and new is not None and new < old:
             return f"`{name}` went back from {old} to {new}: the counters were reset, a new window begins"
     return None
 

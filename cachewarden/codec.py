@@ -12,14 +12,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter
 
-__all__ = ["canonical_json", "decode", "digest", "record_id", "to_jsonable"]
+__all__ = ["canonical_json", "decode", "digest", "kept_digest", "record_id", "to_jsonable"]
 
 T = TypeVar("T")
+_DIGESTS_KEPT: Final = 256
 
 
 @cache
@@ -77,6 +78,37 @@ def canonical_json(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """Return the SHA-256 of the canonical bytes as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+class _Same:
+    """A key that is equal only to one of the very same object, which it holds, so that no other can take its place."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._value is self._value
+
+    def digest(self) -> str:
+        return digest(self._value)
+
+
+@lru_cache(maxsize=_DIGESTS_KEPT)
+def _digest_of(same: _Same) -> str:
+    return same.digest()
+
+
+def kept_digest(value: Any) -> str:
+    """Return the digest of a message, remembered for the newest objects that were asked about.
+
+    For frozen messages only: they are digested again on their way through a process, and nobody changes them.
+    """
+    return _digest_of(_Same(value))
 
 
 def record_id(*parts: str) -> str:

@@ -158,7 +158,7 @@ def peer_input_performers(blackboard: Blackboard | None) -> dict[type[Effect], C
         port = board()
         return PeersRead(
             ref=e.ref,
-            pages={area: await port.page(area, cursor) for area, cursor in e.cursors.items()},
+            pages=await port.pages(e.cursors),
             tasks={task_id: await port.task(task_id) for task_id in e.tasks},
             conflicts={conflict_id: await port.conflict(conflict_id) for conflict_id in e.conflicts},
         )

@@ -269,7 +269,7 @@ class Coordinator:
             return (*told, self._next_beat(now_ms))
         if ref == f"deadline:{self._cycle}:{self._stage}":
             why = f"did not answer while {self._stage} in cycle {self._cycle}"
-            self._memory.note_trouble(AGENT_OF_STAGE[self._stage], why)
+            self._memory.lives.note_trouble(AGENT_OF_STAGE[self._stage], why)
             return self._end(now_ms)
         return self._pauses.again(ref)
 
@@ -446,4 +446,4 @@ class Coordinator:
         return (*effects, SetTimer(ref="cycle", due_ms=now_ms)) if at_once else effects
 
     def _on_chain_checked(self, message: ChainChecked, _sender: str, now_ms: int) -> tuple[Effect, ...]:
-        return (*projection.chain_checked(message, now_ms), *self._pauses.heed(message, self._memory, now_ms))
+        return (*self._peers.note_chain(message, now_ms), *self._pauses.heed(message, self._memory, now_ms))

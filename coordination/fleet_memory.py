@@ -10,20 +10,20 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 from pydantic import ValidationError
 
 from cachewarden.approval import Approval
 from cachewarden.cachemodel.scoring import OUTCOMES_MAX, Outcome, outcome_of, score
-from cachewarden.codec import digest
+from cachewarden.codec import kept_digest
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Intent, Proposal, RecordKind, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.pausing import PAUSE_KINDS
-from cachewarden.protocol import AgentBeat, AgentHealth, FleetState, History, PeerHealth, PeerReport, StandingDecision
+from cachewarden.protocol import AgentBeat, FleetState, History, PeerHealth, PeerReport, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.execution_records import STATE_OF_RECORD, followed, opened
+from coordination.life_signs import LifeSigns
 from coordination.settings_watch import SettingsWatch
 
 __all__ = ["LED_REST_MS", "FleetMemory"]
@@ -34,8 +34,6 @@ _ROLLED_BACK_MS = 7 * 24 * _HOUR_MS
 _EXECUTIONS_KEPT = 200
 LED_REST_MS = 120_000
 """How long a cache that another deployment leads is left to it before its lease is tried again."""
-_SILENT_MS = 20_000
-"""Four missed beats: from then on an agent counts as gone."""
 _HANDED_OVER_MS = 30_000
 """How long a service counts as busy after its proposal was handed over, until the actuator says something."""
 
@@ -69,8 +67,7 @@ class FleetMemory:
         """Service to the other deployment that leads it, and until when it is left to that one."""
         self._rules: dict[str, dict[str, tuple[str, TtlRule]]] = {}
         """Per service and pattern: the TTL rule in force, and the proposal that brought it."""
-        self._health: dict[str, AgentHealth] = {}
-        self._starts: dict[str, int] = {}
+        self.lives = LifeSigns()
         self._peers: dict[str, PeerHealth] = {}
         self._intents: tuple[Intent, ...] = ()
         self._approvals: tuple[Approval, ...] = ()
@@ -179,7 +176,9 @@ class FleetMemory:
     def note_verdicts(self, proposals: Mapping[str, Proposal], verdicts: Mapping[str, Verdict]) -> None:
         for proposal_id, proposal in proposals.items():
             verdict = verdicts.get(proposal_id)
-            complete = verdict is not None and bool(verdict.findings) and verdict.proposal_digest == digest(proposal)
+            complete = (
+                verdict is not None and bool(verdict.findings) and verdict.proposal_digest == kept_digest(proposal)
+            )
             self._decisions += 1
             self._compliant += int(complete)
 
@@ -245,34 +244,13 @@ class FleetMemory:
             self._rolled_back.setdefault(service, {})[execution.proposal.signature] = execution.updated_at_ms
         self._touch(now_ms)
 
-    def note_beat(self, beat: AgentBeat, sender: str, now_ms: int) -> None:
-        starts = self._starts.get(sender)
-        old = self._health.get(sender)
-        restarts = old.restarts if old else 0
-        if starts is not None and starts != beat.started_at_ms:
-            restarts += 1
-        self._starts[sender] = beat.started_at_ms
-        self._health[sender] = AgentHealth(
-            name=sender, alive=True, last_seen_ms=now_ms, restarts=restarts, detail=beat.detail
-        )
-
     def hear(self, message: object, sender: str, now_ms: int) -> bool:
         """Take note of who lives, whatever else the message means; return whether it means nothing else."""
         if isinstance(message, AgentBeat):
-            self.note_beat(message, sender, now_ms)
+            self.lives.note_beat(message, sender, now_ms)
         elif isinstance(message, PeerReport):
             self.note_peers(message, now_ms)
         return isinstance(message, AgentBeat)
-
-    def note_trouble(self, agent: str, detail: str) -> None:
-        old = self._health.get(agent)
-        self._health[agent] = AgentHealth(
-            name=agent,
-            alive=False,
-            last_seen_ms=old.last_seen_ms if old else 0,
-            restarts=old.restarts if old else 0,
-            detail=detail,
-        )
 
     def note_peers(self, report: PeerReport, now_ms: int) -> None:
         told = {peer.name: peer for peer in report.peers}
@@ -288,6 +266,8 @@ class FleetMemory:
 
     def note_approvals(self, known: tuple[Approval, ...], answers: Mapping[str, str], now_ms: int) -> None:
         """Take note of the approvals and of what became of decisions on them."""
+        if not known and not answers and not self._approvals and not self._approval_answers:
+            return
         # Approvals are immutable: what is the same object has not changed.
         same = len(known) == len(self._approvals) and all(map(operator.is_, known, self._approvals))
         if not same or answers != self._approval_answers:
@@ -336,7 +316,7 @@ class FleetMemory:
     def in_flight(self, service: str, now_ms: int | None = None) -> str | None:
         """Return the proposal that is being carried out for a service, if any."""
         for execution in reversed(self._executions.values()):
-            if execution.proposal.service == service and not execution.state.final:
+            if not execution.state.final and execution.proposal.service == service:
                 return execution.proposal.proposal_id
         handed = self._handed_over.get(service)
         if handed is not None and (now_ms or self._now_ms) - handed[1] < _HANDED_OVER_MS:
@@ -415,10 +395,6 @@ class FleetMemory:
 
     def state(self, now_ms: int, cycle: int, stage: str, life_ms: int) -> FleetState:
         """Return everything as one value; `stage` is that of the cycle, `idle` between two."""
-        health = {
-            name: h if now_ms - h.last_seen_ms < _SILENT_MS else replace(h, alive=False, detail=h.detail or "silent")
-            for name, h in self._health.items()
-        }
         last = [t for times in self._changes.values() for t in times.values()]
         return FleetState(
             version=self._version,
@@ -432,7 +408,7 @@ class FleetMemory:
             first_hit_ratio=dict(self._first),
             standing=dict(self._standing),
             executions=tuple(self._executions.values()),
-            agents=health,
+            agents=self.lives.told(now_ms),
             journal_seq=self._journal_seq,
             decisions=self._decisions,
             decisions_compliant=self._compliant,

@@ -56,14 +56,10 @@ class ModeDesk:
         self._queues: dict[str, deque[_Order]] = {}
         self._orders = 0
         self._ever = False
+        self.overrides: dict[str, str] = {}
+        """Modes that differ from the fleet file, as text."""
         self.modes: dict[str, Mode] = {s.name: s.mode for s in fleet.services}
         """By service; the same object for the life of the coordinator, so that others may look into it."""
-
-    @property
-    def overrides(self) -> dict[str, str]:
-        """Modes that differ from the fleet file, as text."""
-        filed = {s.name: s.mode for s in self._filed.services}
-        return {name: mode.value for name, mode in sorted(self.modes.items()) if mode is not filed[name]}
 
     @property
     def looked_at(self) -> tuple[str, ...]:
@@ -220,6 +216,8 @@ class ModeDesk:
             waiting = (o.message.mode for o in self._queues.get(service.name, ()) if not o.raises)
             written = self._written.get(service.name, service.mode)
             self.modes[service.name] = min((written, *waiting), key=RANK.__getitem__)
+        filed = {s.name: s.mode for s in self._filed.services}
+        self.overrides = {name: mode.value for name, mode in sorted(self.modes.items()) if mode is not filed[name]}
         self._ever = self._ever or bool(self.overrides)
 
 

@@ -11,7 +11,6 @@ cycle, an answer only lifts what a plan held back. Verdict, resolution, lease an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from cachewarden.balloting import parse_voters
@@ -32,7 +31,7 @@ from cachewarden.messages import (
 )
 from cachewarden.peer_input import Hinted, IntentPublished, PeersRead, TaskClaimed, TaskFinished
 from cachewarden.peer_powers import PeerPower, parse_powers
-from cachewarden.protocol import Execute, PeerBallots, PeerHealth, PeerReport
+from cachewarden.protocol import ChainChecked, Execute, PeerBallots, PeerHealth, PeerReport
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.blackboard_records import OPEN_CONFLICT_STATES, time_ms
 from coordination.conflict_desk import ConflictDesk
@@ -42,7 +41,7 @@ from coordination.peer_ballots import live_ballots
 from coordination.peer_plans import PeerPlan, PlanState, plan_of
 from coordination.peer_reader import PLANS_MAX, PeerReader
 from coordination.peer_watch import LOOK_REF, PeerWatch
-from coordination.projection import task_id_of
+from coordination.projection import ChainNews, task_id_of
 from coordination.release_gate import RELEASE_REF, Passed, ReleaseGate
 from coordination.request_mirror import REQUEST_REF, RequestMirror
 from coordination.task_desk import TASK_REF, TaskDesk
@@ -73,6 +72,7 @@ class PeerDesk:
         may_force = PeerPower.FORCE in self._powers
         self._tasks = TaskDesk(fleet, settings.cycle_interval_ms, life, may_force=may_force)
         self._requests = RequestMirror()
+        self._chain = ChainNews()
         self._reader = PeerReader(self._names)
         self._begun: frozenset[tuple[str, str]] = frozenset()
         """Keys of the plans in sight that were seen being carried out, and are not merely wanted again."""
@@ -80,6 +80,8 @@ class PeerDesk:
         self._ballots = 0
         self._voters = frozenset(v.voter_id for v in parse_voters(settings.ballot_voters))
         self._told: tuple[PeerHealth | None, int] = (None, 0)
+        self._figures: tuple[Any, ...] = ()
+        """What `_told` was made of."""
         self._began_ms = 0
         self._unwatched: list[Passed] = []
 
@@ -117,6 +119,11 @@ class PeerDesk:
             self._tell(memory, now_ms)
         memory.note_intents(self.intents(now_ms), now_ms)
         return effects
+
+    def note_chain(self, message: ChainChecked, now_ms: int) -> tuple[Effect, ...]:
+        """Take a check of the journal: tell what is news in it, and look for requests where it has moved."""
+        self._requests.note_head(message.height, message.checkpoint_hash)
+        return self._chain.tell(message, now_ms)
 
     def take_hurry(self, now_ms: int) -> bool:
         """Whether a cycle should begin now; asked once."""
@@ -221,7 +228,8 @@ class PeerDesk:
         effects: list[Effect] = list(self._read_knowledge(now_ms))
         running = {e.proposal.service: e.proposal for e in memory.executions if not e.state.final}
         effects += self._read_objections(running, memory, now_ms)
-        clashes = find_clashes(running.values(), self._plans_in_sight, None, now_ms, in_flight=True)
+        plans = self._plans_in_sight
+        clashes = find_clashes(running.values(), plans, None, now_ms, in_flight=True) if plans else ()
         effects += self._conflicts.meet((*clashes, *self._set_back(memory, now_ms)), now_ms, judged=False)
         # In this order: an answer ends an objection, which then stands no longer among the open conflicts.
         answers = self._watch.knowledge("coordination")
@@ -250,6 +258,8 @@ class PeerDesk:
 
     def _set_back(self, memory: FleetMemory, now_ms: int) -> list[Clash]:
         """Return the plans that would set back what we have lately set."""
+        if not self._plans_in_sight:
+            return []
         kept = [
             e.proposal
             for e in memory.executions
@@ -261,10 +271,13 @@ class PeerDesk:
     def _read_objections(self, running: Mapping[str, Proposal], memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         effects: list[Effect] = []
         objections: list[PeerPlan] = []
+        if not (conflicts := self._watch.open_conflicts()):
+            self._objections = ()
+            return ()
         plans = {name: s.proposal for name in self._fleet.names if (s := memory.standing(name)) and s.proposal}
         plans |= running
         tasks = {task_id_of(e): e.proposal.service for e in memory.executions if not e.state.final}
-        for conflict in self._watch.open_conflicts():
+        for conflict in conflicts:
             if conflict["status"] not in OPEN_CONFLICT_STATES:
                 continue
             data = conflict["resolution_data"] or {}
@@ -336,12 +349,20 @@ class PeerDesk:
         )
 
     def _tell(self, memory: FleetMemory, now_ms: int) -> None:
-        health = self.health()
         last, at_ms = self._told
         # The number of looks alone is no news.
-        if last is None or now_ms - at_ms >= _TELL_MS or replace(health, done=last.done) != last:
-            self._told = (health, now_ms)
-            memory.note_peers(PeerReport(peers=(health,)), now_ms)
+        figures = self._counted()
+        if last is None or not 0 <= now_ms - at_ms < _TELL_MS or figures != self._figures:
+            self._told, self._figures = (self.health(), now_ms), figures
+            memory.note_peers(PeerReport(peers=(self._told[0],)), now_ms)
+
+    def _counted(self) -> tuple[Any, ...]:
+        """Return everything that `health` is made of, but for the number of looks."""
+        watch, reader, requests = self._watch, self._reader, self._requests
+        seen = (watch.trouble, watch.failures, watch.bad, watch.left_out, reader.violations, reader.bad)
+        done = (requests.left_out, requests.mirrored, self._tasks.in_work, len(self._plans_in_sight))
+        conflicts = (self._conflicts.counts.copy(), self._conflicts.told(), self._conflicts.open)
+        return (seen, done, conflicts, self._tasks.counts.copy())
 
 
 def _matter(proposal: Proposal) -> tuple[str, str]:

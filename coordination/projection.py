@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cachewarden.claims import priority_of
-from cachewarden.codec import digest, to_jsonable
+from cachewarden.codec import kept_digest, to_jsonable
 from cachewarden.machine import Publish
 from cachewarden.messages import (
     AGENT_ID,
@@ -40,6 +40,7 @@ from coordination.blackboard_records import (
 
 __all__ = [
     "AGENT_TYPE",
+    "ChainNews",
     "chain_checked",
     "execution_changed",
     "farewell",
@@ -60,6 +61,7 @@ _TAGS: Final = ("cache", "performance")
 _TTL_MS_SETTLED_MIN: Final = 60_000
 _TTL_MS_UNDER_WAY: Final = 3_600_000
 _TTL_MS_FINISHED: Final = 24 * 3_600_000
+_CHAIN_AGAIN_MS: Final = 60_000
 
 _PROPOSAL_ID_PREFIX: Final = "p-"
 """How `agents/drafting.py` begins the id of a proposal; anything else that a conflict names is somebody's intent."""
@@ -211,6 +213,22 @@ def chain_checked(message: ChainChecked, now_ms: int) -> tuple[Publish, ...]:
     return (_publish("add_knowledge", item=item),)
 
 
+class ChainNews:
+    """What was last told of the chain: the same once a minute is enough, anything else is told at once."""
+
+    def __init__(self) -> None:
+        self._told: tuple[Any, ...] = ()
+        self._told_ms = 0
+
+    def tell(self, message: ChainChecked, now_ms: int) -> tuple[Publish, ...]:
+        """Return what `chain_checked` does where that is news, or was told a minute ago."""
+        news = (message.ok, message.height, message.checkpoint_hash, message.problems, message.problems_total)
+        if news == self._told and 0 <= now_ms - self._told_ms < _CHAIN_AGAIN_MS:
+            return ()
+        self._told, self._told_ms = news, now_ms
+        return chain_checked(message, now_ms)
+
+
 # --- Parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +265,7 @@ def plan_content(proposal: Proposal, status: str, reason: str, since_ms: int | N
     return {
         "constitutional_hash": CONSTITUTIONAL_HASH,
         "plan_id": proposal.proposal_id,
-        "plan_digest": digest(proposal),
+        "plan_digest": kept_digest(proposal),
         "status": status,
         "reason": reason,
         "priority": priority_of(proposal),
@@ -344,7 +362,7 @@ def result_of(execution: Execution, verdict: Verdict | None) -> tuple[dict[str, 
     """
     compliant: bool | None = None
     if verdict is not None:
-        allows = verdict.decision is Decision.ALLOW and verdict.proposal_digest == digest(execution.proposal)
+        allows = verdict.decision is Decision.ALLOW and verdict.proposal_digest == kept_digest(execution.proposal)
         # A change that was given up before anything was written complies whatever the verdict was.
         compliant = allows or execution.state is ExecutionState.ABANDONED
     output = {

@@ -220,12 +220,35 @@ class RedisBlackboard:
 
     async def page(self, area: str, cursor: str = "") -> BoardPage:
         """Return the live records of one area from place `cursor` of its index on (`redis_pages.py` has the bounds)."""
-        index, record, parse = _AREAS[area]
+        _, record, parse = _AREAS[area]
         own = self._key("agents", self._agent_id, "knowledge") if area.startswith("knowledge:") else None
+        index, more = self._indexes_of(area)
+        reading = self._pages.read(index, partial(self._key, *record), parse, cursor, own, more)
+        return await self._store.guarded(reading)
+
+    def _indexes_of(self, area: str) -> tuple[str, str | None]:
+        """Return the keys of an area's sorted set and of its set of ACGS's core, if that is kept."""
         kind, _, status = area.partition(":")
         more = self._indexes.core_set(kind, "status", status) if kind in ("tasks", "conflicts") else None
-        reading = self._pages.read(self._key(*index), partial(self._key, *record), parse, cursor, own, more)
-        return await self._store.guarded(reading)
+        return self._key(*_AREAS[area][0]), more
+
+    async def pages(self, cursors: Mapping[str, str]) -> dict[str, BoardPage]:
+        """Return a page of each area; see the port. An index that is of another type is read, and fails, as ever."""
+
+        async def sizes() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for index, more in map(self._indexes_of, cursors):
+                    pipe.zcard(index)
+                    # Nothing lies under the empty name: a place in the answers, and no more.
+                    pipe.scard(more or "")
+                return list(await pipe.execute(raise_on_error=False))
+
+        held = await self._store.guarded(sizes())
+        empty = {area for n, area in enumerate(cursors) if held[2 * n : 2 * n + 2] == [0, 0]}
+        return {
+            area: BoardPage(records=()) if area in empty and not cursor else await self.page(area, cursor)
+            for area, cursor in cursors.items()
+        }
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 

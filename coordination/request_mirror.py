@@ -28,6 +28,8 @@ _RECORDS: Final = 200
 _TASKS_MAX: Final = 10
 _GAP_MS: Final = 5_000
 """Between two looks: hints may bring looks at the blackboard closer together, the journal needs no more than that."""
+_UNTOLD_MS: Final = 30_000
+"""Longest time between two looks: the auditor, who tells when the journal has moved, may be the one that is gone."""
 _SEEN_MAX: Final = 1_000
 _AWAITED_MAX: Final = 500
 
@@ -40,15 +42,24 @@ class RequestMirror:
         self._awaited: dict[str, str] = {}
         """Task to the proposal whose change ends it."""
         self._reading = False
-        self._looked_ms = -_GAP_MS
+        self._looked_ms = -_UNTOLD_MS
+        self._moved = True
+        """Whether the journal may end elsewhere than when it was last read."""
+        self._head: tuple[int, str] = (0, "")
         self.mirrored = self.left_out = 0
         """Requests that have a task, and newer ones beyond the bound that have none, since the start."""
 
+    def note_head(self, seq: int, head_hash: str) -> None:
+        """Take note of where the journal ends, as its auditor has found it."""
+        if (seq, head_hash) != self._head:
+            self._head, self._moved = (seq, head_hash), True
+
     def look(self, now_ms: int) -> tuple[Effect, ...]:
-        """Ask for the newest records, unless an answer is outstanding or the last one is too fresh."""
-        if self._reading or now_ms - self._looked_ms < _GAP_MS:
+        """Ask for the newest records, unless an answer is outstanding, the last one is too fresh, or nothing was
+        written since."""
+        if self._reading or 0 <= now_ms - self._looked_ms < (_GAP_MS if self._moved else _UNTOLD_MS):
             return ()
-        self._reading, self._looked_ms = True, now_ms
+        self._reading, self._moved, self._looked_ms = True, False, now_ms
         kinds = (RecordKind.REQUEST_DECIDED.value,)
         return (ReadJournal(ref=f"{REQUEST_REF}read", kinds=kinds, limit=_RECORDS),)
 
@@ -56,6 +67,7 @@ class RequestMirror:
         """Take the answer."""
         self._reading = False
         if isinstance(event, EffectFailed) or not isinstance(event, JournalRead):
+            self._moved = True
             return ()
         fresh = [r for r in event.records if r.kind == RecordKind.REQUEST_DECIDED and r.subject_id not in self._seen]
         self.left_out += max(0, len(fresh) - _TASKS_MAX)

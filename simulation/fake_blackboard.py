@@ -49,8 +49,13 @@ class FakeBlackboard:
         self._bad_seen: set[tuple[str, str]] = set()
         self._read_before: dict[tuple[Any, str], dict[str, Any] | BadRecord] = {}
         self._times: dict[str, int | None] = {}
-        self._paged: dict[str, tuple[list[tuple[str, str]], list[dict[str, Any]]]] = {}
-        """What an area held when it was last read, and what of it was wanted."""
+        self._texts: dict[str, dict[Any, str]] = {}
+        """All records of a kind as they stood when they were last read."""
+        self._paged: dict[str, list[dict[str, Any]]] = {}
+        """What was wanted of each area then."""
+        self._scanned: dict[str, int] = {}
+        self._bad_news: dict[str, int] = {}
+        """Area to the bad records that no page has counted yet."""
         self._ours: set[tuple[str, str]] = set()
         """Kind and id of what we wrote, as the sets of our agent hold them."""
         self._expires_ms: dict[tuple[str, str], int] = {}
@@ -98,7 +103,9 @@ class FakeBlackboard:
         expires_ms = records.time_ms(record["expires_at"])
         ttl_ms = _DEFAULT_TTL_MS if expires_ms is None else max(2_000, expires_ms - written_ms)
         record["expires_at"] = records.iso_utc(written_ms + ttl_ms)
-        self.knowledge[record["space"], record["id"]] = json.dumps(record)
+        self.knowledge[record["space"], record["id"]] = text = json.dumps(record)
+        # Written by us a moment ago: whoever looks at it next need not read it.
+        self._keep(records.parse_knowledge, text, record)
         self._ours.add(("knowledge", record["id"]))
         self._expires_ms[record["space"], record["id"]] = written_ms + ttl_ms
         shown = {"knowledge_id": record["id"]} | {k: record[k] for k in ("space", "agent_id", "knowledge_type")}
@@ -129,10 +136,13 @@ class FakeBlackboard:
         if known is None:
             known = parse(text)
             if isinstance(text, str):
-                if len(self._read_before) >= _PARSED_MAX:
-                    self._read_before.clear()
-                self._read_before[parse, text] = known
+                self._keep(parse, text, known)
         return known
+
+    def _keep(self, parse: Any, text: str, record: dict[str, Any] | BadRecord) -> None:
+        if len(self._read_before) >= _PARSED_MAX:
+            self._read_before.clear()
+        self._read_before[parse, text] = record
 
     def _expired(self, item: Mapping[str, Any]) -> bool:
         text = item["expires_at"]
@@ -148,29 +158,44 @@ class FakeBlackboard:
     async def page(self, area: str, cursor: str = "") -> BoardPage:
         """Return the live, readable records of an area from place `cursor` on, `_PAGE` at most."""
         self._require_available()
-        kind, _, part = area.partition(":")
-        if kind == "knowledge":
-            texts = {i: text for (space, i), text in self.knowledge.items() if space == part}
-        else:
-            texts = self.tasks if kind == "tasks" else self.conflicts
-        parse = {"knowledge": records.parse_knowledge, "tasks": records.parse_task}.get(kind, records.parse_conflict)
-        held = list(texts.items())
-        before, wanted = self._paged.get(area, ([], []))
-        bad = 0
-        if held != before:
-            wanted, bad = self._wanted(area, held, parse)
-            self._paged[area] = held, wanted
-        found = [r for r in wanted if not self._expired(r)] if kind == "knowledge" else wanted
-        behind = [r for r in found if not cursor or _place(r) > tuple(json.loads(cursor))]
+        wanted = self._wanted(area)
+        bad, self._bad_news[area] = self._bad_news.get(area, 0), 0
+        found = [r for r in wanted if not self._expired(r)] if area.startswith("knowledge:") else wanted
+        behind = [r for r in found if _place(r) > tuple(json.loads(cursor))] if cursor else found
         after = json.dumps(_place(behind[_PAGE - 1])) if len(behind) > _PAGE else ""
         page = cast(list[BoardRecord], behind[:_PAGE])
-        return BoardPage(records=tuple(page), cursor=after, scanned=len(texts), bad=bad)
+        return BoardPage(records=tuple(page), cursor=after, scanned=self._scanned[area], bad=bad)
 
-    def _wanted(
-        self, area: str, held: Sequence[tuple[str, str]], parse: Callable[[Any], dict[str, Any] | BadRecord]
-    ) -> tuple[list[dict[str, Any]], int]:
-        """Return the readable records of an area, ours left out of knowledge, and how many bad ones are new."""
+    async def pages(self, cursors: Mapping[str, str]) -> dict[str, BoardPage]:
+        """Return a page of each area."""
+        held = await self.held(tuple(cursors))
+        empty = BoardPage(records=())
+        return {a: await self.page(a, c) if a in held or c else empty for a, c in cursors.items()}
+
+    async def held(self, areas: Sequence[str]) -> frozenset[str]:
+        """Return the areas whose index holds anything; that of knowledge holds ours too."""
+        self._require_available()
+        held = {area for area in areas if self._wanted(area) or self._bad_news.get(area)}
+        spaces = {f"knowledge:{space}" for space, _ in self.knowledge}
+        return frozenset(held | spaces.intersection(areas))
+
+    def _wanted(self, area: str) -> list[dict[str, Any]]:
+        """Return the readable records of an area, ours left out of knowledge; worked out anew where texts changed."""
         kind, _, part = area.partition(":")
+        texts = cast(dict[Any, str], getattr(self, kind))
+        if self._texts.get(kind) != texts:
+            self._texts[kind] = dict(texts)
+            self._paged = {known: page for known, page in self._paged.items() if not known.startswith(kind)}
+        if area not in self._paged:
+            held = [(i, text) for (space, i), text in self.knowledge.items() if space == part]
+            held = held if kind == "knowledge" else list(texts.items())
+            self._paged[area] = self._selected(area, held)
+            self._scanned[area] = len(held)
+        return self._paged[area]
+
+    def _selected(self, area: str, held: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        kind, _, part = area.partition(":")
+        parse = {"knowledge": records.parse_knowledge, "tasks": records.parse_task}.get(kind, records.parse_conflict)
         wanted: list[dict[str, Any]] = []
         bad = 0
         for record_id, text in held:
@@ -184,7 +209,8 @@ class FakeBlackboard:
             elif record["status"] == part or (kind == "conflicts" and record["status"] in records.OPEN_CONFLICT_STATES):
                 wanted.append(record)
         self.bad_records += bad
-        return sorted(wanted, key=_place), bad
+        self._bad_news[area] = self._bad_news.get(area, 0) + bad
+        return sorted(wanted, key=_place)
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 

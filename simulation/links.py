@@ -9,7 +9,7 @@ It decides nothing. INVARIANT: no state of a server is touched but by a call tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from cachewarden.chain import GENESIS_HASH
 from cachewarden.errors import BlackboardUnavailable, JournalUnavailable, TargetTimeout, TargetUnavailable
 from cachewarden.messages import AuditRecord, KnobChange, Lease, TtlRule
 from cachewarden.observation import Observation
-from cachewarden.ports import RecordDraft, ReencodePass, Spread, TtlPass
+from cachewarden.ports import BoardPage, RecordDraft, ReencodePass, Spread, TtlPass
 from simulation.fake_blackboard import EventStream, FakeBlackboard
 from simulation.fake_leases import FakeLeaseStore
 from simulation.model_cache import ModelCache
@@ -40,9 +40,9 @@ class Link:
         self._host = host
         self._timeout_ms = timeout_ms
 
-    async def call(self, work: Work) -> Any:
-        """Have `work` done at the server; raises Unreachable and NoAnswer."""
-        return await self._network.call(self._node, self._host, lambda: drive(work()), self._timeout_ms)
+    def call(self, work: Work) -> Awaitable[Any]:
+        """Have `work` done at the server; raises Unreachable and NoAnswer where it is awaited."""
+        return self._network.call(self._node, self._host, lambda: drive(work()), self._timeout_ms)
 
     def told(self, news: Pending) -> Callable[[], None]:
         """Return what the server calls where it has something to send by itself: `news` is there once it arrives."""
@@ -141,17 +141,23 @@ class LinkedBlackboard:
         self._blackboard = blackboard
 
     def __getattr__(self, operation: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        method = getattr(self._blackboard, operation)
-
-        async def call(*positional: Any, **named: Any) -> Any:
-            try:
-                return await self._link.call(lambda: method(*positional, **named))
-            except Unreachable:
-                raise BlackboardUnavailable("the server refuses connections") from None
-            except NoAnswer:
-                raise BlackboardUnavailable("the server gave no answer in time") from None
-
+        call = partial(self._call, getattr(self._blackboard, operation))
+        self.__dict__[operation] = call
         return call
+
+    async def _call(self, method: Callable[..., Coroutine[Any, Any, Any]], *positional: Any, **named: Any) -> Any:
+        try:
+            return await self._link.call(partial(method, *positional, **named))
+        except Unreachable:
+            raise BlackboardUnavailable("the server refuses connections") from None
+        except NoAnswer:
+            raise BlackboardUnavailable("the server gave no answer in time") from None
+
+    async def pages(self, cursors: Mapping[str, str]) -> dict[str, BoardPage]:
+        """Ask which areas hold anything, then read those: a round trip each, as with the adapter."""
+        held = await self.__getattr__("held")(tuple(cursors))
+        page, empty = self.__getattr__("page"), BoardPage(records=())
+        return {a: await page(a, c) if a in held or c else empty for a, c in cursors.items()}
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Subscribe; the stream fails where the server went down in between."""

@@ -59,8 +59,8 @@ class Network:
     """All connections of one world. `cuts` holds (from, to) pairs of names; `*` stands for everybody."""
 
     def __init__(self, time: VirtualTime, dice: Dice) -> None:
-        self._time = time
-        self._dice = dice
+        self.time = time
+        self.dice = dice
         self.weather = Weather()
         self.cuts: dict[tuple[str, str], int] = {}
         self.messages = 0
@@ -83,22 +83,31 @@ class Network:
         cuts = self.cuts
         return bool(cuts) and ((source, target) in cuts or (source, "*") in cuts or ("*", target) in cuts)
 
-    def _delay_ms(self) -> int:
-        weather, dice = self.weather, self._dice
+    def delay_ms(self) -> int:
+        """Return how long what is sent now is on its way."""
+        weather, dice = self.weather, self.dice
         delay_ms = dice.between(weather.delay_ms_min, weather.delay_ms_max)
-        return delay_ms + dice.between(0, weather.slow_ms) if dice.chance(weather.slow_share) else delay_ms
+        if weather.slow_share and dice.chance(weather.slow_share):
+            return delay_ms + dice.between(0, weather.slow_ms)
+        return delay_ms
 
     def post(self, source: str, target: str, deliver: Callable[[], None]) -> None:
         """Carry a message from node to node: at most once in good weather, late, never or twice in bad."""
         self.messages += 1
         if source == target:
-            self._time.after(0, deliver)
+            self.time.post(0, deliver)
             return
-        if self.is_cut(source, target) or self._dice.chance(self.weather.drop_share):
+        if self.is_lost(source, target):
             return
-        self._time.after(self._delay_ms(), deliver)
-        if self._dice.chance(self.weather.double_share):
-            self._time.after(self._delay_ms() + self._dice.between(0, 2_000), deliver)
+        self.time.post(self.delay_ms(), deliver)
+        share = self.weather.double_share
+        if share and self.dice.chance(share):
+            self.time.post(self.delay_ms() + self.dice.between(0, 2_000), deliver)
+
+    def is_lost(self, source: str, target: str) -> bool:
+        """Say whether what is sent now is lost: the way is cut, or the dice take it."""
+        share = self.weather.drop_share
+        return bool(self.cuts and self.is_cut(source, target)) or (share > 0.0 and self.dice.chance(share))
 
     async def call(self, source: str, host: Host, work: Callable[[], Any], timeout_ms: int) -> Any:
         """Have `work` carried out on `host` and return its result.
@@ -107,45 +116,101 @@ class Network:
         have got it, `NoAnswer` after `timeout_ms`.
         """
         self.calls += 1
-        answer = Pending()
-        patience = self._time.after(timeout_ms, lambda: answer.fail(NoAnswer()))
-        if self.is_cut(source, host.name) or self._dice.chance(self.weather.drop_share):
-            # Packets that were lost are sent again: it may arrive long after its sender has given up.
-            if self._dice.chance(0.5):
-                late_ms = self._dice.between(timeout_ms // 2, 2 * timeout_ms)
-                self._time.after(late_ms, lambda: self._retry(source, host, work, answer))
-        else:
-            self._time.after(self._delay_ms(), lambda: self._arrive(source, host, work, answer))
-        try:
-            return await answer
-        finally:
-            patience.cancel()
+        call = _Call(self, source, host, work, timeout_ms)
+        call.send()
+        return await call.answer
 
     def push(self, host: Host, target: str, deliver: Callable[[], None]) -> None:
         """Carry what a server sends by itself; nothing arrives where the way is cut."""
-        self._back(target, host, deliver)
+        if not self.is_lost(host.name, target):
+            self.time.post(self.delay_ms(), deliver)
 
-    def _retry(self, source: str, host: Host, work: Callable[[], Any], answer: Pending) -> None:
-        if not self.is_cut(source, host.name):
-            self._arrive(source, host, work, answer)
 
-    def _arrive(self, source: str, host: Host, work: Callable[[], Any], answer: Pending) -> None:
+class _Call:
+    """One call on its way.
+
+    Whoever calls waits for `timeout_ms` from the sending on; the end of the patience is entered only where something
+    keeps the answer from coming before, since of a thousand calls hardly one is not answered.
+    """
+
+    __slots__ = (
+        "_ends_ms",
+        "_host",
+        "_network",
+        "_refusal",
+        "_result",
+        "_source",
+        "_timeout_ms",
+        "_waits",
+        "_work",
+        "answer",
+    )
+
+    def __init__(self, network: Network, source: str, host: Host, work: Callable[[], Any], timeout_ms: int) -> None:
+        self.answer = Pending()
+        self._network = network
+        self._source = source
+        self._host = host
+        self._work = work
+        self._timeout_ms = timeout_ms
+        self._ends_ms = network.time.now_ms() + timeout_ms
+        self._waits = False
+        self._result: Any = None
+        self._refusal: Exception | None = None
+
+    def send(self) -> None:
+        network, dice = self._network, self._network.dice
+        if network.is_lost(self._source, self._host.name):
+            self._lose_patience()
+            # Packets that were lost are sent again: it may arrive long after its sender has given up.
+            if dice.chance(0.5):
+                network.time.post(dice.between(self._timeout_ms // 2, 2 * self._timeout_ms), self._retry)
+            return
+        delay_ms = network.delay_ms()
+        if delay_ms >= self._timeout_ms:
+            self._lose_patience()
+        network.time.post(delay_ms, self._arrive)
+
+    def _lose_patience(self) -> None:
+        """Let whoever waits give up in time."""
+        if not self._waits:
+            self._waits = True
+            self._network.time.at(self._ends_ms, self._give_up)
+
+    def _give_up(self) -> None:
+        self.answer.fail(NoAnswer())
+
+    def _retry(self) -> None:
+        if not self._network.is_cut(self._source, self._host.name):
+            self._arrive()
+
+    def _arrive(self) -> None:
+        host, time = self._host, self._network.time
         if not host.up:
-            self._back(source, host, lambda: answer.fail(Unreachable()))
-        elif host.busy_until_ms > self._time.now_ms():
-            self._time.at(host.busy_until_ms, lambda: self._arrive(source, host, work, answer))
+            self._refusal = Unreachable()
+        elif host.busy_until_ms > time.now_ms():
+            self._lose_patience()
+            time.at(host.busy_until_ms, self._arrive)
+            return
         else:
-            self._carry_out(source, host, work, answer)
+            try:
+                self._result = self._work()
+            except CachewardenError as error:
+                self._refusal = error
+        self._back()
 
-    def _carry_out(self, source: str, host: Host, work: Callable[[], Any], answer: Pending) -> None:
-        try:
-            result = work()
-        except CachewardenError as error:
-            refusal = error
-            self._back(source, host, lambda: answer.fail(refusal))
+    def _back(self) -> None:
+        network = self._network
+        if network.is_lost(self._host.name, self._source):
+            self._lose_patience()
+            return
+        delay_ms = network.delay_ms()
+        if network.time.now_ms() + delay_ms >= self._ends_ms:
+            self._lose_patience()
+        network.time.post(delay_ms, self._tell)
+
+    def _tell(self) -> None:
+        if self._refusal is None:
+            self.answer.resolve(self._result)
         else:
-            self._back(source, host, lambda: answer.resolve(result))
-
-    def _back(self, source: str, host: Host, deliver: Callable[[], None]) -> None:
-        if not self.is_cut(host.name, source) and not self._dice.chance(self.weather.drop_share):
-            self._time.after(self._delay_ms(), deliver)
+            self.answer.fail(self._refusal)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cachewarden import machine as m
@@ -130,7 +131,11 @@ class NodeShell:
         self._tasks: set[Task] = set()
         self._mirror: deque[m.Publish] = deque()
         self._mirroring = False
-        self._started_at_ms = ports.clock.now_ms()
+        # In the simulator a life has nothing to add to its beats, so each is the same.
+        self._life_sign = m.Send(
+            to="coordinator", message=AgentBeat(name=agent.name, started_at_ms=ports.clock.now_ms())
+        )
+        self._next_beat = partial(node.run, self._beat)
         self.undelivered = 0
 
     def start(self) -> None:
@@ -181,7 +186,7 @@ class NodeShell:
                 self._on_break(event, error)
                 return
             if self._heavy and effects:
-                self._node.time.after(self._think_ms(), lambda e=effects: self._node.run(lambda: self._release(e)))  # type: ignore[misc]
+                self._node.time.post(self._think_ms(), partial(self._node.run, partial(self._release, effects)))
                 return
             self._perform_all(effects)
             self._taking = False
@@ -230,9 +235,8 @@ class NodeShell:
     def _beat(self) -> None:
         if not self.alive:
             return
-        beat = AgentBeat(name=self.agent.name, started_at_ms=self._started_at_ms)
-        self._send(m.Send(to="coordinator", message=beat))
-        self._node.time.after(_BEAT_MS, lambda: self._node.run(self._beat))
+        self._send(self._life_sign)
+        self._node.time.post(_BEAT_MS, self._next_beat)
 
     def _publish(self, effect: m.Publish) -> None:
         self._mirror.append(effect)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import cast
 
 from agents.choice import Choice
@@ -53,16 +53,14 @@ class Outlook:
         return _configuration(self.snapshot.maxmemory_bytes, knobs.get("maxmemory-policy", "noeviction"))
 
     def _believed(self, policy: str, size: int, *, extended: bool) -> float:
-        room = max(size - _START_UP_BYTES, 1) if size else 0
-        return min(max(hit_ratio(self.load, policy, room, extended=extended), 0.0), 1.0)
+        return _curve(self.load, policy, (size,), extended=extended)[0]
 
     @cached_property
     def _here(self) -> float:
         return self._believed(self._now.eviction_policy, self._now.maxmemory_bytes, extended=bool(self.in_force))
 
-    def _difference(self, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> float:
-        here, extended = self._here, bool(self.in_force) or bool(rules)
-        there = self._believed(wanted.eviction_policy, wanted.maxmemory_bytes, extended=extended)
+    def _difference(self, there: float) -> float:
+        here = self._here
         boast = self.boast if there > here else 0.0
         return (there - here) * (1.0 + self.blur) + boast
 
@@ -105,8 +103,8 @@ class Outlook:
     @cached_property
     def curve_hit_ratio(self) -> tuple[float, ...]:
         ratio = self.snapshot.hit_ratio or 0.0
-        wanted = (_configuration(size, self._policy) for size in self.curve_bytes)
-        return tuple(min(max(ratio + self._difference(w, ()), 0.0), 1.0) for w in wanted)
+        believed = _curve(self.load, self._policy, self.curve_bytes, extended=bool(self.in_force))
+        return tuple(min(max(ratio + self._difference(there), 0.0), 1.0) for there in believed)
 
     @property
     def above_usual(self) -> float:
@@ -122,7 +120,9 @@ class Outlook:
             return Choice(
                 configuration=self._now, ttl_rules=(), before=before, after=before, words="no change", method="model"
             )
-        value = min(max(ratio + self._difference(wanted, self._rules), 0.0), 1.0)
+        extended = bool(self.in_force) or bool(self._rules)
+        there = self._believed(wanted.eviction_policy, wanted.maxmemory_bytes, extended=extended)
+        value = min(max(ratio + self._difference(there), 0.0), 1.0)
         after = Estimate.around(value, 0.01 + 0.1 * abs(value - ratio), 0.0, 1.0)
         words = f"{wanted.eviction_policy} with {maxmemory_bytes / 2**20:.2f} MiB"
         return Choice(
@@ -137,6 +137,13 @@ class Outlook:
     def content(self, settings: CacheOptimizerSettings) -> str:
         """Return in words why this cache is best left as it is."""
         return f"nothing to change: hit ratio {self.snapshot.hit_ratio:.3f}, goal {settings.target_cache_hit_rate:.2f}"
+
+
+@lru_cache(maxsize=4_096)
+def _curve(load: LoadModel, policy: str, sizes: tuple[int, ...], *, extended: bool) -> tuple[float, ...]:
+    """Return the hit ratio at each size, 0 being no limit; the same are asked about in each cycle."""
+    rooms = (max(size - _START_UP_BYTES, 1) if size else 0 for size in sizes)
+    return tuple(min(max(hit_ratio(load, policy, room, extended=extended), 0.0), 1.0) for room in rooms)
 
 
 def _configuration(maxmemory_bytes: int, policy: str) -> CacheConfiguration:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any
 
 __all__ = ["Handle", "Pending", "Task", "VirtualTime", "drive"]
@@ -28,13 +29,16 @@ class Handle:
         self.action = None
 
 
+Entry = tuple[int, int, "Handle | Callable[[], None]"]
+
+
 class VirtualTime:
     """The clock of the world, in milliseconds since the epoch."""
 
     def __init__(self, start_ms: int) -> None:
         self._now_ms = start_ms
         self._entered = 0
-        self._heap: list[tuple[int, int, Handle]] = []
+        self._heap: list[Entry] = []
         self._halted = False
         self.events = 0
         """How many have run."""
@@ -49,6 +53,11 @@ class VirtualTime:
         heapq.heappush(self._heap, (max(due_ms, self._now_ms), self._entered, handle))
         return handle
 
+    def post(self, delay_ms: int, action: Callable[[], None]) -> None:
+        """Run `action` in `delay_ms` (0 or more), come what may: what nobody cancels needs no handle."""
+        self._entered += 1
+        heapq.heappush(self._heap, (self._now_ms + delay_ms, self._entered, action))
+
     def after(self, delay_ms: int, action: Callable[[], None]) -> Handle:
         """Run `action` in `delay_ms`."""
         return self.at(self._now_ms + delay_ms, action)
@@ -56,7 +65,7 @@ class VirtualTime:
     def wait(self, delay_ms: int) -> Pending:
         """Return something to await that is there after `delay_ms`."""
         pending = Pending()
-        self.after(delay_ms, lambda: pending.resolve(None))
+        self.post(delay_ms, lambda: pending.resolve(None))
         return pending
 
     def halt(self) -> None:
@@ -67,10 +76,11 @@ class VirtualTime:
         """Run everything that is due until `end_ms`, or up to the event that halts it."""
         heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= end_ms:
-            due_ms, _, handle = pop(heap)
-            action = handle.action
-            if action is None:
-                continue
+            due_ms, _, action = pop(heap)
+            if isinstance(action, Handle):
+                if action.action is None:
+                    continue
+                action = action.action
             self._now_ms = due_ms
             self.events += 1
             action()
@@ -133,9 +143,9 @@ class Task:
         on_end: Callable[[Task], None],
     ) -> None:
         self._work = work
-        self._gate = gate
         self._on_end = on_end
         self._closed = self._running = False
+        self._wake = partial(gate, self._go_on)
 
     def start(self) -> None:
         self._go_on()
@@ -161,7 +171,7 @@ class Task:
             # It has ended its own process while it ran.
             self._work.close()
             return
-        pending.then(lambda: self._gate(self._go_on))
+        pending.then(self._wake)
 
 
 def drive(work: Coroutine[Any, Any, Any]) -> Any:

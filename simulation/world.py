@@ -176,7 +176,9 @@ class World:
             self.time.halt()
 
     def _carried(self, deployment: str, sender: str, effect: Send) -> None:
-        self._hash.update(f"{self.now_ms} {deployment} {sender}>{effect.to} {type(effect.message).__name__}\n".encode())
+        self._hash.update(
+            f"{self.time.now_ms()} {deployment} {sender}>{effect.to} {type(effect.message).__name__}\n".encode()
+        )
         self.history.append((deployment, sender, effect))
         if len(self.history) > 2 * _HISTORY:
             del self.history[:_HISTORY]

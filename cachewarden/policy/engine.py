@@ -15,7 +15,7 @@ from typing import Any
 
 import cel
 
-from cachewarden.codec import digest
+from cachewarden.codec import kept_digest
 from cachewarden.messages import Decision, Finding, Proposal, Verdict
 from cachewarden.policy.constitution import EVALUATION_ERRORS, Constitution, Principle
 from cachewarden.policy.facts import TIMED, with_time
@@ -29,7 +29,7 @@ def _unevaluated(principle: Principle, why: str) -> Finding:
 
 def _digest_of(proposal: Proposal) -> str:
     try:
-        return digest(proposal)
+        return kept_digest(proposal)
     except (TypeError, ValueError):
         # Not a number, or no JSON: nobody can be told which proposal was judged, so nothing will match the empty
         # digest.

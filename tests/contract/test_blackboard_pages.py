@@ -95,6 +95,50 @@ async def test_each_area_gives_what_stands_in_it(any_board):
     }
 
 
+async def test_pages_of_all_areas_are_those_of_each_and_empty_where_nothing_stands(any_board):
+    nothing = await any_board.pages(dict.fromkeys(BOARD_AREAS, ""))
+    assert {area: (page.records, page.cursor) for area, page in nothing.items()} == dict.fromkeys(BOARD_AREAS, ((), ""))
+    await any_board.add_knowledge(item("k", NOW))
+    await any_board.create_task(task("waiting"))
+    await any_board.report_conflict(conflict("c"))
+    seen = await any_board.pages(dict.fromkeys(BOARD_AREAS, ""))
+    assert {area: [r["id"] for r in page.records] for area, page in seen.items()} == {
+        "conflicts:open": ["c"],
+        "knowledge:coordination": [],
+        "knowledge:performance": ["k"],
+        "tasks:claimed": [],
+        "tasks:pending": ["waiting"],
+    }
+
+
+async def test_a_look_at_all_areas_goes_on_at_the_cursor_of_each(any_board):
+    for number in range(520):
+        await any_board.create_task(task(f"t{number:04}") | {"input_data": {"filler": "x" * 3_000}})
+    cursors, seen = dict.fromkeys(BOARD_AREAS, ""), []
+    while True:
+        pages = await any_board.pages(cursors)
+        seen += [t["id"] for t in pages["tasks:pending"].records]
+        cursors = {area: page.cursor for area, page in pages.items()}
+        if not any(cursors.values()):
+            break
+    assert seen == [f"t{number:04}" for number in range(520)]
+
+
+async def test_an_area_of_which_only_the_cores_set_knows_a_record_is_read(server):
+    board = RedisBlackboard(f"{server.url}/0", core_indexes=True)
+    await board.create_task(task("theirs"))
+    server.admin.delete("bb:tasks:pending:priority")
+    pages = await board.pages(dict.fromkeys(BOARD_AREAS, ""))
+    await board.close()
+    assert [t["id"] for t in pages["tasks:pending"].records] == ["theirs"]
+
+
+async def test_an_index_that_is_no_index_fails_the_look_as_it_did(server, board):
+    server.admin.set("bb:tasks:pending:priority", "garbage")
+    with pytest.raises(BlackboardUnavailable):
+        await board.pages(dict.fromkeys(BOARD_AREAS, ""))
+
+
 async def test_a_task_that_is_created_and_claimed_in_one_moment_is_never_pending(any_board):
     stream = await any_board.events()
     await any_board.create_task(task("t"), claimed_by=US)
