@@ -134,7 +134,7 @@ def plan_fleet(
             idle[service.name] = result
         else:
             appraisals[service.name] = result
-    division = _divide(appraisals, question, fleet, settings.minimum_gain)
+    division = _divide(appraisals, question, fleet, settings, now_ms)
     for name in sorted(appraisals):
         forced = name in question.force
         outcome = _propose(appraisals[name], fleet.service(name), division, settings, forced, now_ms)
@@ -182,15 +182,27 @@ def _can_be_changed(snapshot: Snapshot, history: History | None) -> bool:
     return not busy and not {"info", "knobs", "loading"} & set(snapshot.incomplete) and snapshot.role == "master"
 
 
-def _divide(appraisals: Mapping[str, Prospects], question: PlanFleet, fleet: Fleet, minimum_gain: float) -> _Division:
+def _divide(
+    appraisals: Mapping[str, Prospects],
+    question: PlanFleet,
+    fleet: Fleet,
+    settings: CacheOptimizerSettings,
+    now_ms: int,
+) -> _Division:
     """Divide the memory of the services that may change; the others keep what they have.
+
+    Who cools down after a change may not change either: what others gave for it now would lie idle until then, and by
+    then something else may be right.
 
     What a service that was not seen holds, or one in the middle of a change may need back, is nobody's to give.
     """
     held = {s.service: s.maxmemory_bytes for s in question.snapshots} | dict(question.memory_bytes)
     # Without a declared total nobody is to shrink only because somebody has raised a limit by hand.
     budget = fleet.total_memory_bytes or max(question.budget_bytes or 0, sum(held.values()))
-    movable = {n: a for n, a in appraisals.items() if a.curve_bytes and held[n] > 0}
+    rested = {
+        n for n in appraisals if n in question.force or not _cools_down(question.history.get(n), settings, now_ms)
+    }
+    movable = {n: a for n, a in appraisals.items() if a.curve_bytes and held[n] > 0 and n in rested}
     free = budget - sum(held.values())
     if not movable or (len(movable) == 1 and free <= 0):
         return _Division({}, {}, max(free, 0))
@@ -201,12 +213,17 @@ def _divide(appraisals: Mapping[str, Prospects], question: PlanFleet, fleet: Fle
         return _Division({}, dict.fromkeys(movable, allocation.reason), max(free, 0))
     lookups_per_s = sum(curve.worth for curve in curves)
     gives = any(s.bytes < s.current_bytes for s in allocation.shares)
-    if free >= 0 and gives and allocation.gain_hits_per_s < _FLEET_GAIN_SHARE * minimum_gain * lookups_per_s:
+    if free >= 0 and gives and allocation.gain_hits_per_s < _FLEET_GAIN_SHARE * settings.minimum_gain * lookups_per_s:
         # Less than the curves can tell: moving memory for it would be undone in the next round.
         return _Division({}, {}, max(free, 0))
     return _Division(
         {s.service: s.bytes for s in allocation.shares}, {s.service: s.reason for s in allocation.shares}, max(free, 0)
     )
+
+
+def _cools_down(history: History | None, settings: CacheOptimizerSettings, now_ms: int) -> bool:
+    last_ms = None if history is None else history.last_change_ms
+    return last_ms is not None and now_ms < last_ms + settings.cool_down_ms
 
 
 def curve_of(appraisal: Prospects, service: Service) -> Curve:
