@@ -42,6 +42,7 @@ _LFU_HANDICAP = 0.003
 """LFU must beat LRU by more than this (`docs/adr/0006`): a capture of minutes does not show whether the hot set will
 move tomorrow."""
 _SPACE = SearchSpace(eviction_policies=("allkeys-lru", "allkeys-lfu"), lfu_log_factors=(1,))
+_DECAY_STEPS_SEEN = 2
 _SEARCH_ACCESSES = 10_000_000
 """To be replayed for the choice of one eviction policy: about a second. A capture of 400,000 accesses is far below it,
 so all candidates are evaluated on all of it."""
@@ -106,8 +107,7 @@ class Appraisal:
     def _policy_search(self) -> SearchOutcome[CacheConfiguration]:
         """The search over eviction policies at the present size; none are tried where memory does not bind, since none
         would act."""
-        current = self.evidence.current
-        candidates = candidates_around(current, _SPACE, self._turnover_ms) if self.evidence.full else (current,)
+        candidates = self._candidates if self.evidence.full else (self.evidence.current,)
         accesses = 1 if self.evidence.trace is None else max(1, len(self.evidence.trace))
         search = Search(
             candidates,
@@ -118,6 +118,19 @@ class Appraisal:
             name=lambda candidate: self._words(candidate, ()),
         )
         return run_search(search, self._evaluator_at)
+
+    @property
+    def _candidates(self) -> tuple[CacheConfiguration, ...]:
+        """Return what to try, without decays so slow that the captured past holds not two of their steps: it would show
+        what LFU gives while nothing is forgotten, and not what that costs once the hot set has moved."""
+        found = candidates_around(self.evidence.current, _SPACE, self._turnover_ms)
+        if self.evidence.trace is None:
+            return found
+        past_ms = self.evidence.trace.duration_ms
+        least_min = min((c.lfu_decay_time_min for c in found if c.family == "lfu"), default=0)
+        longest_min = max(past_ms / (60_000 * _DECAY_STEPS_SEEN), least_min)
+        now = self.evidence.current
+        return tuple(c for c in found if c == now or c.family != "lfu" or c.lfu_decay_time_min <= longest_min)
 
     def _evaluator_at(self, share: float, _baseline: CacheConfiguration) -> Evaluator[CacheConfiguration]:
         inquiry = self._inquiry if share >= 1.0 else Inquiry(self.evidence.thinned(share), _SEED)

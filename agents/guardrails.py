@@ -15,6 +15,11 @@ claimed and a fall is not scored against the prediction. A fall below the guardr
 A change that gave less than promised is taken back unless it gave at least half of the predicted gain: the prediction
 was wrong then, and is scored so, but taking the change back would lose what it did give.
 
+Traffic moves the hit ratio by itself, from one window to the next, and how far is known from the windows before
+(`Baseline.hit_ratio_step`). A shortfall within that is no evidence against a change: it is watched as long as may be,
+and in the end prediction and measurement are put together, each by its own certainty. More memory alone takes no hits
+away (Mattson et al. 1970), so a fall beside it is the traffic's.
+
 INVARIANT: a change is only kept as promised if the hit ratio measured in its last window is at least the low end of
 what was predicted less the operator's margin.
 """
@@ -52,6 +57,7 @@ LOOKUPS_MIN = 100
 _IMPROVING_BY = 0.005
 _WORTH_KEEPING = 0.5
 """Share of the predicted gain from which on a change that missed its interval is kept."""
+_NORMAL_90 = 1.6449
 _REFUSED_FACTOR = 2.0
 _CPU_FACTOR = 1.5
 """CPU above the limit is only blamed on a change if it is half as much again as before."""
@@ -111,6 +117,10 @@ class Promise:
     latency_us_p99_before: float | None
     latency_us_target: float
     reversible: bool
+    gain_error: float = 0.0
+    """Standard error of `gain` by its interval."""
+    only_grows: bool = False
+    """The change gives memory and does nothing else."""
     refused_per_s_before: float | None = None
     baseline: Baseline = field(default_factory=Baseline)
     limits: Limits | None = None
@@ -142,7 +152,19 @@ def promise_of(
         latency_us_p99_before=latency_us_p99_before,
         latency_us_target=settings.target_p99_latency_ms * 1000.0,
         reversible=proposal.reversible,
+        gain_error=0.0 if again else (prediction.gain.high - prediction.gain.low) / (2.0 * _NORMAL_90),
+        only_grows=_only_grows(proposal),
     )
+
+
+def _only_grows(proposal: Proposal) -> bool:
+    sizes = [c for c in proposal.knob_changes if c.knob == "maxmemory"]
+    others = [c for c in proposal.knob_changes if c.knob != "maxmemory" and c.after != c.before]
+    plain = all(text.isdigit() for c in sizes for text in (c.before, c.after))
+    if not sizes or others or proposal.ttl_rules or not plain:
+        return False
+    before, after = int(sizes[0].before), int(sizes[0].after)
+    return after == 0 or after > before > 0
 
 
 def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings, drift: float | None = None) -> str | None:
@@ -154,7 +176,7 @@ def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings, dr
     """
     limits = promise.limits or limits_of(None, settings)
     return (
-        _fall(window, promise, limits, drift)
+        (None if promise.only_grows else _fall(window, promise, limits, drift))
         or _slowness(window, promise, limits)
         or _refusals(window, promise)
         or _evictions(window, promise, limits)
@@ -175,7 +197,8 @@ def _fall(window: Window, promise: Promise, limits: Limits, drift: float | None)
     if promise.hit_ratio_before is not None:
         level = min(level, promise.hit_ratio_before)
     ratio, drop = window.hit_ratio - (drift or 0.0), limits.hit_ratio_drop
-    if ratio + _noise(window) >= level - drop:
+    by_itself = 0.0 if drift is not None else _NORMAL_90 * (promise.baseline.hit_ratio_step or 0.0)
+    if ratio + max(_noise(window), by_itself) >= level - drop:
         return None
     beside = "" if drift is None else f" (the unchanged twin: {drift * 100:+.1f} points)"
     if drift is None and traffic_shifted(window, promise):
@@ -275,6 +298,9 @@ def _by_measurement(
     if more and _improves(windows, promise):
         return Judgement(Ruling.CONTINUE, f"{ratio:.3f} so far and improving")
     gained = 0.0 if promise.hit_ratio_before is None else ratio - promise.hit_ratio_before
+    unclear = _unclear(windows, promise, settings, ratio, drift, more=more)
+    if unclear is not None:
+        return unclear
     if promise.gain > 0.0 and gained >= max(_WORTH_KEEPING * promise.gain, settings.minimum_gain):
         return Judgement(
             Ruling.KEEP,
@@ -286,6 +312,43 @@ def _by_measurement(
         f"less than promised: measured {ratio:.3f}{beside}, promised at least {promise.hit_ratio_low:.3f} "
         f"less a margin of {settings.rollback_margin:.3f}",
     )
+
+
+def _unclear(
+    windows: Sequence[Window],
+    promise: Promise,
+    settings: CacheOptimizerSettings,
+    ratio: float,
+    drift: float | None,
+    *,
+    more: bool,
+) -> Judgement | None:
+    """Rule on a shortfall that the traffic may have made by itself; None where it has not, or nobody can tell.
+
+    Steps from window to window add up as those of a random walk do. Prediction and measurement are weighted by the
+    inverses of their variances.
+    """
+    step, before = promise.baseline.hit_ratio_step, promise.hit_ratio_before
+    if step is None or before is None or drift is not None:
+        return None
+    error = max(step * math.sqrt(len(windows)), _noise(windows[-1]) / 2.0)
+    gained = ratio - before
+    short = promise.hit_ratio_low - settings.rollback_margin - ratio
+    fell = promise.only_grows and gained < 0.0
+    if short > _NORMAL_90 * error and not fell:
+        return None
+    trust, weight = 1.0 / max(promise.gain_error, 1e-6) ** 2, 1.0 / error**2
+    expected = (promise.gain * trust + gained * weight) / (trust + weight)
+    least = expected - _NORMAL_90 / math.sqrt(trust + weight)
+    seen = (
+        f"unverified: measured {ratio:.3f}, and the traffic alone moves it by {step:.3f} from window to window; "
+        f"with its prediction {expected * 100:+.1f} points are to be expected"
+    )
+    if least > min(0.0, promise.hit_ratio_low - before - settings.rollback_margin):
+        return Judgement(Ruling.KEEP, seen)
+    if more:
+        return Judgement(Ruling.CONTINUE, seen)
+    return Judgement(Ruling.KEEP, f"{seen}; more memory takes no hits away") if fell else None
 
 
 def _without_evidence(seen: str, promise: Promise, *, more: bool) -> Judgement:

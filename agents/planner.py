@@ -22,6 +22,7 @@ from agents.appraisal import appraise
 from agents.choice import Choice
 from agents.drafting import draft
 from agents.lever_drafting import lever_proposal
+from agents.memory_round import next_sizes
 from agents.reapplying import reapplied
 from agents.recent_appraisals import RecentAppraisals
 from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
@@ -134,7 +135,7 @@ def plan_fleet(
             idle[service.name] = result
         else:
             appraisals[service.name] = result
-    division = _divide(appraisals, question, fleet, settings.minimum_gain)
+    division = _divide(appraisals, question, fleet, settings, now_ms)
     for name in sorted(appraisals):
         forced = name in question.force
         outcome = _propose(appraisals[name], fleet.service(name), division, settings, forced, now_ms)
@@ -182,14 +183,23 @@ def _can_be_changed(snapshot: Snapshot, history: History | None) -> bool:
     return not busy and not {"info", "knobs", "loading"} & set(snapshot.incomplete) and snapshot.role == "master"
 
 
-def _divide(appraisals: Mapping[str, Prospects], question: PlanFleet, fleet: Fleet, minimum_gain: float) -> _Division:
-    """Divide the memory of the services that may change; the others keep what they have.
+def _divide(
+    appraisals: Mapping[str, Prospects],
+    question: PlanFleet,
+    fleet: Fleet,
+    settings: CacheOptimizerSettings,
+    now_ms: int,
+) -> _Division:
+    """Divide the memory of the services that are not being changed; the others keep what they have.
 
     What a service that was not seen holds, or one in the middle of a change may need back, is nobody's to give.
     """
     held = {s.service: s.maxmemory_bytes for s in question.snapshots} | dict(question.memory_bytes)
     # Without a declared total nobody is to shrink only because somebody has raised a limit by hand.
     budget = fleet.total_memory_bytes or max(question.budget_bytes or 0, sum(held.values()))
+    rested = {
+        n for n in appraisals if n in question.force or not _cools_down(question.history.get(n), settings, now_ms)
+    }
     movable = {n: a for n, a in appraisals.items() if a.curve_bytes and held[n] > 0}
     free = budget - sum(held.values())
     if not movable or (len(movable) == 1 and free <= 0):
@@ -201,12 +211,17 @@ def _divide(appraisals: Mapping[str, Prospects], question: PlanFleet, fleet: Fle
         return _Division({}, dict.fromkeys(movable, allocation.reason), max(free, 0))
     lookups_per_s = sum(curve.worth for curve in curves)
     gives = any(s.bytes < s.current_bytes for s in allocation.shares)
-    if free >= 0 and gives and allocation.gain_hits_per_s < _FLEET_GAIN_SHARE * minimum_gain * lookups_per_s:
+    if free >= 0 and gives and allocation.gain_hits_per_s < _FLEET_GAIN_SHARE * settings.minimum_gain * lookups_per_s:
         # Less than the curves can tell: moving memory for it would be undone in the next round.
         return _Division({}, {}, max(free, 0))
-    return _Division(
-        {s.service: s.bytes for s in allocation.shares}, {s.service: s.reason for s in allocation.shares}, max(free, 0)
-    )
+    targets = {s.service: s.bytes for s in allocation.shares}
+    wanted = next_sizes(targets, held, rested, free, MEMORY_STEP_BYTES)
+    return _Division(wanted, {s.service: s.reason for s in allocation.shares}, max(free, 0))
+
+
+def _cools_down(history: History | None, settings: CacheOptimizerSettings, now_ms: int) -> bool:
+    last_ms = None if history is None else history.last_change_ms
+    return last_ms is not None and now_ms < last_ms + settings.cool_down_ms
 
 
 def curve_of(appraisal: Prospects, service: Service) -> Curve:

@@ -10,6 +10,8 @@ begins or ends with a look whose share of our own lookups is unknown.
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -54,6 +56,42 @@ class _Look:
     """Lookups and misses since the look before."""
 
 
+_STEPS_KEPT = 30
+_STEPS_MIN = 4
+_LOOKUPS_MIN = 100
+
+
+class _Steps:
+    """How far the hit ratios of windows that follow upon each other lie apart while nothing was changed."""
+
+    def __init__(self, window_ms: int) -> None:
+        self._window_ms = window_ms
+        self._steps: deque[float] = deque(maxlen=_STEPS_KEPT)
+        self._last: float | None = None
+        self._since_ms = 0
+
+    def begin(self) -> None:
+        """Let the next window be the first of its kind."""
+        self._last, self._since_ms = None, 0
+
+    def take(self, window: Window, elapsed_ms: int) -> None:
+        """Take in the window up to now, `elapsed_ms` after the one that was taken in before."""
+        self._since_ms += elapsed_ms
+        whole = window.problem is None and 2 * window.window_ms > self._window_ms
+        if self._since_ms < self._window_ms or not whole or window.lookups < _LOOKUPS_MIN:
+            return
+        ratio = 1.0 - window.misses / window.lookups
+        if self._last is not None:
+            self._steps.append(ratio - self._last)
+        self._last, self._since_ms = ratio, 0
+
+    def root_mean_square(self) -> float | None:
+        """Return it, as a difference of hit ratios; None with fewer than four."""
+        if len(self._steps) < _STEPS_MIN:
+            return None
+        return math.sqrt(sum(step * step for step in self._steps) / len(self._steps))
+
+
 class LookRing:
     """Recent looks at one cache, oldest first, all comparable with the newest."""
 
@@ -62,6 +100,7 @@ class LookRing:
         self._window_ms = window_ms
         self._base_age_ms = base_age_ms
         self._looks: list[_Look] = []
+        self._steps = _Steps(window_ms)
 
     @property
     def newest(self) -> Observation | None:
@@ -85,6 +124,7 @@ class LookRing:
         elapsed = elapsed_between(before, look.observation)
         if problem is not None or elapsed is None:
             self._looks = [look]
+            self._steps.begin()
             return Window(problem=problem or "no clock moved forward between the two looks")
         for older in self._looks:
             older.age_ms += elapsed.ms
@@ -98,7 +138,8 @@ class LookRing:
                 window = replace(window, window_ms=base.age_ms, clock_note=elapsed.note, parts=parts)
         self._looks.append(look)
         self._forget()
-        return window
+        self._steps.take(window, elapsed.ms)
+        return replace(window, hit_ratio_step=self._steps.root_mean_square())
 
     def _base(self) -> _Look | None:
         """Return the oldest look within the window, else the youngest one beyond it, else None."""
@@ -164,6 +205,7 @@ def make_snapshot(
         hit_ratio=window.hit_ratio,
         lookups_per_s=window.per_s(window.lookups),
         window_parts=window.parts,
+        hit_ratio_step=window.hit_ratio_step,
         cpu_share=window.cpu_share,
         evicted_per_s=evicted_per_s,
         expired_per_s=window.per_s(window.expired),

@@ -85,6 +85,8 @@ class Window:
     clock_note: str | None = None
     parts: tuple[tuple[int, int], ...] = ()
     """(lookups, misses) of its parts from look to look, where there were looks in between."""
+    hit_ratio_step: float | None = None
+    """As in `Snapshot`."""
 
     @property
     def lookups(self) -> int:

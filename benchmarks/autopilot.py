@@ -12,6 +12,8 @@ trace files separated by commas.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from benchmarks.autopilot_simulated import OVERHEAD_BYTES, Change, run_autopilot
 from benchmarks.autopilot_static import best_static, hits_of
-from benchmarks.autopilot_streams import ENTRY_BYTES, MIXES, streams_of
+from benchmarks.autopilot_streams import ENTRY_BYTES, MIXES, Stream, streams_of
 from cachewarden.cachemodel.eviction import EvictionConfig, index
 from cachewarden.fleet import Fleet, Service
 from cachewarden.messages import Mode
@@ -63,17 +65,19 @@ def measure(name: str, given: argparse.Namespace) -> None:
     )
     settings = load_settings(**{k: int(v) for k, _, v in (text.partition("=") for text in given.set)})
     started = perf_counter()
-    found, changes, caches, idle = run_autopilot(
+    marks = [from_ms + (duration_ms - from_ms) * n // given.periods for n in range(given.periods)]
+    counted, changes, caches, idle = run_autopilot(
         streams,
         fleet,
         settings,
         each,
         duration_ms,
-        from_ms,
+        marks,
         given.seed,
         log=given.log,
         feed_ms=int(given.feed * 60_000),
     )
+    found = {n: (h - counted[0][n][0], k - counted[0][n][1]) for n, (h, k) in counted[-1].items()}
     print(f"  autopilot played in {perf_counter() - started:.0f} s")
     print(f"  {'service':18} reads/s default  best static (MiB, policy)            autopilot (MiB, policy at the end)")
     for stream, choice in zip(streams, best, strict=True):
@@ -85,6 +89,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
             f"floor {floors[stream.name]:.1%}{' BROKEN' if hits / lookups < floors[stream.name] - 0.001 else ''}"
         )
     _summary(default, {c.name: c.hits for c in best}, {n: h for n, (h, _) in found.items()}, reads)
+    _periods(streams, {c.name: c.config for c in best}, each - OVERHEAD_BYTES, [*marks, duration_ms], counted)
     lru_split = sum(c.lru_hits for c in best)
     print(f"  of which by the split alone, under LRU: {lru_split / sum(reads.values()):.2%}")
     _changes(changes)
@@ -108,6 +113,31 @@ def _summary(default: dict[str, int], best: dict[str, int], found: dict[str, int
     )
 
 
+def _periods(
+    streams: Sequence[Stream],
+    best: Mapping[str, EvictionConfig],
+    each_bytes: int,
+    marks: Sequence[int],
+    counted: Sequence[Mapping[str, tuple[int, int]]],
+) -> None:
+    """Print, period by period, default -> best static: autopilot, per service and for all."""
+    for number, (since, until) in enumerate(pairwise(marks)):
+        texts, low, high, ours = [], 0, 0, 0
+        for stream in streams:
+            indexed = index(stream.trace)
+            old, new = (
+                hits_of(indexed, config, since) - hits_of(indexed, config, until)
+                for config in (EvictionConfig(each_bytes), best[stream.name])
+            )
+            hits, lookups = (
+                b - a for a, b in zip(counted[number][stream.name], counted[number + 1][stream.name], strict=True)
+            )
+            texts.append(f"{stream.name} {old / lookups:.1%} -> {new / lookups:.1%}: {hits / lookups:.1%}")
+            low, high, ours = low + old, high + new, ours + hits
+        closed = f"{(ours - low) / (high - low):.0%} of the gap" if high > low else "no gap"
+        print(f"  {since / 60_000:.0f}-{until / 60_000:.0f} min: {closed}; {', '.join(texts)}")
+
+
 def _changes(changes: list[Change]) -> None:
     done = [c for c in changes if c.realised is not None]
     held = sum(c.proposal.prediction.gain.holds(c.realised or 0.0) for c in done)
@@ -124,6 +154,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=0.15, help="of what all keys take")
     parser.add_argument("--scale", type=float, default=1.0, help="share of every stream's keys, for a quick look")
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the time that is not counted")
+    parser.add_argument("--periods", type=int, default=4, help="print the share of the gap of so many parts, too")
     parser.add_argument("--floor-below", type=float, default=0.05, help="floor of a service, below its default ratio")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], help="a setting, as `capture_ms=60000`")

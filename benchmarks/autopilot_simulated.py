@@ -20,6 +20,7 @@ from agents.planner import plan_fleet
 from agents.recent_appraisals import RecentAppraisals
 from agents.windows import Window
 from benchmarks.autopilot_streams import ENTRY_BYTES, Stream
+from cachewarden.baseline import Baseline, baseline_of
 from cachewarden.cachemodel import eviction_state as state
 from cachewarden.cachemodel.eviction import EvictionConfig, RunningReplay, ScheduledChange, index
 from cachewarden.cachemodel.shards import SpatialFilter
@@ -212,6 +213,7 @@ class Change:
     before: tuple[int, dict[str, str]]
     window_from: tuple[int, int, int]
     """Time, hits and lookups at which the present window began."""
+    baseline: Baseline
     windows: list[Window] = field(default_factory=list)
     realised: float | None = None
     """Hit ratio of the last window less that before the change."""
@@ -238,28 +240,28 @@ def run_autopilot(
     settings: CacheOptimizerSettings,
     maxmemory_bytes: int,
     duration_ms: int,
-    measure_from_ms: int,
+    marks_ms: Sequence[int],
     seed: int,
     log: bool = False,
     feed_ms: int = 0,
-) -> tuple[dict[str, tuple[int, int]], list[Change], dict[str, SimulatedCache], dict[str, str]]:
+) -> tuple[list[dict[str, tuple[int, int]]], list[Change], dict[str, SimulatedCache], dict[str, str]]:
     """Run the whole time; with `feed_ms` captures are replaced by the accesses of that long.
 
-    Returns hits and lookups per service after `measure_from_ms`, the changes, the caches as they ended, and the last
-    reason for doing nothing.
+    Returns hits and lookups per service up to each of `marks_ms` and up to the end, the changes, the caches as they
+    ended, and the last reason for doing nothing.
     """
     services = {s.name: _Service(SimulatedCache(s, maxmemory_bytes, seed)) for s in streams}
     loop = _Loop(services, fleet, settings, log=log, feed_ms=feed_ms)
-    counted: dict[str, tuple[int, int]] = {}
+    counted: list[dict[str, tuple[int, int]]] = []
     for now_ms in range(settings.cycle_interval_ms, duration_ms + 1, settings.cycle_interval_ms):
         for one in services.values():
             one.cache.advance(now_ms)
-        if now_ms >= measure_from_ms and not counted:
-            counted = {n: (s.cache.hits, s.cache.lookups) for n, s in services.items()}
+        if len(counted) < len(marks_ms) and now_ms >= marks_ms[len(counted)]:
+            counted.append({n: (s.cache.hits, s.cache.lookups) for n, s in services.items()})
         loop.cycle(now_ms)
-    found = {n: (s.cache.hits - counted[n][0], s.cache.lookups - counted[n][1]) for n, s in services.items()}
+    counted.append({n: (s.cache.hits, s.cache.lookups) for n, s in services.items()})
     print(f"  of the memory {np.mean(loop.held_shares):.1%} was given to services on average")
-    return found, loop.changes, {n: s.cache for n, s in services.items()}, loop.idle
+    return counted, loop.changes, {n: s.cache for n, s in services.items()}, loop.idle
 
 
 class _Loop:
@@ -305,8 +307,9 @@ class _Loop:
             self._appraisals,
         )
         self.idle.update(planned.idle_reasons)
+        seen = {s.service: s for s in observed.snapshots}
         for proposal in planned.proposals:
-            self._apply(proposal, now_ms)
+            self._apply(proposal, seen[proposal.service], now_ms)
         used = sum(one.cache.maxmemory_bytes for one in self._services.values())
         self.held_shares.append(used / (self._fleet.total_memory_bytes or used))
 
@@ -347,7 +350,7 @@ class _Loop:
         """What a service holds, or may get back while its change is observed."""
         return max(one.cache.maxmemory_bytes, 0 if one.change is None else one.change.before[0])
 
-    def _apply(self, proposal: Proposal, now_ms: int) -> None:
+    def _apply(self, proposal: Proposal, seen: Snapshot, now_ms: int) -> None:
         one = self._services[proposal.service]
         if one.change is not None:
             return
@@ -360,7 +363,7 @@ class _Loop:
             return
         before = {c.knob: c.before for c in proposal.knob_changes}
         since = (now_ms, one.cache.hits, one.cache.lookups)
-        change = Change(now_ms, proposal, (one.cache.maxmemory_bytes, before), since)
+        change = Change(now_ms, proposal, (one.cache.maxmemory_bytes, before), since, baseline_of(seen))
         if one.resting.get(change.signature, 0) > now_ms:
             return
         one.change = change
@@ -386,7 +389,7 @@ class _Loop:
         hits, lookups = one.cache.hits - hits, one.cache.lookups - lookups
         change.windows.append(Window(window_ms=now_ms - begun_ms, hits=hits, misses=lookups - hits))
         before = change.proposal.prediction.hit_ratio_before.value
-        promise = promise_of(change.proposal, before, None, self._settings)
+        promise = promise_of(change.proposal, before, None, self._settings, change.baseline)
         judgement = judge(change.windows, promise, self._settings, now_ms - change.at_ms)
         if judgement.ruling is Ruling.CONTINUE:
             return
@@ -398,5 +401,6 @@ class _Loop:
             one.cache.configure(size, {k: v for k, v in knobs.items() if k != "maxmemory"}, keep_hot=False)
             one.resting[change.signature] = now_ms + _REST_MS
         if self._log:
+            print("         ", judgement.reason[:170])
             realised = "nothing seen" if change.realised is None else f"realised {100 * change.realised:+.2f}"
             print(f"  {now_ms / 60_000:5.1f} min {name}: {judgement.ruling.value}, {realised}", flush=True)

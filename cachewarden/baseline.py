@@ -29,6 +29,8 @@ class Baseline(Message):
     control_parts: tuple[tuple[int, int], ...] = ()
     control_knobs: Mapping[str, str] = field(default_factory=dict)
     """What the twin's knobs were; with any other value it is no control."""
+    hit_ratio_step: float | None = None
+    """How far the traffic alone moves the hit ratio from one window to the next (`Snapshot.hit_ratio_step`)."""
 
 
 def baseline_of(snapshot: Snapshot | None, control: Snapshot | None = None) -> Baseline:
@@ -41,6 +43,7 @@ def baseline_of(snapshot: Snapshot | None, control: Snapshot | None = None) -> B
         misses_per_s=snapshot.lookups_per_s * (1.0 - snapshot.hit_ratio),
         cpu_share=snapshot.cpu_share,
         parts=snapshot.window_parts,
+        hit_ratio_step=snapshot.hit_ratio_step,
         control=control.service if control is not None and seen else None,
         control_hit_ratio=control.hit_ratio if control is not None and seen else None,
         control_parts=control.window_parts if control is not None and seen else (),

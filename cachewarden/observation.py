@@ -291,6 +291,9 @@ class Snapshot(Message):
     """CPU of the server over the window, in cores; None where it does not tell."""
     window_parts: tuple[tuple[int, int], ...] = ()
     """(lookups, misses) of consecutive parts of the window; by them a steady workload is told from a bursty one."""
+    hit_ratio_step: float | None = None
+    """Root mean square of how far the hit ratios of windows that follow upon each other lie apart while nothing was
+    changed, 0..1, over the last 30 windows at most; None with fewer than four."""
 
     def light(self) -> Snapshot:
         """Return the snapshot without its samples, small enough to be sent to many."""

@@ -2,9 +2,10 @@
 enough to warm the caches that it is replayed through.
 
 No model of the workload is needed then, and none of its assumptions: whether the hot set moves shows in the capture.
-The capture's first half fills both caches, over the second half their hits are compared, piece by piece; how much the
-pieces differ is what the interval is made of. It never answers for a cache that the first half does not fill and
-exchange: that says nothing about a steady state, and the models of `whatif` have to do.
+The capture's beginning fills both caches and exchanges their content once; over the rest, a third of it at least, their
+hits are compared, piece by piece; how much the pieces differ is what the interval is made of. It never answers for a
+cache that two thirds of the capture do not fill and exchange: that says nothing about a steady state, and the models of
+`whatif` have to do.
 
 INVARIANT: the difference of a configuration to itself is exactly nothing.
 """
@@ -12,6 +13,7 @@ INVARIANT: the difference of a configuration to itself is exactly nothing.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +29,15 @@ __all__ = ["CaptureReplay"]
 _KEYS_MIN = 500
 _ACCESSES_MIN = 8_000
 _DURATION_MIN_MS = 300_000
+_SLICES = 24
+"""Of the capture, equal in accesses. What is compared begins with one of them."""
+_SLICES_MIN = 8
 _PIECES = 6
-"""Of the measured half. A piece should be longer than a burst and there must be some for a spread."""
+"""Of what is compared. A piece should be longer than a burst and there must be some for a spread."""
 _STUDENT_90 = 2.015
 """Student's t at 95 % for `_PIECES` - 1 degrees of freedom."""
 _EXCHANGES = 1.0
-"""How often the first half must have exchanged the content."""
+"""How often the content must have been exchanged before hits are compared."""
 _FAMILIES = ("lru", "lfu", "random")
 _SAMPLING_SHARE = 0.5
 """Error of a difference by sampling over that of a level: two to five times smaller on nine traces."""
@@ -42,13 +47,21 @@ _Z90_OVER_MEAN = 2.06
 """Half a 90 % interval over the mean absolute error, for normal errors."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Replayed:
+    """Hit ratio of each slice, and the number of the first one that found the cache in a steady state."""
+
+    hit_ratio: npt.NDArray[np.float64]
+    warm: int
+
+
 class CaptureReplay:
     """One capture, numbered once and replayed once per configuration."""
 
     def __init__(self, evidence: Evidence, seed: int) -> None:
         self._evidence = evidence
         self._seed = seed
-        self._pieces: dict[CacheConfiguration, npt.NDArray[np.float64] | None] = {}
+        self._replayed: dict[CacheConfiguration, _Replayed | None] = {}
         trace = evidence.trace
         usable = trace is not None and len(trace) >= _ACCESSES_MIN and trace.duration_ms >= _DURATION_MIN_MS
         usable = usable and evidence.current.ttl_ms is None
@@ -56,21 +69,20 @@ class CaptureReplay:
         if self._indexed is None or self._indexed.distinct_keys < _KEYS_MIN:
             self._indexed = None
             return
-        times = self._indexed.trace.time_ms
-        middle = len(times) // 2
-        self._edges = np.linspace(middle, len(times), _PIECES + 1).astype(np.int64)
+        self._edges = np.linspace(0, len(self._indexed.trace), _SLICES + 1).astype(np.int64)
 
     def difference(self, wanted: CacheConfiguration, base: CacheConfiguration) -> Estimate | None:
         """Return the hit ratio of `wanted` less that of `base`; None if the capture cannot tell."""
-        theirs = self._hit_ratios(base)
+        theirs = self._of(base)
         if self._indexed is None or theirs is None:
             return None
         if wanted == base:
             return Estimate(0.0, 0.0, 0.0)
-        ours = self._hit_ratios(wanted)
+        ours = self._of(wanted)
         if ours is None:
             return None
-        pieces = ours - theirs
+        slices = (ours.hit_ratio - theirs.hit_ratio)[max(ours.warm, theirs.warm) :]
+        pieces = np.array([part.mean() for part in np.array_split(slices, _PIECES)])
         value = float(pieces.mean())
         spread = _STUDENT_90 * float(pieces.std(ddof=1)) / math.sqrt(_PIECES)
         sampling = 0.0
@@ -79,9 +91,9 @@ class CaptureReplay:
         return Estimate.around(value, math.hypot(spread, sampling, _SERVER_MARGIN), -1.0, 1.0)
 
     def hit_ratio(self, wanted: CacheConfiguration) -> float | None:
-        """Return what `wanted` would have hit over the second half of the capture; None if the capture cannot tell."""
-        pieces = self._hit_ratios(wanted)
-        return None if pieces is None else float(pieces.mean())
+        """Return what `wanted` would have hit once it was warm; None if the capture cannot tell."""
+        replayed = self._of(wanted)
+        return None if replayed is None else float(replayed.hit_ratio[replayed.warm :].mean())
 
     @property
     def method(self) -> str:
@@ -90,13 +102,13 @@ class CaptureReplay:
         seconds = 0.0 if trace is None else trace.duration_ms / 1000.0
         return f"observed hit ratio plus the difference over a capture of {seconds:.0f} s, replayed"
 
-    def _hit_ratios(self, wanted: CacheConfiguration) -> npt.NDArray[np.float64] | None:
-        if wanted not in self._pieces:
-            self._pieces[wanted] = self._replay(wanted)
-        return self._pieces[wanted]
+    def _of(self, wanted: CacheConfiguration) -> _Replayed | None:
+        if wanted not in self._replayed:
+            self._replayed[wanted] = self._replay(wanted)
+        return self._replayed[wanted]
 
-    def _replay(self, wanted: CacheConfiguration) -> npt.NDArray[np.float64] | None:
-        """Return the hit ratio of each piece, None where the first half does not bring the cache to a steady state."""
+    def _replay(self, wanted: CacheConfiguration) -> _Replayed | None:
+        """Return None where two thirds of the capture do not bring the cache to a steady state."""
         evidence, indexed = self._evidence, self._indexed
         capacity = evidence.capacity_bytes(wanted) * evidence.sampling_rate
         if indexed is None or wanted.family not in _FAMILIES or wanted.only_volatile or wanted.ttl_ms is not None:
@@ -115,18 +127,18 @@ class CaptureReplay:
         trace = indexed.trace
         start_ms = int(trace.time_ms[0])
         running = RunningReplay(indexed, config, start_ms, start_ms, self._seed, None)
-        running.run(0, int(self._edges[0]))
-        first = running.result()
-        if first.evicted < _EXCHANGES * max(first.resident_keys, 1):
-            return None
-        hits, reads = first.hits, first.reads
-        found = np.zeros(_PIECES)
-        for piece in range(_PIECES):
-            running.run(int(self._edges[piece]), int(self._edges[piece + 1]))
-            register = running.register
+        register = running.register
+        found, warm, hits, reads = np.zeros(_SLICES), 0, 0, 0
+        for number in range(_SLICES):
+            result = running.result()
+            if result.evicted < _EXCHANGES * max(result.resident_keys, 1):
+                warm = number + 1
+            if warm > _SLICES - _SLICES_MIN:
+                return None
+            running.run(int(self._edges[number]), int(self._edges[number + 1]))
             new_hits, new_reads = int(register[state.REG.hits]), int(register[state.REG.reads])
             if new_reads == reads:
                 return None
-            found[piece] = (new_hits - hits) / (new_reads - reads)
+            found[number] = (new_hits - hits) / (new_reads - reads)
             hits, reads = new_hits, new_reads
-        return found
+        return _Replayed(found, warm)

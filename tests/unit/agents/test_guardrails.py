@@ -223,3 +223,59 @@ def test_a_setting_that_is_set_again_after_a_restart_promises_nothing():
     promise = promise_of(wanted, 0.8, None, SETTINGS)
     assert (promise.gain, promise.hit_ratio_low) == (0.0, 0.0)
     assert judge([window(0.05)], promise, SETTINGS, 10**9).ruling is Ruling.KEEP
+
+
+# --- Traffic that moves the hit ratio by itself ---------------------------------------------------------------------
+
+UNSTEADY = replace(PROMISE, hit_ratio_low=0.805, gain=0.02, gain_error=0.01, baseline=Baseline(hit_ratio_step=0.05))
+LOSS = replace(UNSTEADY, hit_ratio_low=0.785, gain=-0.01, gain_error=0.003)
+
+
+def test_a_shortfall_within_what_the_traffic_does_by_itself_is_no_evidence_against_a_change():
+    assert ruling(window(0.77), promise=UNSTEADY) is Ruling.KEEP
+    assert ruling(window(0.77), promise=replace(UNSTEADY, baseline=Baseline(hit_ratio_step=0.001))) is Ruling.ROLL_BACK
+
+
+def test_a_shortfall_that_the_traffic_cannot_have_made_is_evidence():
+    windows = [window(0.60)] * SETTINGS.observation_windows_max
+    assert ruling(*windows, promise=UNSTEADY) is Ruling.ROLL_BACK
+
+
+def test_a_doubtful_promise_that_is_not_kept_is_watched_as_long_as_may_be_and_then_taken_back():
+    doubtful = replace(UNSTEADY, gain_error=0.05)
+    windows = [window(0.77)] * SETTINGS.observation_windows_max
+    assert ruling(*windows[:1], promise=doubtful) is Ruling.CONTINUE
+    assert ruling(*windows, promise=doubtful) is Ruling.ROLL_BACK
+
+
+def test_who_gives_memory_away_as_predicted_is_left_alone_in_a_bad_minute():
+    assert ruling(window(0.75), promise=LOSS) is Ruling.KEEP
+
+
+def test_a_fall_below_the_guardrail_must_be_more_than_what_the_traffic_does():
+    assert alarm(window(0.70), UNSTEADY, SETTINGS) is None
+    assert alarm(window(0.60), UNSTEADY, SETTINGS) is not None
+    assert alarm(window(0.70), replace(UNSTEADY, baseline=Baseline()), SETTINGS) is not None
+
+
+def test_a_twin_tells_more_than_the_steps_of_the_past():
+    assert alarm(window(0.70), UNSTEADY, SETTINGS, drift=0.0) is not None
+
+
+def growth(before="100000000", after="120000000", **other):
+    return promise_of(proposal(change("maxmemory", after, before=before), *other.get("more", ())), 0.80, None, SETTINGS)
+
+
+def test_more_memory_is_never_blamed_for_a_fall_of_the_hit_ratio():
+    promise = replace(growth(), baseline=Baseline(hit_ratio_step=0.01), lookups_per_s=1000.0)
+    assert promise.only_grows
+    assert alarm(window(0.40), promise, SETTINGS) is None
+    windows = [window(0.40)] * SETTINGS.observation_windows_max
+    assert ruling(*windows, promise=promise) is Ruling.KEEP
+
+
+def test_less_memory_another_policy_beside_and_values_that_are_no_bytes_are_no_mere_growth():
+    assert not growth(before="120000000", after="100000000").only_grows
+    assert not growth(before="0").only_grows
+    assert not growth(after="64mb").only_grows
+    assert not growth(more=(change("maxmemory-policy", "allkeys-lfu"),)).only_grows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from agents.evidence import evidence_of
 from agents.snapshots import LookRing, make_snapshot
@@ -57,3 +58,40 @@ def test_where_no_pattern_tells_the_ttl_the_longest_one_left_stands_for_it():
         evidence = evidence_of(snapshot)
         assert not isinstance(evidence, str)
         assert evidence.current.ttl_ms == expected
+
+
+def ratios(*hit_ratios: float, knobs: dict[int, str] | None = None) -> list[float | None]:
+    """Return the step that the ring knows of after each window of 30 s with one of these hit ratios."""
+    ring = LookRing(window_ms=30_000, base_age_ms=5_000)
+    hits = misses = 0
+    ring.add(look(0, keyspace_hits=0, keyspace_misses=0))
+    steps = []
+    for window, ratio in enumerate(hit_ratios):
+        policy = (knobs or {}).get(window, "allkeys-lru")
+        for part in range(3):
+            hits, misses = hits + round(1_000 * ratio), misses + round(1_000 * (1 - ratio))
+            now_ms = 30_000 * window + 10_000 * (part + 1)
+            last = ring.add(
+                look(now_ms, keyspace_hits=hits, keyspace_misses=misses, knobs={"maxmemory-policy": policy})
+            )
+        steps.append(last.hit_ratio_step)
+    return steps
+
+
+def test_of_a_steady_cache_the_traffic_is_known_to_move_nothing():
+    assert ratios(*[0.8] * 6)[-1] == 0.0
+
+
+def test_how_far_the_traffic_moves_the_hit_ratio_is_known_after_four_steps():
+    steps = ratios(0.8, 0.7, 0.8, 0.7, 0.8, 0.7)
+    assert steps[:4] == [None] * 4
+    assert steps[-1] == pytest.approx(0.1)
+
+
+def test_a_step_over_a_change_of_the_configuration_is_none_of_the_traffic_s():
+    steps = ratios(*[0.5] * 4, *[0.9] * 4, knobs=dict.fromkeys(range(4, 8), "allkeys-lfu"))
+    assert steps[-1] == 0.0
+
+
+def test_only_the_last_thirty_steps_count():
+    assert ratios(*[0.8, 0.6] * 3, *[0.7] * 40)[-1] == 0.0

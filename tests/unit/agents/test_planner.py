@@ -88,6 +88,16 @@ def test_memory_moves_from_the_cache_that_does_not_need_it_and_the_giver_goes_fi
     assert giver.memory_delta_bytes + taker.memory_delta_bytes <= 0
 
 
+@pytest.mark.parametrize("resting", ["idle", "small"])
+def test_no_memory_moves_to_or_from_a_cache_that_cools_down_since_it_would_lie_idle_until_then(resting):
+    fleet = fleet_of("idle", "small", total_bytes=17 * MIB)
+    changed = {resting: History(last_change_ms=NOW - 1_000)}
+    assert all(p.memory_delta_bytes == 0 for p in _plan(fleet, IDLE, SMALL, history=changed).proposals)
+    rested = {resting: History(last_change_ms=NOW - SETTINGS.cool_down_ms)}
+    assert len(_plan(fleet, IDLE, SMALL, history=rested).proposals) == 2
+    assert len(_plan(fleet, IDLE, SMALL, history=changed, force=(resting,)).proposals) == 2
+
+
 def test_memory_that_nobody_holds_is_given_at_once():
     proposal = _only(_plan(fleet_of("small", total_bytes=9 * MIB), SMALL))
     assert 0 < proposal.memory_delta_bytes <= 4 * MIB

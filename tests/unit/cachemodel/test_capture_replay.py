@@ -51,12 +51,13 @@ def test_the_present_configuration_differs_by_exactly_nothing() -> None:
     assert (found.low, found.value, found.high) == (0.0, 0.0, 0.0)
 
 
-def test_any_two_configurations_can_be_compared_on_the_same_pieces() -> None:
+def test_any_two_configurations_can_be_compared_and_the_differences_fit_together() -> None:
     small, large = (replace(NOW, maxmemory_bytes=n * ENTRY_BYTES) for n in (300, 900))
     whole, parts = STEADY.difference(large, small), (STEADY.difference(large, NOW), STEADY.difference(small, NOW))
     assert whole is not None
     assert None not in parts
-    assert whole.value == pytest.approx(parts[0].value - parts[1].value)  # type: ignore[union-attr]
+    # Not to the last digit: the larger of two caches is warm later, and both are compared from there on.
+    assert whole.value == pytest.approx(parts[0].value - parts[1].value, abs=0.002)  # type: ignore[union-attr]
 
 
 def test_on_a_steady_workload_lfu_surely_leads() -> None:
