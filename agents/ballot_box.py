@@ -36,7 +36,8 @@ from cachewarden.codec import decode, record_id, to_jsonable
 from cachewarden.consensus_rules import Algorithm, Option
 from cachewarden.machine import Effect, Record, Send, SetTimer
 from cachewarden.messages import AuditRecord, Proposal, RecordKind, ResolutionOutcome, Verdict
-from cachewarden.protocol import BallotNews, History, PeerBallot, PeerBallots, RunCycle
+from cachewarden.peer_messages import BallotNews, PeerBallot, PeerBallots
+from cachewarden.protocol import History, RunCycle
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["REST_MS", "BallotBox"]

@@ -20,8 +20,9 @@ from cachewarden.fleet import Fleet
 from cachewarden.machine import Effect, EffectFailed, Received, Record, Recorded, Send, Started, TimerFired
 from cachewarden.messages import RecordKind
 from cachewarden.modes import with_modes
+from cachewarden.peer_messages import PeerBallots
 from cachewarden.policy.surroundings import budgeted_services
-from cachewarden.protocol import History, ModesChanged, PeerBallots, Settle, Settled
+from cachewarden.protocol import History, ModesChanged, Settle, Settled
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["Consensus"]

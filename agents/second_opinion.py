@@ -16,9 +16,10 @@ from typing import Any, Final
 from cachewarden.circuit import Circuit, CircuitRules, CircuitState, Signal
 from cachewarden.machine import Effect, EffectFailed, Send, SetTimer, TimerFired
 from cachewarden.messages import Mode, Proposal, Verdict
+from cachewarden.peer_messages import PeerHealth, PeerReport
 from cachewarden.peering import AskOpinion, Opinion, OpinionGiven
 from cachewarden.policy.second_opinion import OpinionMode, acted_on, content_of, context_of, with_opinion
-from cachewarden.protocol import Judged, PeerHealth, PeerReport
+from cachewarden.protocol import Judged
 
 __all__ = ["CONSTITUTIONAL_AI", "SecondOpinion"]
 

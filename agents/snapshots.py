@@ -176,8 +176,7 @@ def make_snapshot(
     values: ValueSample | None = None,
     sources: tuple[SourceReport, ...] = (),
 ) -> Snapshot:
-    """Put together what is true of one cache now. `sample`, `access` and what was read from it may be older than the
-    look.
+    """Put together what is true of one cache now. `sample` and `access` may be older than the look.
 
     `remarks` are the collector's own reasons why a part is missing, by the names of `Observation.incomplete`.
     """

@@ -16,7 +16,7 @@ from cachewarden.balloting import MotionState, Outcome, is_own
 from cachewarden.codec import record_id
 from cachewarden.machine import Effect, Publish
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
-from cachewarden.protocol import BallotNews
+from cachewarden.peer_messages import BallotNews
 from coordination.blackboard_records import (
     BALLOT_TYPE,
     MOTION_TYPE,

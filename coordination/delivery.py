@@ -21,6 +21,7 @@ from typing import Any, Final
 from cachewarden.circuit import Circuit, CircuitRules, CircuitState, Signal
 from cachewarden.machine import Effect, EffectFailed, JournalRead, ReadJournal, SetTimer, Started, TimerFired
 from cachewarden.messages import AuditRecord
+from cachewarden.peer_messages import PeerHealth
 from cachewarden.peering import (
     ClaimCursor,
     CursorClaimed,
@@ -32,7 +33,6 @@ from cachewarden.peering import (
     MoveCursor,
     ReadHead,
 )
-from cachewarden.protocol import PeerHealth
 from coordination.delivery_events import event_of
 
 __all__ = ["INTEGRITY", "Delivery", "Phase"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from cachewarden.machine import Effect, Send, SetTimer, Started, TimerFired
-from cachewarden.protocol import PeerHealth, PeerReport
+from cachewarden.peer_messages import PeerHealth, PeerReport
 from coordination.delivery import Delivery
 from coordination.presence import Presence
 

@@ -20,7 +20,8 @@ from cachewarden.fleet import Fleet
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Intent, Proposal, RecordKind, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.pausing import PAUSE_KINDS
-from cachewarden.protocol import AgentBeat, FleetState, History, PeerHealth, PeerReport, StandingDecision
+from cachewarden.peer_messages import PeerHealth, PeerReport
+from cachewarden.protocol import AgentBeat, FleetState, History, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.execution_records import STATE_OF_RECORD, followed, opened
 from coordination.life_signs import LifeSigns

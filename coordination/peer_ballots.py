@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cachewarden.board_records import KnowledgeRecord
 from cachewarden.messages import AGENT_ID
-from cachewarden.protocol import PeerBallot
+from cachewarden.peer_messages import PeerBallot
 from coordination.blackboard_records import BadRecord, time_ms
 from coordination.peer_plans import Refused, refused, word
 

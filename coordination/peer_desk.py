@@ -30,8 +30,9 @@ from cachewarden.messages import (
     Verdict,
 )
 from cachewarden.peer_input import Hinted, IntentPublished, PeersRead, TaskClaimed, TaskFinished
+from cachewarden.peer_messages import PeerBallots, PeerHealth, PeerReport
 from cachewarden.peer_powers import PeerPower, parse_powers
-from cachewarden.protocol import ChainChecked, Execute, PeerBallots, PeerHealth, PeerReport
+from cachewarden.protocol import ChainChecked, Execute
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.blackboard_records import OPEN_CONFLICT_STATES, time_ms
 from coordination.conflict_desk import ConflictDesk

@@ -15,7 +15,7 @@ from typing import Final
 from cachewarden.board_records import KnowledgeRecord
 from cachewarden.machine import Record
 from cachewarden.messages import CONSTITUTIONAL_HASH, RecordKind
-from cachewarden.protocol import PeerBallot
+from cachewarden.peer_messages import PeerBallot
 from coordination.blackboard_records import BALLOT_TYPE, PLAN_TYPES, BadRecord
 from coordination.pace import Pace
 from coordination.peer_ballots import read_ballot

@@ -10,8 +10,8 @@ from typing import Any
 
 from cachewarden.circuit import Circuit, CircuitRules, CircuitState, Signal
 from cachewarden.machine import Effect, EffectFailed, SetTimer, Started, TimerFired
+from cachewarden.peer_messages import PeerHealth
 from cachewarden.peering import Announce, Announced
-from cachewarden.protocol import PeerHealth
 
 __all__ = ["Presence"]
 

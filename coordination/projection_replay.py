@@ -30,7 +30,7 @@ from cachewarden.messages import (
     Verdict,
 )
 from cachewarden.peer_input import TASK_TYPE
-from cachewarden.protocol import BallotNews
+from cachewarden.peer_messages import BallotNews
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.ballot_records import ballot_told
 from coordination.blackboard_records import task_record

@@ -12,7 +12,8 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel, Field
 
-from cachewarden.protocol import FleetState, PeerHealth
+from cachewarden.peer_messages import PeerHealth
+from cachewarden.protocol import FleetState
 
 __all__ = ["DEGRADED", "PeerView", "peer_components", "peer_metrics", "peers_view"]
 

@@ -17,6 +17,7 @@ from cachewarden.claims import UNREAD_BOARD
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Received, Send
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Intent, Proposal
+from cachewarden.peer_messages import PeerBallots
 from cachewarden.protocol import (
     CancelExecution,
     Execute,
@@ -27,7 +28,6 @@ from cachewarden.protocol import (
     Judge,
     Judged,
     ObserveFleet,
-    PeerBallots,
     PlanFleet,
     Settle,
 )

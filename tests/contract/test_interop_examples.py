@@ -12,7 +12,7 @@ import redis
 
 from cachewarden.balloting import count
 from cachewarden.messages import CONSTITUTIONAL_HASH
-from cachewarden.protocol import BallotNews
+from cachewarden.peer_messages import BallotNews
 from coordination import blackboard_records as records
 from coordination import projection
 from coordination.ballot_records import ballot_told

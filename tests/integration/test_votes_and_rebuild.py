@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from cachewarden.errors import BlackboardUnavailable
 from cachewarden.messages import AGENT_ID, ExecutionState, Proposal
-from cachewarden.protocol import PeerBallot, PeerBallots, Settle
+from cachewarden.peer_messages import PeerBallot, PeerBallots
+from cachewarden.protocol import Settle
 from cluster.__main__ import app
 from cluster.clock import SystemClock
 from coordination.ballot_records import conflict_id_of

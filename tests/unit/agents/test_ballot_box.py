@@ -13,7 +13,8 @@ from cachewarden.balloting import APPROVE, MotionState, Standing, parse_voters
 from cachewarden.consensus_rules import Algorithm
 from cachewarden.machine import EffectFailed, Received, Record, Recorded, Send, SetTimer, Started, TimerFired
 from cachewarden.messages import AGENT_ID, AuditRecord, Evidence, RecordKind, ResolutionOutcome
-from cachewarden.protocol import BallotNews, History, PeerBallot, PeerBallots, RunCycle, Settle, Settled
+from cachewarden.peer_messages import BallotNews, PeerBallot, PeerBallots
+from cachewarden.protocol import History, RunCycle, Settle, Settled
 from cachewarden.settings import CacheOptimizerSettings, load_settings
 from coordination.ballot_records import ballot_told, conflict_id_of
 from tests.unit.agents.settlements import verdict

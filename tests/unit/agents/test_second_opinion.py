@@ -12,9 +12,10 @@ from agents.validator import Validator
 from cachewarden.codec import digest
 from cachewarden.machine import EffectFailed, Received, Send, SetTimer, TimerFired
 from cachewarden.messages import Decision, Mode
+from cachewarden.peer_messages import PeerReport
 from cachewarden.peering import AskOpinion, Opinion, OpinionGiven
 from cachewarden.policy.second_opinion import SECOND_OPINION, acted_on, carried, content_of, context_of, with_opinion
-from cachewarden.protocol import Judge, Judged, PeerReport
+from cachewarden.protocol import Judge, Judged
 from tests.unit.agents.settlements import verdict
 from tests.unit.policy.builders import NOW_MS, SETTINGS, SHIPPED, fleet, proposal, resize, service, snapshot, ttl_rule
 

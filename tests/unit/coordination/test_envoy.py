@@ -7,8 +7,8 @@ import pickle
 import pytest
 
 from cachewarden.machine import Agent, EffectFailed, Send, SetTimer, Started, TimerFired
+from cachewarden.peer_messages import PeerReport
 from cachewarden.peering import Announce, Announced, ClaimCursor
-from cachewarden.protocol import PeerReport
 from coordination.delivery import Delivery
 from coordination.envoy import Envoy
 from coordination.presence import Presence

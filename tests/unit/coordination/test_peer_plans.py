@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cachewarden.claims import overlap
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
-from cachewarden.protocol import PeerBallot
+from cachewarden.peer_messages import PeerBallot
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
 from coordination.conflict_answers import Sides, answer_in_item, answer_in_record

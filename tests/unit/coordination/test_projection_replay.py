@@ -12,7 +12,8 @@ from cachewarden.codec import to_jsonable
 from cachewarden.machine import Record
 from cachewarden.messages import AuditRecord, ExecutionState, RecordKind, ResolutionOutcome
 from cachewarden.peer_input import TaskClaimed
-from cachewarden.protocol import BallotNews, StandingDecision
+from cachewarden.peer_messages import BallotNews
+from cachewarden.protocol import StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
 from coordination.ballot_records import ballot_told, conflict_id_of

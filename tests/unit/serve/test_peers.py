@@ -9,9 +9,10 @@ from serve_world import CONSTITUTION, NOW_MS, SETTINGS, Site, fleet, proposal, s
 
 from cachewarden.messages import Decision
 from cachewarden.models import CacheOptimizationRequest
+from cachewarden.peer_messages import PeerHealth
 from cachewarden.peering import Opinion
 from cachewarden.policy.second_opinion import SECOND_OPINION, with_opinion
-from cachewarden.protocol import AgentHealth, PeerHealth
+from cachewarden.protocol import AgentHealth
 from serve.decision import Asked, Grounds, decide
 
 DOWN = PeerHealth(
