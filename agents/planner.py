@@ -22,7 +22,6 @@ from agents.appraisal import appraise
 from agents.choice import Choice
 from agents.drafting import draft
 from agents.lever_drafting import lever_proposal
-from agents.memory_round import next_sizes
 from agents.reapplying import reapplied
 from agents.recent_appraisals import RecentAppraisals
 from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
@@ -190,7 +189,10 @@ def _divide(
     settings: CacheOptimizerSettings,
     now_ms: int,
 ) -> _Division:
-    """Divide the memory of the services that are not being changed; the others keep what they have.
+    """Divide the memory of the services that may change; the others keep what they have.
+
+    Who cools down after a change may not change either: what others gave for it now would lie idle until then, and by
+    then something else may be right.
 
     What a service that was not seen holds, or one in the middle of a change may need back, is nobody's to give.
     """
@@ -200,7 +202,7 @@ def _divide(
     rested = {
         n for n in appraisals if n in question.force or not _cools_down(question.history.get(n), settings, now_ms)
     }
-    movable = {n: a for n, a in appraisals.items() if a.curve_bytes and held[n] > 0}
+    movable = {n: a for n, a in appraisals.items() if a.curve_bytes and held[n] > 0 and n in rested}
     free = budget - sum(held.values())
     if not movable or (len(movable) == 1 and free <= 0):
         return _Division({}, {}, max(free, 0))
@@ -214,9 +216,9 @@ def _divide(
     if free >= 0 and gives and allocation.gain_hits_per_s < _FLEET_GAIN_SHARE * settings.minimum_gain * lookups_per_s:
         # Less than the curves can tell: moving memory for it would be undone in the next round.
         return _Division({}, {}, max(free, 0))
-    targets = {s.service: s.bytes for s in allocation.shares}
-    wanted = next_sizes(targets, held, rested, free, MEMORY_STEP_BYTES)
-    return _Division(wanted, {s.service: s.reason for s in allocation.shares}, max(free, 0))
+    return _Division(
+        {s.service: s.bytes for s in allocation.shares}, {s.service: s.reason for s in allocation.shares}, max(free, 0)
+    )
 
 
 def _cools_down(history: History | None, settings: CacheOptimizerSettings, now_ms: int) -> bool:
