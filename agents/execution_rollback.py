@@ -85,6 +85,7 @@ def end(
         "hit_ratio_before": run.promise.hit_ratio_before,
         "hit_ratio_after": run.hit_ratio_after,
         "comparable": run.comparable,
+        "hit_ratio_step": run.hit_ratio_step,
         "control_drift": run.drift,
         "step": run.step,
         "steps": len(run.steps),

@@ -248,6 +248,11 @@ class Run:
         return control_drift(self.promise.baseline, self.control)
 
     @property
+    def hit_ratio_step(self) -> float | None:
+        """How far the traffic alone moves the hit ratio from window to window; None where a twin tells it."""
+        return None if self.drift is not None else self.promise.baseline.hit_ratio_step
+
+    @property
     def ground(self) -> Ground:
         """What a plan rests on: the look before the change, and what owner and operator permit."""
         wishes = self.wishes
@@ -381,6 +386,7 @@ class Run:
             hit_ratio_before=self.promise.hit_ratio_before,
             hit_ratio_after=self.hit_ratio_after,
             comparable=self.comparable,
+            hit_ratio_step=self.hit_ratio_step,
             control_drift=self.drift,
             held_by=self.held_by,
             freed_bytes=self.freed_bytes,

@@ -140,9 +140,10 @@ def _periods(
 
 def _changes(changes: list[Change]) -> None:
     done = [c for c in changes if c.realised is not None]
-    held = sum(c.proposal.prediction.gain.holds(c.realised or 0.0) for c in done)
+    held = sum(c.inside for c in done)
     back = sum(c.taken_back for c in changes)
-    print(f"  {len(changes)} changes, {back} taken back; {held} of {len(done)} outcomes within their intervals")
+    print(f"  {len(changes)} changes, {back} taken back; {held} of {len(done)} outcomes within their "
+          "intervals, the steps of the traffic allowed for")  # fmt: skip
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ kept or taken back by the actuator's rules, then a cool-down. Constitution and c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -218,6 +219,13 @@ class Change:
     realised: float | None = None
     """Hit ratio of the last window less that before the change."""
     taken_back: bool = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether the predicted interval held the outcome, as `cachemodel.scoring` counts it."""
+        gain, noise = self.proposal.prediction.gain, 1.6449 * (self.baseline.hit_ratio_step or 0.0)
+        error = (self.realised or 0.0) - gain.value
+        return abs(error) <= math.hypot((gain.low if error < 0.0 else gain.high) - gain.value, noise)
 
     @property
     def signature(self) -> str:

@@ -413,6 +413,8 @@ class Execution(Message):
     """Measured over the observation window; None until then."""
     comparable: bool | None = None
     """Whether the last window can be held against the prediction: enough lookups, same traffic; None before one."""
+    hit_ratio_step: float | None = None
+    """How far the traffic alone moves it from window to window; None where not known, or a twin tells it."""
     control_drift: float | None = None
     """By how much the hit ratio of the unchanged twin moved meanwhile; None where there was no twin to go by."""
     held_by: str | None = None
@@ -434,10 +436,7 @@ class Execution(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord(Message):
-    """One entry of the journal; `hash` covers every other field, `prev_hash` chains it to the entry before.
-
-    `seq` counts from 1 without gaps.
-    """
+    """One entry of the journal; `hash` covers all else, `prev_hash` chains it to the one before; `seq` is from 1."""
 
     seq: int
     at_ms: int

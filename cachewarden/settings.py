@@ -192,7 +192,7 @@ class CacheOptimizerSettings(BaseSettings):
         0.02, gt=0.0, le=0.5, description="of one core of the server that MONITOR may take in the long run"
     )
     capture_history_ms: int = Field(
-        1_800_000, ge=0, le=86_400_000, description="how much of captured accesses is remembered"
+        7_200_000, ge=0, le=86_400_000, description="how much of captured accesses is remembered"
     )
     feed_history_ms: int = Field(240_000, ge=0, le=3_600_000, description="how much of reported accesses is remembered")
 

@@ -48,6 +48,7 @@ def followed(known: Execution, record: AuditRecord) -> Execution:
         reason=str(record.payload.get("reason", "")),
         hit_ratio_after=record.payload.get("hit_ratio_after", known.hit_ratio_after),
         comparable=record.payload.get("comparable", known.comparable),
+        hit_ratio_step=record.payload.get("hit_ratio_step", known.hit_ratio_step),
         control_drift=record.payload.get("control_drift", known.control_drift),
         freed_bytes=dict(record.payload.get("memory") or {}).get("freed_bytes", known.freed_bytes),
         peak_share=dict(record.payload.get("expiries") or {}).get("peak_now", known.peak_share),

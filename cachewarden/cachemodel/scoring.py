@@ -62,6 +62,7 @@ RECORD_KINDS: Final = (
     RecordKind.CHANGE_ROLLED_BACK.value,
 )
 _ROUNDING: Final = 1e-9
+_NORMAL_90: Final = 1.6449
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,8 @@ class Outcome:
     kept: bool
     widened_by: float = 1.0
     comparable: bool = True
+    noise: float = 0.0
+    """Half a 90 % interval of what the traffic may have done to `realised` by itself."""
 
     @property
     def error(self) -> float:
@@ -90,8 +93,8 @@ class Outcome:
 
     @property
     def inside(self) -> bool:
-        """Say whether the interval as it was stated held the outcome."""
-        return self.predicted.holds(self.realised)
+        """Say whether the interval as it was stated held the outcome, what the traffic did by itself allowed for."""
+        return self._unexplained <= self._width
 
     @property
     def stretch(self) -> float | None:
@@ -100,12 +103,23 @@ class Outcome:
         0 on a side that ends at a bound of the hit ratio, which no outcome exceeds; None on a side without any width,
         which no factor mends.
         """
-        below = self.realised < self.predicted.value
-        bound = self.predicted.low if below else self.predicted.high
-        if self.error == 0.0 or (self.inside and bound in (0.0, 1.0)):
+        if self._unexplained == 0.0 or (self.inside and self._bound in (0.0, 1.0)):
             return 0.0
-        width = abs(bound - self.predicted.value) / self.widened_by
-        return None if width == 0.0 else abs(self.error) / width
+        width = self._width / self.widened_by
+        return None if width == 0.0 else self._unexplained / width
+
+    @property
+    def _bound(self) -> float:
+        return self.predicted.low if self.realised < self.predicted.value else self.predicted.high
+
+    @property
+    def _width(self) -> float:
+        return abs(self._bound - self.predicted.value)
+
+    @property
+    def _unexplained(self) -> float:
+        """The error that the traffic does not explain: independent errors add up by their squares."""
+        return math.sqrt(max(self.error**2 - self.noise**2, 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +241,7 @@ def outcome_of(execution: Execution) -> Outcome | None:
         _without_drift(realised, execution.control_drift),
         kept=execution.state is ExecutionState.KEPT,
         comparable=execution.comparable is not False,
+        hit_ratio_step=execution.hit_ratio_step,
     )
 
 
@@ -235,7 +250,9 @@ def _without_drift(realised: float, drift: Any) -> float:
     return min(max(realised - (drift if isinstance(drift, int | float) else 0.0), 0.0), 1.0)
 
 
-def _outcome(proposal: Proposal, at_ms: int, realised: float, *, kept: bool, comparable: bool) -> Outcome:
+def _outcome(
+    proposal: Proposal, at_ms: int, realised: float, *, kept: bool, comparable: bool, hit_ratio_step: Any
+) -> Outcome:
     prediction: Prediction = proposal.prediction
     return Outcome(
         proposal_id=proposal.proposal_id,
@@ -248,6 +265,7 @@ def _outcome(proposal: Proposal, at_ms: int, realised: float, *, kept: bool, com
         kept=kept,
         widened_by=factor_of(proposal),
         comparable=comparable,
+        noise=_NORMAL_90 * hit_ratio_step if _is_ratio(hit_ratio_step) else 0.0,
     )
 
 
@@ -280,6 +298,7 @@ def outcomes_from_records(records: Iterable[AuditRecord]) -> tuple[Outcome, ...]
                 kept=record.kind == RecordKind.CHANGE_KEPT,
                 # A guardrail does not wait for a window's end; what it saw has passed the same test of enough lookups.
                 comparable=record.payload.get("comparable", windows.get(key, True)) is not False,
+                hit_ratio_step=record.payload.get("hit_ratio_step"),
             )
     return tuple(outcomes.values())
 

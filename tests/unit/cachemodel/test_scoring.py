@@ -276,8 +276,11 @@ def test_an_execution_gives_the_outcome_that_its_records_give():
         updated_at_ms=1_002,
         hit_ratio_after=0.81,
         comparable=False,
+        hit_ratio_step=0.02,
     )
-    ending = _record(RecordKind.CHANGE_KEPT, 2, {"hit_ratio_after": 0.81, "comparable": False})
+    payload = {"hit_ratio_after": 0.81, "comparable": False, "hit_ratio_step": 0.02}
+    ending = _record(RecordKind.CHANGE_KEPT, 2, payload)
+    assert outcome_of(execution).noise == pytest.approx(0.0329, abs=1e-4)  # type: ignore[union-attr]
     assert (outcome_of(execution),) == outcomes_from_records([_intended(factor=2.0), ending])
     assert outcome_of(replace(execution, state=ExecutionState.OBSERVING)) is None
     assert outcome_of(replace(execution, hit_ratio_after=None)) is None
@@ -300,3 +303,17 @@ def test_an_estimate_is_never_narrowed_and_a_share_needs_a_whole():
     with pytest.raises(ValueError, match="no share"):
         Estimate.of_share(2, 1)
     assert Estimate.of_share(9, 10).low == pytest.approx(0.652, abs=0.001)
+
+
+def test_what_the_traffic_does_by_itself_is_not_held_against_a_prediction():
+    assert not _outcome(realised=0.74).inside
+    assert _outcome(realised=0.74, noise=0.05).inside
+    assert _outcome(realised=0.84, noise=0.05).stretch == 0.0
+    assert _outcome(realised=0.70, noise=0.06).stretch == pytest.approx(0.08 / 0.05)
+
+
+def test_on_an_unsteady_service_good_predictions_do_not_widen_the_intervals():
+    narrow = Estimate(0.8, 0.79, 0.81)
+    noisy = [_outcome(n, realised=0.8 + (0.06 if n % 2 else -0.06), predicted=narrow) for n in range(20)]
+    assert interval_factor(noisy) == FACTOR_MAX
+    assert interval_factor([replace(o, noise=0.07) for o in noisy]) == 1.0
