@@ -59,6 +59,10 @@ class _Look:
 _STEPS_KEPT = 30
 _STEPS_MIN = 4
 _LOOKUPS_MIN = 100
+_LOOKUPS_WANTED = 1_000
+"""In a window: with as many the hit ratio is known to 1.5 points. A window that has fewer reaches further back."""
+_STRETCH_MAX = 10
+"""Longest window over the usual one."""
 
 
 class _Steps:
@@ -78,7 +82,7 @@ class _Steps:
         """Take in the window up to now, `elapsed_ms` after the one that was taken in before."""
         self._since_ms += elapsed_ms
         whole = window.problem is None and 2 * window.window_ms > self._window_ms
-        if self._since_ms < self._window_ms or not whole or window.lookups < _LOOKUPS_MIN:
+        if self._since_ms < max(self._window_ms, window.window_ms) or not whole or window.lookups < _LOOKUPS_MIN:
             return
         ratio = 1.0 - window.misses / window.lookups
         if self._last is not None:
@@ -96,7 +100,8 @@ class LookRing:
     """Recent looks at one cache, oldest first, all comparable with the newest."""
 
     def __init__(self, *, window_ms: int, base_age_ms: int) -> None:
-        """`window_ms` is the longest window wanted, `base_age_ms` the least age of the look that it starts with."""
+        """`window_ms` is the longest window where lookups suffice, `base_age_ms` the least age of the look that it starts
+        with."""
         self._window_ms = window_ms
         self._base_age_ms = base_age_ms
         self._looks: list[_Look] = []
@@ -128,7 +133,7 @@ class LookRing:
             return Window(problem=problem or "no clock moved forward between the two looks")
         for older in self._looks:
             older.age_ms += elapsed.ms
-        base = self._base()
+        base = self._base(look.part[0])
         window = Window(problem=_TOO_SOON)
         if base is not None:
             window = window_between(base.observation, look.observation)
@@ -141,19 +146,30 @@ class LookRing:
         self._steps.take(window, elapsed.ms)
         return replace(window, hit_ratio_step=self._steps.root_mean_square())
 
-    def _base(self) -> _Look | None:
-        """Return the oldest look within the window, else the youngest one beyond it, else None."""
-        old_enough = [look for look in self._looks if look.age_ms >= self._base_age_ms]
-        within = [look for look in old_enough if look.age_ms <= self._window_ms]
-        if within:
-            return within[0]
-        return old_enough[-1] if old_enough else None
+    def _base(self, newest_lookups: int) -> _Look | None:
+        """Return the oldest look within the window, else the youngest one beyond it, else None. Where too few lookups
+        have come since, an older one; `newest_lookups` came since the last of the ring."""
+        base, since_base, lookups = None, 0, newest_lookups
+        for look in reversed(self._looks):
+            if look.age_ms >= self._base_age_ms:
+                if base is not None and look.age_ms > self._window_ms and self._suffices(base, since_base):
+                    break
+                base, since_base = look, lookups
+            lookups += look.part[0]
+        return base
+
+    def _suffices(self, base: _Look, lookups: int) -> bool:
+        return lookups >= _LOOKUPS_WANTED or base.age_ms >= _STRETCH_MAX * self._window_ms
 
     def _forget(self) -> None:
-        """Drop looks that no later window can start with: all beyond the window but the youngest of them."""
-        beyond = [look for look in self._looks if look.age_ms > self._window_ms]
-        if beyond:
-            self._looks = self._looks[len(beyond) - 1 :]
+        """Drop looks that no later window can start with: all beyond the window but the youngest of them that has
+        lookups enough behind it."""
+        lookups = 0
+        for number, look in reversed(list(enumerate(self._looks))):
+            if look.age_ms > self._window_ms and self._suffices(look, lookups):
+                self._looks = self._looks[number:]
+                return
+            lookups += look.part[0]
 
 
 def _changed_knobs(before: Observation, after: Observation) -> str | None:

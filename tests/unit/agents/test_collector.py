@@ -93,7 +93,7 @@ def test_the_second_look_gives_the_ratio_of_the_time_between():
 
 def test_a_window_grows_up_to_the_observation_window():
     agent = collector()
-    windows = [round_of(agent, n, n * 10_000, keyspace_hits=n * 100).window_ms for n in range(1, 8)]
+    windows = [round_of(agent, n, n * 10_000, keyspace_hits=n * 1_000).window_ms for n in range(1, 8)]
     assert windows == [0, 10_000, 20_000, 30_000, 30_000, 30_000, 30_000]
 
 

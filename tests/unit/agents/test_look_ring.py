@@ -95,3 +95,29 @@ def test_a_step_over_a_change_of_the_configuration_is_none_of_the_traffic_s():
 
 def test_only_the_last_thirty_steps_count():
     assert ratios(*[0.8, 0.6] * 3, *[0.7] * 40)[-1] == 0.0
+
+
+def quiet(lookups_per_look: int, looks: int = 80) -> list[int]:
+    """Return the lengths of the windows of a cache that is asked so often between looks 10 s apart."""
+    ring = LookRing(window_ms=30_000, base_age_ms=5_000)
+    return [
+        ring.add(look(10_000 * i, keyspace_hits=lookups_per_look * i, keyspace_misses=0)).window_ms
+        for i in range(looks)
+    ]
+
+
+def test_a_window_with_few_lookups_reaches_back_until_it_has_enough():
+    assert quiet(1_000)[-1] == 30_000
+    assert quiet(100)[-1] == 100_000
+    assert quiet(100)[5] == 50_000
+
+
+def test_a_window_never_reaches_back_more_than_ten_times_its_length():
+    assert quiet(1)[-1] == 300_000
+
+
+def test_looks_that_no_window_needs_are_dropped():
+    ring = LookRing(window_ms=30_000, base_age_ms=5_000)
+    for i in range(200):
+        ring.add(look(10_000 * i, keyspace_hits=1_000 * i, keyspace_misses=0))
+    assert len(ring._looks) == 5
