@@ -100,8 +100,8 @@ class LookRing:
     """Recent looks at one cache, oldest first, all comparable with the newest."""
 
     def __init__(self, *, window_ms: int, base_age_ms: int) -> None:
-        """`window_ms`: the longest window where lookups suffice; `base_age_ms`: the least age of the look that it starts
-        with."""
+        """`window_ms`: the longest window where lookups suffice; `base_age_ms`: the least age of the look that starts
+        it."""
         self._window_ms = window_ms
         self._base_age_ms = base_age_ms
         self._looks: list[_Look] = []
