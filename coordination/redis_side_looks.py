@@ -52,11 +52,11 @@ class SideLooks:
         """One look at the slots; raises as `SlotLoads.look`."""
         await self._slots.look(info, now_ms)
 
-    async def seen(self, observation: Observation) -> Observation:
-        """Return the look with what is known of all three, and the other nodes as they are now."""
+    async def seen(self, observation: Observation, *, nodes: bool) -> Observation:
+        """Return the look with what is known of all three, and with `nodes` the other nodes as they are now."""
         return replace(
             observation,
-            nodes=await self._nodes.look(),
+            nodes=await self._nodes.look() if nodes else (),
             hot_keys=self._sessions.newest,
             cluster=self._slots.newest,
         )

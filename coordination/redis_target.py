@@ -170,7 +170,8 @@ class RedisTarget:
             server_us=server_us,
             monitor_lines=0 if access is None else access.lines_seen,
         )
-        seen = await self._side.seen(seen)
+        # A capture and a look at values are beside the looks of the cycle, which have the nodes.
+        seen = await self._side.seen(seen, nodes=capture_ms == 0 and value_keys == 0)
         return replace(seen, sample=sample, access=access, values=values, cost=cost, incomplete=missing)
 
     async def counters(self) -> Observation:
