@@ -39,15 +39,17 @@ async def so_that(condition: Callable[[], object], timeout_s: float = 60.0) -> N
 @pytest.fixture
 async def two_nodes(request, tmp_path):
     """Two primaries of one cluster, each with half of the slots."""
-    buses = [free_port(), free_port()]
-    servers = [node(request.param, tmp_path / name, bus) for name, bus in zip(("a", "b"), buses, strict=True)]
-    for server, first in zip(servers, (0, HALF), strict=True):
-        server.admin.execute_command("CLUSTER", "ADDSLOTSRANGE", first, first + HALF - 1)
-    servers[0].admin.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[1].port, buses[1])
-    await so_that(lambda: all(s.admin.cluster("INFO")["cluster_state"] == "ok" for s in servers))
-    yield servers
-    for server in servers:
-        server.kill()
+    buses, servers = [free_port(), free_port()], list[RealServer]()
+    try:
+        for name, bus, first in zip(("a", "b"), buses, (0, HALF), strict=True):
+            servers.append(node(request.param, tmp_path / name, bus))
+            servers[-1].admin.execute_command("CLUSTER", "ADDSLOTSRANGE", first, first + HALF - 1)
+        servers[0].admin.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[1].port, buses[1])
+        await so_that(lambda: all(s.admin.cluster("INFO")["cluster_state"] == "ok" for s in servers))
+        yield servers
+    finally:
+        for server in servers:
+            server.kill()
 
 
 def names_of(slots: range, count: int) -> list[str]:
