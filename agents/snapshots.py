@@ -249,6 +249,7 @@ def make_snapshot(
         sources=sources,
         nodes=observation.nodes,
         hot_keys=observation.hot_keys,
+        cluster=observation.cluster,
         expired_stale_share=facts.expired_stale_share,
     )
 

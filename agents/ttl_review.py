@@ -210,8 +210,13 @@ def residents_among(snapshot: Snapshot, sample: KeyspaceSample, mine: npt.NDArra
 
 
 def _unread(snapshot: Snapshot, residents: Residents) -> DeadMemory | str:
-    access = snapshot.access
+    access, sample = snapshot.access, snapshot.sample
     if access is None or access.trace.duration_ms <= 0:
+        known_ms = None if sample is None else sample.idle_known_ms
+        if known_ms is not None and known_ms < _UNREAD_IDLE_MS:
+            # After a restart or a switch from LFU: what the server prints may be no idle time, or all are young.
+            left_s = (_UNREAD_IDLE_MS - known_ms) / 1000
+            return f"idle times are known to be true for {known_ms / 1000:.0f} s, it can be told in {left_s:.0f} s"
         return unread_memory(residents, _SEED, idle_from_ms=_UNREAD_IDLE_MS)
     # The read that missed and loaded a key is no use of it: only hits are.
     folded = fold_fills(access.trace)

@@ -21,6 +21,7 @@ from cachewarden.value_sample import ValueSample
 __all__ = [
     "AccessSample",
     "Capabilities",
+    "ClusterLoad",
     "KeyspaceSample",
     "MissSplit",
     "NodeLook",
@@ -128,6 +129,21 @@ class NodeLook(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterLoad(Message):
+    """The load of one node of a Redis Cluster, in microseconds of its commands per second.
+
+    `cluster` is the same for all nodes of one cluster, `primaries` how many of them hold slots. `slots` are the
+    busiest of its slots, each with its load; `other_us_per_s` is all else that the node does.
+    """
+
+    cluster: str
+    primaries: int
+    window_ms: int
+    slots: tuple[tuple[int, float], ...]
+    other_us_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerHotKeys(Message):
     """What a HOTKEYS session of the server (Redis 8.6 and later) has told; no key by its name.
 
@@ -171,6 +187,8 @@ class Observation:
     """The other nodes of the service; empty for a look at counters only."""
     hot_keys: ServerHotKeys | None = None
     """Of the newest HOTKEYS session of ours that has ended."""
+    cluster: ClusterLoad | None = None
+    """Of a node of a Redis Cluster whose server keeps statistics of slots."""
     own_lookups_basis: str = ""
     """Totals of our own lookups are only comparable between looks of the same basis."""
 
@@ -282,6 +300,8 @@ class Snapshot(Message):
     """The other nodes of the service, as of this look."""
     hot_keys: ServerHotKeys | None = None
     """Of the newest HOTKEYS session of ours that has ended."""
+    cluster: ClusterLoad | None = None
+    """Of a node of a Redis Cluster whose server keeps statistics of slots."""
     sources: tuple[SourceReport, ...] = ()
     """The observation sources of this service, the best first."""
     expired_stale_share: float | None = None

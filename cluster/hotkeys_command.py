@@ -57,7 +57,8 @@ def hotkey_tables(answer: Mapping[str, Any]) -> Group:
     """Return the answer as tables."""
     taken = answer["taken_at"] or "never"
     if not answer["answered"]:
-        return Group(f"{answer['service_name']}, seen {taken}: {answer['reason']}")
+        said = f"{answer['service_name']}, seen {taken}: {answer['reason']}"
+        return Group(said, *_slot_moves(answer.get("slot_moves")))
     head = f"{answer['service_name']}, seen {taken}, by {answer['source']}"
     if answer["lookups"]:
         head += f" of {answer['window_s']:.0f} s, {answer['lookups']} lookups, spatial rate {answer['spatial_rate']:g}"
@@ -81,4 +82,16 @@ def hotkey_tables(answer: Mapping[str, Any]) -> Group:
         f"{'advised' if m['advised'] else 'not advised'}: {m['measure'].replace('_', ' ')}: {m['reason']}"
         for m in answer["measures"]
     ]
-    return Group(head, table, *advice)
+    return Group(head, table, *advice, *_slot_moves(answer.get("slot_moves")))
+
+
+def _slot_moves(told: Mapping[str, Any] | None) -> list[str]:
+    """Return what is said of the cluster's slots, in lines."""
+    if told is None:
+        return []
+    lines = [f"{'advised' if told['advised'] else 'not advised'}: slot moves: {told['reason']}"]
+    lines += [f"  slot {m['slot']} ({m['share']:.1%} of the load): {m['from']} to {m['to']}" for m in told["moves"]]
+    lines += [f"  slot {u['slot']} of {u['service']} alone has {u['share']:.1%}" for u in told["unmovable"]]
+    after = told["shares_after"]
+    lines += [f"  {name}: {share:.1%}, then {after[name]:.1%}" for name, share in told["shares_before"].items()]
+    return lines

@@ -231,7 +231,7 @@ class FleetMemory:
         elif execution.state.final and (known is None or not known.state.final):
             # An attempt that was abandoned counts too: a server that refuses would else be tried every few seconds.
             self._changes.setdefault(service, {})[key] = execution.updated_at_ms
-        if execution.state.final:
+        if execution.state.final and (known is None or known.state is not execution.state):
             self._note_rules(execution.proposal, in_force=execution.state is ExecutionState.KEPT)
         self.watch.note_execution(execution)
         outcome = outcome_of(execution)

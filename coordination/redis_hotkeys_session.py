@@ -23,7 +23,7 @@ from cachewarden.errors import OperatingError, TargetRefused
 from cachewarden.observation import ServerHotKeys
 from coordination.monitor_lines import PatternIndex
 from coordination.redis_probe import text_of
-from coordination.redis_wire import RedisWire, Refusal
+from coordination.redis_wire import RedisWire, Refusal, require
 
 __all__ = ["DURATION_S", "HotKeySessions", "fields_of", "hot_keys_of"]
 
@@ -147,9 +147,23 @@ class HotKeySessions:
     async def _begin(self, ops_per_s: float) -> None:
         self._ops_per_s, self._started_ms = ops_per_s, None
         ratio = max(1, math.ceil(ops_per_s / self._sampled_per_s))
-        command = ("HOTKEYS", "START", "METRICS", 2, "CPU", "NET", "COUNT", _COUNT)
-        await self._wire.call(*command, "DURATION", DURATION_S, "SAMPLE", ratio)
-        fields = self._understood(await self._wire.call("HOTKEYS", "GET"))
+        start = (
+            "HOTKEYS",
+            "START",
+            "METRICS",
+            2,
+            "CPU",
+            "NET",
+            "COUNT",
+            _COUNT,
+            "DURATION",
+            DURATION_S,
+            "SAMPLE",
+            ratio,
+        )
+        begun, reply = await self._wire.ask([start, ("HOTKEYS", "GET")])
+        require(self._wire.service, begun)
+        fields = self._understood(require(self._wire.service, reply))
         self._started_ms = None if fields is None else fields.get("collection-start-time-unix-ms")
 
     def _understood(self, reply: Any) -> dict[str, Any] | None:

@@ -24,12 +24,26 @@ _EMPTY_IS_MISSING = frozenset({"GETRANGE", "HGETALL", "HLEN", "SCARD", "SMEMBERS
 _COUNTS_KEYS = frozenset({"EXISTS", "TOUCH"})
 # Measured on Redis 7.0.15 and Valkey 9.1.2: none of these moves keyspace_hits or keyspace_misses.
 NO_LOOKUP = frozenset(
-    {"ACL", "CLIENT", "COMMAND", "CONFIG", "DBSIZE", "EVAL", "EXEC", "INFO", "LATENCY", "MEMORY", "MULTI", "PEXPIREAT"}
+    {
+        "ACL",
+        "CLIENT",
+        "CLUSTER",
+        "COMMAND",
+        "CONFIG",
+        "DBSIZE",
+        "EVAL",
+        "EXEC",
+        "INFO",
+        "LATENCY",
+        "MEMORY",
+        "MULTI",
+        "PEXPIREAT",
+    }
     # By its source, src/hotkeys.c of Redis 8.6: it looks up no key. Never measured, since no 8.6 was at hand.
     | {"HOTKEYS"}
     | {"DISCARD", "PING", "RANDOMKEY", "RESTORE", "SCAN", "SET", "TIME", "UNWATCH", "WATCH"}
 )
-_CONTAINERS = frozenset({"ACL", "CLIENT", "COMMAND", "CONFIG", "HOTKEYS", "LATENCY", "MEMORY", "OBJECT"})
+_CONTAINERS = frozenset({"ACL", "CLIENT", "COMMAND", "CLUSTER", "CONFIG", "HOTKEYS", "LATENCY", "MEMORY", "OBJECT"})
 
 
 @dataclass(frozen=True, slots=True)

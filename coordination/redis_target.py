@@ -37,8 +37,6 @@ from coordination.idle_trust import IdleTrust
 from coordination.redis_capture import CaptureLimits, capture_accesses
 from coordination.redis_full_cache import cannot_queue, end_earlier_writers, write_when_full
 from coordination.redis_hot_keys import HotKeys
-from coordination.redis_hotkeys_session import HotKeySessions
-from coordination.redis_nodes import OtherNodes
 from coordination.redis_probe import (
     Pacer,
     commands_since,
@@ -52,6 +50,7 @@ from coordination.redis_probe import (
     with_policy,
 )
 from coordination.redis_reencode import reencode_pass
+from coordination.redis_side_looks import SideLooks
 from coordination.redis_ttl import ttl_pass
 from coordination.redis_values import sample_values
 from coordination.redis_wire import RedisWire, Refusal, require
@@ -123,11 +122,10 @@ class RedisTarget:
             max_connections=self._limits.max_connections,
             lookups=lookups,
         )
-        self._sessions = HotKeySessions(
-            self._wire, hash_secret=hash_secret, patterns=self._patterns, own_prefix=self._own_prefix,
-            server_share=self._limits.probe_server_share,
+        self._side = SideLooks(
+            self._wire, service, password=password, hash_secret=hash_secret, own_prefix=self._own_prefix,
+            timeout_s=self._limits.timeout_s, server_share=self._limits.probe_server_share,
         )  # fmt: skip
-        self._nodes = OtherNodes(service, password, self._limits.timeout_s)
         self._pacer = Pacer(share=self._limits.probe_server_share)
         self._hot_keys = HotKeys(self._wire, fence_key)
         self._probed: tuple[str, Capabilities] | None = None
@@ -152,8 +150,8 @@ class RedisTarget:
         values: ValueSample | None = None
         if sample_keys > 0:
             sample = await self._part("sample", missing, lambda: self._sample(seen, sample_keys))
-            now_ms, may = self._clock.now_ms(), self._service.capture
-            await self._part("hot_keys", missing, lambda: self._sessions.turn(seen.info, now_ms, permitted=may))
+            await self._part("hot_keys", missing, lambda: self._side.hot_keys(seen.info, self._clock.now_ms()))
+            await self._part("cluster", missing, lambda: self._side.slots(seen.info, self._clock.now_ms()))
         if capture_ms > 0 and capture_lines > 0:
             access = await self._part("access", missing, lambda: self._capture(capture_ms, capture_lines, capture_rate))
         if value_keys > 0:
@@ -172,11 +170,9 @@ class RedisTarget:
             server_us=server_us,
             monitor_lines=0 if access is None else access.lines_seen,
         )
-        nodes = await self._nodes.look()
-        return replace(
-            seen, sample=sample, access=access, values=values, nodes=nodes, hot_keys=self._sessions.newest, cost=cost,
-            incomplete=missing,
-        )  # fmt: skip
+        # A capture and a look at values are beside the looks of the cycle, which have the nodes.
+        seen = await self._side.seen(seen, nodes=capture_ms == 0 and value_keys == 0)
+        return replace(seen, sample=sample, access=access, values=values, cost=cost, incomplete=missing)
 
     async def counters(self) -> Observation:
         """INFO, latency and knobs only; see `observe`."""
@@ -429,9 +425,8 @@ class RedisTarget:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._sessions.end()
+        await self._side.close()
         await self._wire.close()
-        await self._nodes.close()
 
 
 def _lookups_of_raise_fence(reply: Any) -> tuple[int, int]:

@@ -48,7 +48,10 @@ async def hotkeys(
         return json_answer(HotKeysResponse(service_name=service.name, taken_at=None, answered=False, reason=reason))
     try:
         rules = rules_in_force(state, service.name)
-        answer = await context.whatif.ask(snapshot, rules, lambda look: hot_keys_view(look.snapshot, clients, limit))
+        fleet = tuple(state.snapshots.values())
+        answer = await context.whatif.ask(
+            snapshot, rules, lambda look: hot_keys_view(look.snapshot, clients, limit, fleet)
+        )
     except DeskFull:
         raise waiting() from None
     return json_answer(answer)

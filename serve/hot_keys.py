@@ -7,6 +7,7 @@ where the whole interval of its gain lies above the least gain, and each has its
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
@@ -23,6 +24,7 @@ from cachewarden.cachemodel.lfu_rates import LfuLaw
 from cachewarden.estimate import Estimate
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from cachewarden.observation import Snapshot
+from serve.slot_moves import SlotMovesView, slot_moves_view
 from serve.timestamps import iso
 
 __all__ = ["HotKeysResponse", "hot_keys_view"]
@@ -79,13 +81,14 @@ class HotKeysResponse(BaseModel):
     keys: list[HotKeyView] = Field(default_factory=list)
     share: ShareView | None = Field(None, description="of all lookups that these keys take together")
     measures: list[MeasureView] = Field(default_factory=list)
+    slot_moves: SlotMovesView | None = Field(None, description="where the service is a node of a Redis Cluster")
     tried: dict[str, str] = Field(default_factory=dict, description="other ways to find hot keys, and why not")
     constitutional_hash: str = CONSTITUTIONAL_HASH
 
 
-def hot_keys_view(snapshot: Snapshot, clients: int, limit: int) -> HotKeysResponse:
+def hot_keys_view(snapshot: Snapshot, clients: int, limit: int, fleet: Iterable[Snapshot] = ()) -> HotKeysResponse:
     """Return the hot keys by the best means that this look has: a capture or feed, else HOTKEYS of the
-    server, else LFU counters."""
+    server, else LFU counters. `fleet` are the newest looks at all services, among them other nodes of its cluster."""
     tried: dict[str, str] = {}
     found: HotKeys | str = snapshot.incomplete.get("access", "accesses are neither captured nor reported")
     if snapshot.access is not None:
@@ -98,6 +101,7 @@ def hot_keys_view(snapshot: Snapshot, clients: int, limit: int) -> HotKeysRespon
         taken_at=iso(snapshot.taken_at_ms),
         answered=not isinstance(found, str),
         tried=tried,
+        slot_moves=slot_moves_view(snapshot, fleet) if _in_cluster(snapshot) else None,
     )
     if isinstance(found, str):
         answer.reason = "; ".join(tried.values())
@@ -108,6 +112,10 @@ def hot_keys_view(snapshot: Snapshot, clients: int, limit: int) -> HotKeysRespon
     answer.share = _share(found.share)
     answer.measures = [_client_caching(found), _replicas(found), *_splitting(found)]
     return answer
+
+
+def _in_cluster(snapshot: Snapshot) -> bool:
+    return snapshot.cluster is not None or "cluster" in snapshot.incomplete
 
 
 def _without_capture(snapshot: Snapshot, clients: int, limit: int, tried: dict[str, str]) -> HotKeys | str:

@@ -65,12 +65,13 @@ TTL_STAGE = Stage(
     does="first bounded pass: SCAN the pattern; PEXPIREAT … GT where the deadline is earlier than the rule allows "
     "(with `only_read` only for keys that were used since they were written), less a draw of the key's own from "
     "0..`jitter_ms`; "
-    "PEXPIREAT … XX LT, or NX without a TTL, where a rule ends keys sooner",
+    "PEXPIREAT … XX LT, or NX without a TTL, where a rule ends keys sooner; a batch is one transaction under WATCH of "
+    "its keys and the fence",
     requires="the owner declared the staleness of the pattern, and permits shorter TTLs (`shorten_ttl`) where a key "
-    "may end sooner than it was written; idle times, for keys that nobody reads",
+    "may end sooner than it was written; for keys that nobody reads, idle times that are known to be true for as long",
     observes="keys examined and changed, share of their deadlines in the busiest second",
-    succeeds="the pass ended; further passes go on beside the observation and after it, TTL_KEYS_PER_S keys and "
-    "PROBE_SERVER_SHARE of a core at most",
+    succeeds="the pass ended, after five seconds at most; further passes go on beside the observation and after it, "
+    "TTL_KEYS_PER_S keys and PROBE_SERVER_SHARE of a core at most",
     then=("extend", OBSERVE),
     fails=Failure.TAKE_BACK,
     rollback="passes that set extended keys back to at most the TTL as written, spread over half of it "

@@ -185,7 +185,8 @@ def hot_by_frequency(
     """Return the sampled keys with the highest LFU counters, or why the sample does not tell.
 
     With `law` and `lookups_per_s` each has a share, and only those above `least_share` are returned: an access of any
-    kind counts, so a key that is written as well has a share that is too high by its writes. Without them there is an
+    kind counts, so a key that is written as well has a share that is too high by its writes. Shares are of the lookups,
+    or of what the counters of all keys tell together where that is more. Without them there is an
     order only. A key outside the sample is not seen; `resident_keys` says how likely that is.
     """
     known = np.flatnonzero(sample.frequency >= 0)
@@ -193,7 +194,14 @@ def hot_by_frequency(
         return "the server keeps no access frequencies, which it does under an LFU policy only"
     order = known[np.lexsort((sample.key[known], -sample.frequency[known]))][:limit]
     known_law = law is not None and lookups_per_s > 0.0
-    shares = [_share_of(int(sample.frequency[i]), law, lookups_per_s) if known_law else None for i in order]
+    shares: list[Estimate | None] = [None] * len(order)
+    if law is not None and known_law:
+        rates = {c: rate_of_counter(c, law) for c in set(sample.frequency[known].tolist())}
+        # Where the load was heavier before, counters know of more than is asked for now: then they are held against
+        # each other, for all keys that are like the sampled ones.
+        told = sum(rates[c].value for c in sample.frequency[known].tolist())
+        all_per_s = max(lookups_per_s, told * max(1.0, resident_keys / len(known)))
+        shares = [_share_of(rates[int(sample.frequency[i])], all_per_s) for i in order]
     found = tuple(
         HotKey(
             key=int(sample.key[i]),
@@ -216,11 +224,8 @@ def hot_by_frequency(
     )
 
 
-def _share_of(counter: int, law: LfuLaw | None, lookups_per_s: float) -> Estimate | None:
-    if law is None:
-        return None
-    rate = rate_of_counter(counter, law)
-    low, value, high = (min(1.0, part / lookups_per_s) for part in (rate.low, rate.value, rate.high))
+def _share_of(rate: Estimate, all_per_s: float) -> Estimate:
+    low, value, high = (min(1.0, part / all_per_s) for part in (rate.low, rate.value, rate.high))
     return Estimate(value, low, high)
 
 

@@ -41,6 +41,13 @@ def binary(engine: str) -> str:
     return found
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on now; a node of a cluster needs a second one, for its bus."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class RealServer:
     """One server. `admin` is a plain client beside the adapter under test: the application, or a second administrator."""
 
@@ -48,9 +55,7 @@ class RealServer:
         self.engine = engine
         self._program = binary(engine)
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.admin = redis.Redis(port=self.port, protocol=2, socket_timeout=10)
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from cachewarden.messages import ExecutionState, KnobChange
-from tests.contract.real_servers import ENGINES, RealServer
+from tests.contract.real_servers import ENGINES, RealServer, free_port
 from tests.integration.one_actuator import Bench, Traffic, change_of, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -256,7 +256,7 @@ async def test_a_server_that_is_loading_is_not_changed(server, tmp_path):
 
 async def test_a_node_that_does_not_hold_the_slot_of_the_fence_is_not_changed(request, tmp_path, server):
     server.kill()
-    server.start("--cluster-enabled", "yes")
+    server.start("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     async with Bench(server, tmp_path) as bench:
         wanted = bench.begin(change_of(server, "maxmemory-samples", 8), playbook="tune")
         done = await bench.ended()

@@ -76,14 +76,16 @@ def rule(**fields):
     return TtlRule(**{**plain, **fields})
 
 
-def begin(bench: Bench, wanted: TtlRule, *, before: float = 0.10, low: float = 0.05, **prediction):
+def begin(bench: Bench, wanted: TtlRule, *, name: str = "p-1", before: float = 0.10, low: float = 0.05, **prediction):
     """Hand over a plan of one TTL rule that promises no hits, and `prediction` beside."""
     plan = proposal(
         rules=(wanted,), playbook="ttl_rule", service="shop", created_at_ms=bench.clock.now_ms(),
         expires_at_ms=bench.clock.now_ms() + 60_000, before=before, low=low, action_class=wanted.action_class,
     )  # fmt: skip
     nothing = Estimate(0.0, 0.0, 0.0)
-    plan = replace(plan, prediction=replace(plan.prediction, gain=nothing, lookups_per_s=0.0, **prediction))
+    plan = replace(
+        plan, proposal_id=name, prediction=replace(plan.prediction, gain=nothing, lookups_per_s=0.0, **prediction)
+    )
     bench.order(plan, hit_ratio_before=before)
     return plan
 
@@ -139,6 +141,33 @@ async def test_no_key_outlives_the_declared_staleness_although_it_is_read_all_th
             lives = [server.admin.pttl(f"user:hot:{number}") for number in range(HOT)]
             assert max(lives) + 4_000 > TTL_MS
             assert max(lives) <= 9_000 - 2_000, "a key is extended only after it was used, so two seconds have passed"
+
+
+async def test_a_newer_rule_for_the_same_pattern_takes_over_while_passes_of_the_older_one_run(server, tmp_path):
+    """A person finds 60 s too long and has a plan with 12 s carried out: from then on no key gets more."""
+    with ShortLives(server.port):
+        async with Bench(server, tmp_path, patterns=OWNED) as bench:
+            begin(bench, rule())
+            await kept(bench)
+            begin(bench, rule(extended_ttl_ms=12_000), name="p-2")
+            await until(
+                lambda: bench.reports[-1].proposal.proposal_id == "p-2" and bench.reports[-1].state.final, 110, "p-2"
+            )
+            assert bench.reports[-1].state is ExecutionState.KEPT, bench.reports[-1].reason
+            names = [f"user:late:{number}" for number in range(100)]
+            pipe = server.admin.pipeline(transaction=False)
+            for name in names:
+                pipe.set(name, b"v", px=TTL_MS)
+            pipe.execute()
+            lives = 0.0
+
+            def visited() -> bool:
+                nonlocal lives
+                lives = max(lives, *(server.admin.pttl(name) for name in names))
+                return lives > TTL_MS
+
+            await until(visited, 30, "a visit of the newer rule")
+            assert lives <= 12_000
 
 
 # --- Expiries apart from each other ---------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.ttl_governor import RuleRounds
+from agents.ttl_governor import IDLE_EVIDENCE, RuleRounds, idle_known_ms
 from cachewarden import machine as m
-from cachewarden.messages import ExecutionState
+from cachewarden.messages import Evidence, ExecutionState
 from cachewarden.protocol import CancelExecution
 from tests.unit.agents import actuator_world
 from tests.unit.agents.actuator_world import (
@@ -21,6 +21,7 @@ from tests.unit.agents.actuator_world import (
     SETTINGS,
     T0,
     UNAVAILABLE,
+    Fault,
     World,
     change,
     order,
@@ -262,3 +263,31 @@ def test_revoking_over_a_crash_respects_what_later_changes_have_set():
     assert world.kinds[-1] == "change_rolled_back"
     assert world.cache.knobs["maxmemory-policy"] == "allkeys-lfu"
     assert world.cache.extended == set()
+
+
+def test_a_standing_rule_that_rests_says_why_and_no_more_once_it_goes_on():
+    world = kept()
+    said = world.last.reason
+    refused = Fault("TargetRefused", "idle times are only believed for 3 s; possible from 12:00")
+    world.faults = lambda _i, e: refused if isinstance(e, m.ExtendTtls) else None
+    world.run(30_000, until=lambda: False)
+    assert world.last.state is ExecutionState.KEPT
+    assert "rests: " in world.last.reason
+    assert "possible from 12:00" in world.last.reason
+    world.faults = lambda *_: None
+    assert passes_after(world, 40_000)
+    assert world.last.reason == said
+
+
+def test_what_the_plan_has_seen_of_idle_times_goes_with_its_passes_while_it_is_fresh():
+    told = Evidence(name=IDLE_EVIDENCE, value=600_000, source="eviction policy in each look")
+    plan = replace(WANTED, evidence=(told,), created_at_ms=T0)
+    assert idle_known_ms(plan, T0 + 60_000) == 660_000
+    assert idle_known_ms(plan, T0 + 300_001) == 0
+    assert idle_known_ms(plan, T0 - 1) == 0
+    assert idle_known_ms(WANTED, T0) == 0
+    world = World()
+    world.tell(order(plan))
+    world.run()
+    first = world.cache.passes[0]
+    assert first.idle_known_ms >= 600_000

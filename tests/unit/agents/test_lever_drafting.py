@@ -9,6 +9,7 @@ import pytest
 
 from agents.lever_drafting import UNREAD_MS, lever_proposal
 from agents.planner import plan_fleet
+from agents.ttl_governor import idle_known_ms
 from cachewarden.fleet import Fleet, KeyPattern, Service
 from cachewarden.messages import ActionClass, Mode, TtlRule
 from cachewarden.observation import KeyspaceSample
@@ -129,6 +130,8 @@ def test_keys_that_nobody_reads_end_by_consent_only_and_a_person_decides():
     assert rule.extended_ttl_ms <= 600_000
     assert found.action_class is ActionClass.LOSSY
     assert found.prediction.freed_bytes.low > 0
+    # Whoever carries it out has not looked meanwhile, and would have to wait for as long again.
+    assert idle_known_ms(found, found.created_at_ms) >= UNREAD_MS
 
 
 def test_keys_that_are_read_do_not_end_and_without_idle_times_none_does():

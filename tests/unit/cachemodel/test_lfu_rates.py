@@ -97,3 +97,11 @@ def test_a_load_that_no_key_stands_out_of_has_no_hot_key():
     found = hot_by_frequency(residents([12] * 50), clients=10, law=law, lookups_per_s=1_000.0, resident_keys=50)
     assert found.keys == ()
     assert found.share.value == 0.0
+
+
+def test_counters_of_a_heavier_load_than_now_are_held_against_each_other():
+    """All keys were used ten times as often before: the shares stay those of the keys, and none is the whole load."""
+    law = LfuLaw(log_factor=10, decay_min=0, counted_ms=60_000)
+    found = hot_by_frequency(residents([60, 60, 30, 30]), clients=10, law=law, lookups_per_s=1.0, resident_keys=4)
+    assert sum(key.share.value for key in found.keys) == pytest.approx(1.0)
+    assert found.keys[0].share.value == pytest.approx(0.4, abs=0.03)

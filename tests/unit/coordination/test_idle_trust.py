@@ -64,3 +64,43 @@ async def test_no_pass_for_keys_that_nobody_reads_begins_before_idle_times_are_k
             idle_known_ms=known_ms,
         )  # fmt: skip
     await wire.close()
+
+
+# --- What others have seen, and counters --------------------------------------------------------------------------
+
+
+def test_another_adapter_vouches_for_the_time_before_our_first_look():
+    trust = IdleTrust()
+    assert trust.vouch(600_000, 1_000) is None, "nothing was looked at yet"
+    trust.note(LRU, 1_000, 1_000)
+    assert trust.vouch(600_000, 1_000) == 600_000
+    assert trust.note(LRU, 61_000, 61_000) == 660_000
+
+
+def test_nobody_vouches_for_the_time_before_we_have_seen_lfu_or_set_a_policy():
+    seen = IdleTrust()
+    seen.note(LFU, 50_000, 50_000)
+    seen.note(LRU, 60_000, 60_000)
+    assert seen.vouch(600_000, 60_000) == 10_000
+    ours = IdleTrust()
+    ours.note(LRU, 0, 0)
+    ours.forget(40_000)
+    ours.note(LRU, 60_000, 60_000)
+    assert ours.vouch(600_000, 60_000) == 20_000
+
+
+def test_vouching_for_less_than_is_known_changes_nothing():
+    trust = IdleTrust()
+    trust.note(LRU, 0, 0)
+    trust.note(LRU, 60_000, 60_000)
+    assert trust.vouch(1_000, 60_000) == 60_000
+
+
+def test_counters_are_as_old_as_the_server_or_as_the_policy():
+    trust, lfu = IdleTrust(), {**LFU, "uptime_in_seconds": "99"}
+    assert trust.counted_ms({**LRU, "uptime_in_seconds": "99"}, 0) is None
+    assert trust.counted_ms(LFU, 0) is None
+    assert trust.counted_ms(lfu, 0) == 100_000
+    trust.note(LRU, 10_000, 10_100)
+    assert trust.counted_ms(lfu, 14_000) == 4_000
+    assert trust.counted_ms({**lfu, "run_id": "b"}, 14_000) == 100_000

@@ -7,8 +7,8 @@ from dataclasses import replace
 from cachewarden.observation import NodeLook
 from coordination.fleet_memory import FleetMemory
 from coordination.settings_watch import SettingsWatch
-from tests.unit.agents.actuator_world import FLEET, SETTINGS, T0
-from tests.unit.coordination.test_settings_watch import AFTER, OURS, Watched, record, seen
+from tests.unit.agents.actuator_world import FLEET, RULE, SETTINGS, T0, proposal
+from tests.unit.coordination.test_settings_watch import AFTER, OURS, Watched, kept, record, seen
 
 REPLICA = "cache-2:6379"
 
@@ -89,3 +89,14 @@ def test_the_history_that_others_see_has_it():
     for _ in range(2):
         memory.watch.look([both(other)], frozenset(), T0)
     assert memory.history(T0)["sessions"].drift == {"maxmemory-samples": {REPLICA: "9"}}
+
+
+def test_an_older_change_that_is_told_again_does_not_bring_its_rule_back():
+    """A rule that rests is told again and again; a newer one for the same pattern stays in force meanwhile."""
+    memory = FleetMemory(FLEET, SETTINGS)
+    older = proposal(rules=(RULE,), playbook="ttl_rule")
+    newer = replace(older, proposal_id="p-newer", ttl_rules=(replace(RULE, extended_ttl_ms=RULE.extended_ttl_ms - 1),))
+    for wanted in (older, newer, older):
+        memory.note_execution(kept(wanted), T0)
+    (rule,) = memory.history(T0)["sessions"].ttl_rules
+    assert rule == newer.ttl_rules[0]

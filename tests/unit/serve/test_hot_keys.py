@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from rich.console import Console
 from serve_world import NOW_MS, MemoryBackend, Site, snapshot, state
 
 from cachewarden.cachemodel.trace import AccessTrace, Op
-from cachewarden.observation import AccessSample
+from cachewarden.observation import AccessSample, ClusterLoad
 from cluster.hotkeys_command import hotkey_tables
 
 PATH = "/api/v1/cache/services/constitutional_ai/hotkeys"
@@ -73,3 +74,59 @@ async def test_without_a_capture_and_counters_there_is_a_reason(site: Site):
 @pytest.mark.parametrize("query", ["?clients=0", "?limit=0", "?clients=x"])
 async def test_nonsense_is_refused(site: Site, query: str):
     assert (await site.ask("GET", PATH + query)).status_code == 422
+
+
+# --- Slots of a cluster ---------------------------------------------------------------------------------------------
+
+
+def node(name: str, slots: dict[int, float], other: float = 0.0, primaries: int = 2, cluster: str = "c"):
+    load = ClusterLoad(
+        cluster=cluster, primaries=primaries, window_ms=30_000, slots=tuple(slots.items()), other_us_per_s=other
+    )
+    return replace(snapshot(name), cluster=load)
+
+
+async def moves_told(site: Site, *nodes) -> dict:
+    site.backend.looks["constitutional_ai"] = nodes[0]
+    site.backend.known = replace(site.backend.known, snapshots={n.service: n for n in nodes})
+    answer = (await site.ask("GET", PATH)).json()
+    assert answer["slot_moves"]["reason"] in " ".join(printed(answer).split())
+    return answer["slot_moves"]
+
+
+async def test_slots_are_proposed_to_move_with_the_balance_that_this_would_give(site: Site):
+    told = await moves_told(
+        site, node("constitutional_ai", {5: 40.0, 6: 30.0, 7: 20.0}, 10.0), node("integrity_service", {9: 20.0})
+    )
+    assert told["advised"]
+    assert told["moves"] == [{"slot": 5, "from": "constitutional_ai", "to": "integrity_service", "share": 0.3333}]
+    assert told["shares_after"] == {"constitutional_ai": 0.5, "integrity_service": 0.5}
+
+
+async def test_one_slot_that_is_too_hot_is_said_to_be_unmovable(site: Site):
+    told = await moves_told(site, node("constitutional_ai", {5: 90.0}), node("integrity_service", {9: 10.0}))
+    assert not told["advised"]
+    assert [u["slot"] for u in told["unmovable"]] == [5]
+    assert "single slot" in told["reason"]
+
+
+async def test_without_all_nodes_of_the_cluster_nothing_is_proposed(site: Site):
+    told = await moves_told(
+        site,
+        node("constitutional_ai", {5: 90.0}, primaries=3),
+        node("integrity_service", {9: 1.0}, cluster="another"),
+    )
+    assert not told["advised"]
+    assert "3 primaries, of which 1" in told["reason"]
+
+
+async def test_a_cluster_without_statistics_says_what_to_switch_on(site: Site):
+    blind = replace(snapshot("constitutional_ai"), incomplete={"cluster": "set `cluster-slot-stats-enabled yes`"})
+    told = await moves_told(site, blind)
+    assert not told["advised"]
+    assert "cluster-slot-stats-enabled" in told["reason"]
+
+
+async def test_a_server_that_is_no_node_of_a_cluster_has_no_slots_to_speak_of(site: Site):
+    site.backend.looks["constitutional_ai"] = snapshot()
+    assert (await site.ask("GET", PATH)).json()["slot_moves"] is None
