@@ -21,7 +21,7 @@ from agents.capture_book import CaptureBook, monitor_cost_ms, pause_after_ms
 from agents.feed_intake import FeedIntake
 from agents.feed_watch import FeedVerdict
 from agents.observation_sources import SourceChoice, SourceFacts, choose_sources
-from agents.snapshots import LookRing, hit_knobs, make_snapshot
+from agents.snapshots import WINDOW_STRETCH_MAX, LookRing, hit_knobs, make_snapshot
 from agents.value_looks import ValueLook
 from cachewarden.fed_accesses import FeedBatch, FeedReport
 from cachewarden.fleet import Fleet, Service
@@ -141,7 +141,8 @@ class Collector:
         if not service.feed:
             return None
         needed_ms = self._settings.capture_ms or _FEED_NEEDED_MS
-        history_ms = max(self._settings.feed_history_ms, 2 * needed_ms)
+        longest_ms = WINDOW_STRETCH_MAX * self._settings.observation_window_ms
+        history_ms = max(self._settings.feed_history_ms, 2 * needed_ms, longest_ms)
         return FeedIntake(service, history_ms=history_ms, needed_ms=needed_ms)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:

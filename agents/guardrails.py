@@ -18,7 +18,7 @@ was wrong then, and is scored so, but taking the change back would lose what it 
 Traffic moves the hit ratio by itself, from one window to the next, and how far is known from the windows before
 (`Baseline.hit_ratio_step`). A shortfall within that is no evidence against a change: it is watched as long as may be,
 and in the end prediction and measurement are put together, each by its own certainty. More memory alone takes no hits
-away (Mattson et al. 1970), so a fall beside it is the traffic's.
+away (Mattson et al. 1970), so where that is known a fall beside it is the traffic's.
 
 INVARIANT: a change is only kept as promised if the hit ratio measured in its last window is at least the low end of
 what was predicted less the operator's margin.
@@ -58,6 +58,7 @@ _IMPROVING_BY = 0.005
 _WORTH_KEEPING = 0.5
 """Share of the predicted gain from which on a change that missed its interval is kept."""
 _NORMAL_90 = 1.6449
+_ERROR_MIN = 1e-4
 _REFUSED_FACTOR = 2.0
 _CPU_FACTOR = 1.5
 """CPU above the limit is only blamed on a change if it is half as much again as before."""
@@ -172,7 +173,7 @@ def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings, dr
 
     `drift` is by how much the hit ratio of the unchanged twin has moved since before; None without a twin. The fall of
     the hit ratio has to exceed the guardrail by two standard errors, since this is asked of short pieces of a window
-    too.
+    too, or by what the traffic does by itself, at most by the guardrail once more.
     """
     limits = promise.limits or limits_of(None, settings)
     return (
@@ -198,6 +199,8 @@ def _fall(window: Window, promise: Promise, limits: Limits, drift: float | None)
         level = min(level, promise.hit_ratio_before)
     ratio, drop = window.hit_ratio - (drift or 0.0), limits.hit_ratio_drop
     by_itself = 0.0 if drift is not None else _NORMAL_90 * (promise.baseline.hit_ratio_step or 0.0)
+    # What an owner permits may be exceeded by what the traffic does, and never by more than once again.
+    by_itself = min(by_itself, drop)
     if ratio + max(_noise(window), by_itself) >= level - drop:
         return None
     beside = "" if drift is None else f" (the unchanged twin: {drift * 100:+.1f} points)"
@@ -298,7 +301,7 @@ def _by_measurement(
     if more and _improves(windows, promise):
         return Judgement(Ruling.CONTINUE, f"{ratio:.3f} so far and improving")
     gained = 0.0 if promise.hit_ratio_before is None else ratio - promise.hit_ratio_before
-    unclear = _unclear(windows, promise, settings, ratio, drift, more=more)
+    unclear = _unclear(windows, promise, settings, drift, more=more)
     if unclear is not None:
         return unclear
     if promise.gain > 0.0 and gained >= max(_WORTH_KEEPING * promise.gain, settings.minimum_gain):
@@ -318,37 +321,40 @@ def _unclear(
     windows: Sequence[Window],
     promise: Promise,
     settings: CacheOptimizerSettings,
-    ratio: float,
     drift: float | None,
     *,
     more: bool,
 ) -> Judgement | None:
     """Rule on a shortfall that the traffic may have made by itself; None where it has not, or nobody can tell.
 
-    Steps from window to window add up as those of a random walk do. Prediction and measurement are weighted by the
-    inverses of their variances.
+    All windows together are compared with the one before: where they scatter by `step / sqrt(2)` each, their mean less
+    that one scatters by `step * sqrt((1 + 1/n) / 2)`. In the end prediction and measurement are weighted by the
+    inverses of their variances; a prediction is never taken to be surer than the measurement is.
     """
     step, before = promise.baseline.hit_ratio_step, promise.hit_ratio_before
-    if step is None or before is None or drift is not None:
+    lookups = sum(w.lookups for w in windows)
+    if step is None or before is None or drift is not None or not lookups:
         return None
-    error = max(step * math.sqrt(len(windows)), _noise(windows[-1]) / 2.0)
+    ratio = 1.0 - sum(w.misses for w in windows) / lookups
+    scatter = step * math.sqrt((1.0 + 1.0 / len(windows)) / 2.0)
+    error = max(scatter, math.sqrt(ratio * (1.0 - ratio) / lookups), _ERROR_MIN)
     gained = ratio - before
+    seen = f"measured {ratio:.3f}, and the traffic alone moves it by {step:.3f} from window to window"
+    if promise.only_grows and gained < 0.0:
+        return Judgement(Ruling.KEEP, f"unverified: {seen}; more memory takes no hits away")
+    allowed = promise.limits.hit_ratio_drop if promise.limits is not None else settings.guardrail_hit_ratio_drop
     short = promise.hit_ratio_low - settings.rollback_margin - ratio
-    fell = promise.only_grows and gained < 0.0
-    if short > _NORMAL_90 * error and not fell:
+    if short > _NORMAL_90 * error or -gained > allowed:
         return None
-    trust, weight = 1.0 / max(promise.gain_error, 1e-6) ** 2, 1.0 / error**2
-    expected = (promise.gain * trust + gained * weight) / (trust + weight)
-    least = expected - _NORMAL_90 / math.sqrt(trust + weight)
-    seen = (
-        f"unverified: measured {ratio:.3f}, and the traffic alone moves it by {step:.3f} from window to window; "
-        f"with its prediction {expected * 100:+.1f} points are to be expected"
-    )
-    if least > min(0.0, promise.hit_ratio_low - before - settings.rollback_margin):
-        return Judgement(Ruling.KEEP, seen)
     if more:
-        return Judgement(Ruling.CONTINUE, seen)
-    return Judgement(Ruling.KEEP, f"{seen}; more memory takes no hits away") if fell else None
+        return Judgement(Ruling.CONTINUE, f"{seen}: nothing can be said yet")
+    trust, weight = 1.0 / max(promise.gain_error, error) ** 2, 1.0 / error**2
+    expected = (promise.gain * trust + gained * weight) / (trust + weight)
+    # Who promised to gain has to; who gives memory away may lose what it said that it would.
+    if expected <= (0.0 if promise.gain > 0.0 else promise.hit_ratio_low - before - settings.rollback_margin):
+        return None
+    told = f"with its prediction {expected * 100:+.1f} points are to be expected"
+    return Judgement(Ruling.KEEP, f"unverified: {seen}; {told}")
 
 
 def _without_evidence(seen: str, promise: Promise, *, more: bool) -> Judgement:

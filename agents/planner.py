@@ -21,6 +21,7 @@ import numpy as np
 from agents.appraisal import appraise
 from agents.choice import Choice
 from agents.drafting import draft
+from agents.guardrails import LOOKUPS_MIN
 from agents.lever_drafting import lever_proposal
 from agents.reapplying import reapplied
 from agents.recent_appraisals import RecentAppraisals
@@ -171,6 +172,12 @@ def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimi
         return f"not enough evidence: {snapshot.incomplete['own_lookups']}, so hits cannot be told from our own probes"
     if snapshot.hit_ratio is None:
         return "no lookups in the window, so there is no hit ratio to improve"
+    lookups = snapshot.lookups_per_s * settings.observation_window_ms / 1000.0
+    if lookups < LOOKUPS_MIN:
+        return (
+            f"{lookups:.0f} lookups come in an observation window, {LOOKUPS_MIN} are needed to see what a change does: "
+            "set a longer `OBSERVATION_WINDOW_MS`"
+        )
     if snapshot.window_ms < settings.cycle_interval_ms // 2:
         return f"the window is only {snapshot.window_ms / 1000:.0f} s long yet"
     return None

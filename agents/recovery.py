@@ -71,6 +71,9 @@ class Unfinished:
     outcome: ExecutionState | None = None
     reason: str = ""
     hit_ratio_after: float | None = None
+    comparable: bool | None = None
+    hit_ratio_step: float | None = None
+    control_drift: float | None = None
     baseline: Baseline = field(default_factory=Baseline)
     persist_intended: bool = False
     """The server's configuration file may hold the new values."""
@@ -99,6 +102,9 @@ class Unfinished:
             reason=self.reason,
             hit_ratio_before=self.hit_ratio_before,
             hit_ratio_after=self.hit_ratio_after,
+            comparable=self.comparable,
+            hit_ratio_step=self.hit_ratio_step,
+            control_drift=self.control_drift,
         )
 
 
@@ -186,6 +192,8 @@ def _follow(change: Unfinished, record: AuditRecord) -> None:
         change.outcome = None
     elif record.kind in _ENDINGS:
         change.outcome = _ENDINGS[record.kind]
+        change.comparable = payload.get("comparable")
+        change.hit_ratio_step, change.control_drift = payload.get("hit_ratio_step"), payload.get("control_drift")
         change.reason = str(payload.get("reason", ""))
 
 

@@ -25,7 +25,7 @@ from cachewarden.knobs import KNOBS
 from cachewarden.observation import AccessSample, KeyspaceSample, Observation, Snapshot, SourceReport
 from cachewarden.value_sample import ValueSample
 
-__all__ = ["FIRST_LOOK", "LookRing", "hit_knobs", "make_snapshot"]
+__all__ = ["FIRST_LOOK", "WINDOW_STRETCH_MAX", "LookRing", "hit_knobs", "make_snapshot"]
 
 FIRST_LOOK = "first look at this cache, the next one gives a window"
 _TOO_SOON = "the look before was too recent to form a window"
@@ -61,8 +61,12 @@ _STEPS_MIN = 4
 _LOOKUPS_MIN = 100
 _LOOKUPS_WANTED = 1_000
 """In a window: with as many the hit ratio is known to 1.5 points. A window that has fewer reaches further back."""
-_STRETCH_MAX = 10
+WINDOW_STRETCH_MAX = 4
 """Longest window over the usual one."""
+_SETTLING = 3
+"""Windows after a change or a restart whose steps are those of a cache that fills or settles, not of the traffic."""
+_STEPS_TRUSTED = 0.9
+"""Share of the steps that count, the smallest: one fall and its recovery are no measure of every minute."""
 
 
 class _Steps:
@@ -73,10 +77,13 @@ class _Steps:
         self._steps: deque[float] = deque(maxlen=_STEPS_KEPT)
         self._last: float | None = None
         self._since_ms = 0
+        self._settling = _SETTLING
 
-    def begin(self) -> None:
-        """Let the next window be the first of its kind."""
-        self._last, self._since_ms = None, 0
+    def begin(self, *, anew: bool) -> None:
+        """Let the next window be the first of its kind; `anew`: of another process, whose past is not this one's."""
+        self._last, self._since_ms, self._settling = None, 0, _SETTLING
+        if anew:
+            self._steps.clear()
 
     def take(self, window: Window, elapsed_ms: int) -> None:
         """Take in the window up to now, `elapsed_ms` after the one that was taken in before."""
@@ -85,7 +92,8 @@ class _Steps:
         if self._since_ms < max(self._window_ms, window.window_ms) or not whole or window.lookups < _LOOKUPS_MIN:
             return
         ratio = 1.0 - window.misses / window.lookups
-        if self._last is not None:
+        self._settling -= 1
+        if self._last is not None and self._settling < 0:
             self._steps.append(ratio - self._last)
         self._last, self._since_ms = ratio, 0
 
@@ -93,7 +101,8 @@ class _Steps:
         """Return it, as a difference of hit ratios; None with fewer than four."""
         if len(self._steps) < _STEPS_MIN:
             return None
-        return math.sqrt(sum(step * step for step in self._steps) / len(self._steps))
+        squares = sorted(step * step for step in self._steps)[: math.ceil(_STEPS_TRUSTED * len(self._steps))]
+        return math.sqrt(sum(squares) / len(squares))
 
 
 class LookRing:
@@ -129,7 +138,7 @@ class LookRing:
         elapsed = elapsed_between(before, look.observation)
         if problem is not None or elapsed is None:
             self._looks = [look]
-            self._steps.begin()
+            self._steps.begin(anew=since.problem is not None or elapsed is None)
             return Window(problem=problem or "no clock moved forward between the two looks")
         for older in self._looks:
             older.age_ms += elapsed.ms
@@ -159,7 +168,7 @@ class LookRing:
         return base
 
     def _suffices(self, base: _Look, lookups: int) -> bool:
-        return lookups >= _LOOKUPS_WANTED or base.age_ms >= _STRETCH_MAX * self._window_ms
+        return lookups >= _LOOKUPS_WANTED or base.age_ms >= WINDOW_STRETCH_MAX * self._window_ms
 
     def _forget(self) -> None:
         """Drop looks that no later window can start with: all beyond the window but the youngest of them that has
@@ -192,9 +201,9 @@ def make_snapshot(
     values: ValueSample | None = None,
     sources: tuple[SourceReport, ...] = (),
 ) -> Snapshot:
-    """Put together what is true of one cache now. `sample` and `access` may be older than the look.
+    """Put together what is true of one cache now; `sample` and `access` may be older than the look.
 
-    `remarks` are the collector's own reasons why a part is missing, by the names of `Observation.incomplete`.
+    `remarks` are the collector's own reasons why a part is missing.
     """
     facts = facts_of(observation)
     knobs = _knobs(observation)

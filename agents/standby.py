@@ -78,6 +78,8 @@ class Standby:
         self._tail = JournalTail()
         self._records: dict[str, list[AuditRecord]] = {}
         """Execution id to its records, of all changes that are not over or were not ten minutes ago."""
+        self._aside: list[AuditRecord] = []
+        """What the journal may have lost, while it is read again: until then it is not known to be untrue."""
         self._known: Found | None = None
         """What follows from `_records`, until they change."""
         self._granted: dict[str, Lease] = {}
@@ -131,6 +133,8 @@ class Standby:
         if reading.again:
             again = self._read(f"{step}:{key}" if key else step)
             return Turn((again,), pauses=pauses, lost_after=reading.lost_after)
+        if self._aside:
+            self._aside, self._known = [], None
         found = self._found()
         told = self._tell([*found.finished, *found.unfinished])
         open_still = {c.execution_id: c for c in found.unfinished if not self._own(c.execution_id)}
@@ -181,13 +185,15 @@ class Standby:
 
     def _drop_after(self, seq: int) -> None:
         """Forget what the journal has lost: all behind record `seq`."""
+        self._aside = [r for records in self._records.values() for r in records]
         kept = {key: [r for r in records if r.seq <= seq] for key, records in self._records.items()}
         self._records = {key: records for key, records in kept.items() if records}
         self._known = None
 
     def _found(self) -> Found:
         if self._known is None:
-            self._known = read_journal(record for records in self._records.values() for record in records)
+            held = (record for records in self._records.values() for record in records)
+            self._known = read_journal((*held, *self._aside))
         return self._known
 
     def _prune(self, now_ms: int) -> None:

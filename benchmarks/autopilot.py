@@ -132,7 +132,8 @@ def _periods(
             hits, lookups = (
                 b - a for a, b in zip(counted[number][stream.name], counted[number + 1][stream.name], strict=True)
             )
-            texts.append(f"{stream.name} {old / lookups:.1%} -> {new / lookups:.1%}: {hits / lookups:.1%}")
+            asked = max(lookups, 1)
+            texts.append(f"{stream.name} {old / asked:.1%} -> {new / asked:.1%}: {hits / asked:.1%}")
             low, high, ours = low + old, high + new, ours + hits
         closed = f"{(ours - low) / (high - low):.0%} of the gap" if high > low else "no gap"
         print(f"  {since / 60_000:.0f}-{until / 60_000:.0f} min: {closed}; {', '.join(texts)}")

@@ -47,8 +47,8 @@ class JournalTail:
 
     def begin(self, replayed: Sequence[AuditRecord]) -> None:
         """Go on behind what was read by other means, oldest first."""
-        if replayed:
-            self._mark(replayed[-1])
+        for record in replayed[-_MARKS_MAX:]:
+            self._mark(record)
 
     def question(self, ref: str) -> ReadJournal:
         """Ask for what comes next, and for the last record once more."""
@@ -58,12 +58,14 @@ class JournalTail:
         """Take an answer to any question that was asked; oldest first."""
         tip = self.seq
         torn = next((r.seq for r in records if self._marks.get(r.seq, r.hash) != r.hash), None)
-        if tip and (torn is not None or not records):
+        if tip and (torn is not None or not records or records[0].seq > tip):
+            # Also where the very last record was taken out while later ones stand; or, harmless, an answer that was
+            # asked for before a step back.
             since = tip if torn is None else torn
             self._marks = {seq: mark for seq, mark in self._marks.items() if seq < since}
             return Reading(again=True, lost_after=self.seq)
-        if tip and not records[0].seq <= tip <= records[-1].seq:
-            # The answer to an older question, from before a step back or a step on.
+        if tip and records[-1].seq < tip:
+            # The answer to an older question.
             return Reading(again=True)
         new = tuple(record for record in records if record.seq > tip)
         if new:

@@ -47,13 +47,14 @@ class OrdersOfPause:
         """The newest order that was told, while the journal has not been read to hold it."""
         return self._newest if self._newest is not None and self._newest.order_id else None
 
-    def has_read(self, order_id: str) -> bool:
-        """Whether an order was among the newest that were read."""
-        return order_id in self._read
+    def knows(self, order_id: str) -> bool:
+        """Whether an order was told and not read yet, or is among the newest that were read."""
+        return order_id in self._told or order_id in self._read
 
     def counts(self, record: AuditRecord) -> bool:
         """Say whether a record of one of `PAUSE_KINDS`, read in the journal's order, changes what is in force."""
         order_id = str(record.payload.get("order_id") or "")
+        known = order_id in self._read
         if order_id:
             self._read[order_id] = None
             while len(self._read) > _READ_MAX:
@@ -66,7 +67,8 @@ class OrdersOfPause:
                 self._told.clear()
                 self._newest = None
             return newest
-        if again:
+        if again or known:
+            # Read before: it has had its effect, and what came after it, maybe lost by now, is newer.
             return False
         # Before ours stands in the journal, nothing that is read can be newer than it. A pause of others counts all
         # the same: stopping once too often does no harm.

@@ -189,7 +189,7 @@ class Coordinator:
         if event.ref.startswith(REF_PREFIX):
             asked, effects = self._approvals.recorded(event.ref)
             return (*effects, *self._hasten(now_ms)) if asked else effects
-        self._pauses.recorded(event.ref, event.record.seq)
+        self._pauses.recorded(event.ref, event.record)
         order = self._log.recorded(event.ref)
         return () if order is None else self._send_order(order, now_ms)
 

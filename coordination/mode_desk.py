@@ -99,17 +99,24 @@ class ModeDesk:
         return (*effects, *self.tell()) if found else ()
 
     def read_again(self, after_seq: int) -> tuple[Effect, ...]:
-        """Let what stands behind `after_seq` count anew, since the journal has lost its tail; what we wrote there is
-        written again where it is what is in force and permits less than the fleet file."""
+        """Let what stands behind `after_seq` count anew, since the journal has lost its tail.
+
+        What we wrote there and permits no more than was in force before is written again and holds until then. What may
+        have been lost permits no more than the fleet file until it is read again.
+        """
+        lost = {service for service, seq in self._seq.items() if seq > after_seq}
         self._seq = {service: min(taken, after_seq) for service, taken in self._seq.items()}
         effects: list[Effect] = []
-        for service, (order, seq) in self._written_here.items():
-            mode = order.message.mode
-            strict = RANK[mode] < RANK[self._filed.service(service).mode] and self.modes[service] is mode
-            if seq > after_seq and strict and service not in self._queues:
-                self._queues[service] = deque((replace(order, raises=False, sent=False),))
+        for service in sorted(lost):
+            order, seq = self._written_here.get(service, (None, 0))
+            in_force = order is not None and self.modes[service] is order.message.mode
+            if order is not None and in_force and seq > after_seq and not order.raises and service not in self._queues:
+                self._queues[service] = deque((replace(order, sent=False),))
                 effects += self._send_next(service)
-        return tuple(effects)
+            filed = self._filed.service(service).mode
+            self._written[service] = min(filed, self._written.get(service, filed), key=RANK.__getitem__)
+        self._take()
+        return (*effects, *self.tell()) if lost else ()
 
     # --- Orders -----------------------------------------------------------------------------------------------------
 

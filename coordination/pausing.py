@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from cachewarden.machine import Effect, Record, Send, SetTimer
 from cachewarden.messages import AuditRecord, RecordKind
@@ -20,6 +20,7 @@ from coordination.fleet_memory import FleetMemory
 __all__ = ["PauseDesk"]
 
 _AGAIN_MS: Final = 1_000
+_HEARD_MAX: Final = 100
 
 
 class PauseDesk:
@@ -28,8 +29,10 @@ class PauseDesk:
     def __init__(self, life: str) -> None:
         self._life = life
         self._record: Record | None = None
-        self._written: tuple[Record, int] | None = None
-        """The newest order that the journal has taken from here, and where it stands."""
+        self._newest: tuple[str, dict[str, Any], int] | None = None
+        """The newest order that the journal was known to hold, of whichever deployment: who, payload, number."""
+        self._paused_in_it = False
+        self._heard: dict[str, None] = {}
         self._orders = 0
         self._known = OrdersOfPause()
 
@@ -65,6 +68,7 @@ class PauseDesk:
         before = memory.paused
         for record in records:
             if record.kind in PAUSE_KINDS and self._known.counts(record):
+                self._note(record)
                 paused = record.kind == RecordKind.PAUSED
                 memory.note_pause(str(record.payload.get("reason", "")), paused=paused)
         return before and not memory.paused
@@ -73,13 +77,17 @@ class PauseDesk:
         """Take note of the orders that earlier lives have written."""
         for record in records:
             if record.kind in PAUSE_KINDS:
+                self._note(record)
                 self._known.counts(record)
 
     def hear(self, order: SetPaused, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         """Take what the actuator holds and has never read: an earlier life of ours told it, and died before the journal
         had it. A pause is in force again, and written down. A resumption nobody can vouch for ends no pause."""
-        if order.order_id.startswith(f"{self._life}:") or self._known.has_read(order.order_id):
+        if order.order_id in self._heard or self._known.knows(order.order_id):
             return ()
+        self._heard[order.order_id] = None
+        while len(self._heard) > _HEARD_MAX:
+            self._heard.pop(next(iter(self._heard)))
         if order.paused:
             return self.order(order, memory, now_ms)
         if not memory.paused:
@@ -88,21 +96,32 @@ class PauseDesk:
         return self.order(SetPaused(paused=True, by=order.by, reason=why), memory, now_ms)
 
     def read_again(self, after_seq: int, memory: FleetMemory) -> tuple[Effect, ...]:
-        """Let what stands behind `after_seq` count anew, since the journal has lost its tail; a pause of ours that went
-        with it is written again."""
-        self._known.read_again(after_seq)
-        if self._written is None or self._record is not None:
-            return ()
-        record, seq = self._written
-        if seq <= after_seq or record.kind != RecordKind.PAUSED or not memory.paused:
-            return ()
-        self._record = record
-        return (record,)
+        """Let what stands behind `after_seq` count anew, since the journal has lost its tail.
 
-    def recorded(self, ref: str, seq: int) -> None:
+        The pause in force, whoever ordered it, may have gone with it and is written again: twice does no harm, since it
+        is known by its `order_id`.
+        """
+        self._known.read_again(after_seq)
+        if self._newest is None or self._record is not None or not self._paused_in_it or not memory.paused:
+            return ()
+        by, payload, seq = self._newest
+        if seq <= after_seq:
+            return ()
+        self._orders += 1
+        ref = f"pause:{self._orders}"
+        self._record = Record(ref=ref, kind=RecordKind.PAUSED, service=None, subject_id=by, payload=payload)
+        return (self._record,)
+
+    def recorded(self, ref: str, record: AuditRecord) -> None:
         """Take note that the journal has a record."""
         if self._record is not None and ref == self._record.ref:
-            self._written, self._record = (self._record, seq), None
+            self._record = None
+            self._note(record)
+
+    def _note(self, record: AuditRecord) -> None:
+        if self._newest is None or record.seq >= self._newest[2] or self._record is None:
+            self._newest = record.subject_id, dict(record.payload), record.seq
+            self._paused_in_it = record.kind == RecordKind.PAUSED
 
     def not_recorded(self, ref: str, now_ms: int) -> tuple[Effect, ...]:
         """Return the timer that brings it back, where the record is the newest order's."""

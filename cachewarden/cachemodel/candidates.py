@@ -19,7 +19,9 @@ __all__ = ["Configuration", "SearchSpace", "candidates_around", "decay_times_min
 _DECAYS_PER_TURNOVER = (1.0, 0.5, 2.0, 4.0)
 """`lfu-decay-time` over the turnover, the best guess first. Sixteen cells (four published traces spread over an hour
 and a day, 5 and 20 % memory, log factor 1): at 1.0 LFU stood 0.7 points above LRU on average and 0.2 below at worst, at
-0.5 +0.6 and -0.2, at 2.0 +0.6 and -1.2, at 0.05 -0.9 and -2.6, at 10 -0.5 and -2.8."""
+0.5 +0.6 and -0.2, at 2.0 +0.6 and -1.2, at 0.05 -0.9 and -2.6, at 10 -0.5 and -2.8.
+4.0 was not among them: it is for hot sets that do not move, and only a capture long enough to show that decides for it
+(`agents.appraisal`)."""
 _DECAY_MAX_MIN = 7 * 24 * 60
 
 

@@ -29,9 +29,9 @@ __all__ = ["CaptureReplay"]
 _KEYS_MIN = 500
 _ACCESSES_MIN = 8_000
 _DURATION_MIN_MS = 300_000
-_SLICES = 24
+_SLICES = 36
 """Of the capture, equal in accesses. What is compared begins with one of them."""
-_SLICES_MIN = 8
+_SLICES_MIN = 12
 _PIECES = 6
 """Of what is compared. A piece should be longer than a burst and there must be some for a spread."""
 _STUDENT_90 = 2.015
@@ -82,6 +82,11 @@ class CaptureReplay:
         if ours is None:
             return None
         slices = (ours.hit_ratio - theirs.hit_ratio)[max(ours.warm, theirs.warm) :]
+        slices = slices[~np.isnan(slices)]
+        if len(slices) < _SLICES_MIN:
+            return None
+        # Pieces of equal weight.
+        slices = slices[len(slices) % _PIECES :]
         pieces = np.array([part.mean() for part in np.array_split(slices, _PIECES)])
         value = float(pieces.mean())
         spread = _STUDENT_90 * float(pieces.std(ddof=1)) / math.sqrt(_PIECES)
@@ -93,7 +98,9 @@ class CaptureReplay:
     def hit_ratio(self, wanted: CacheConfiguration) -> float | None:
         """Return what `wanted` would have hit once it was warm; None if the capture cannot tell."""
         replayed = self._of(wanted)
-        return None if replayed is None else float(replayed.hit_ratio[replayed.warm :].mean())
+        if replayed is None or np.isnan(replayed.hit_ratio[replayed.warm :]).all():
+            return None
+        return float(np.nanmean(replayed.hit_ratio[replayed.warm :]))
 
     @property
     def method(self) -> str:
@@ -137,8 +144,7 @@ class CaptureReplay:
                 return None
             running.run(int(self._edges[number]), int(self._edges[number + 1]))
             new_hits, new_reads = int(register[state.REG.hits]), int(register[state.REG.reads])
-            if new_reads == reads:
-                return None
-            found[number] = (new_hits - hits) / (new_reads - reads)
+            # A slice without reads, a bulk load, tells nothing.
+            found[number] = (new_hits - hits) / (new_reads - reads) if new_reads > reads else math.nan
             hits, reads = new_hits, new_reads
         return _Replayed(found, warm)

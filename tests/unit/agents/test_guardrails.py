@@ -231,9 +231,27 @@ UNSTEADY = replace(PROMISE, hit_ratio_low=0.805, gain=0.02, gain_error=0.01, bas
 LOSS = replace(UNSTEADY, hit_ratio_low=0.785, gain=-0.01, gain_error=0.003)
 
 
-def test_a_shortfall_within_what_the_traffic_does_by_itself_is_no_evidence_against_a_change():
-    assert ruling(window(0.77), promise=UNSTEADY) is Ruling.KEEP
+def at_the_end(ratio, promise):
+    return ruling(*[window(ratio)] * SETTINGS.observation_windows_max, promise=promise)
+
+
+def test_a_shortfall_within_what_the_traffic_does_by_itself_is_watched_as_long_as_may_be():
+    assert ruling(window(0.77), promise=UNSTEADY) is Ruling.CONTINUE
     assert ruling(window(0.77), promise=replace(UNSTEADY, baseline=Baseline(hit_ratio_step=0.001))) is Ruling.ROLL_BACK
+
+
+def test_in_the_end_prediction_and_measurement_are_put_together():
+    assert at_the_end(0.782, UNSTEADY) is Ruling.KEEP
+    assert at_the_end(0.775, UNSTEADY) is Ruling.ROLL_BACK
+
+
+def test_no_prediction_is_surer_than_what_was_measured():
+    assert at_the_end(0.775, replace(UNSTEADY, gain_error=0.0)) is Ruling.ROLL_BACK
+
+
+def test_all_windows_count_and_not_the_last_alone():
+    windows = [window(r) for r in (0.80, 0.80, 0.79, 0.775)]
+    assert ruling(*windows, promise=UNSTEADY) is Ruling.KEEP
 
 
 def test_a_shortfall_that_the_traffic_cannot_have_made_is_evidence():
@@ -241,25 +259,33 @@ def test_a_shortfall_that_the_traffic_cannot_have_made_is_evidence():
     assert ruling(*windows, promise=UNSTEADY) is Ruling.ROLL_BACK
 
 
-def test_a_doubtful_promise_that_is_not_kept_is_watched_as_long_as_may_be_and_then_taken_back():
-    doubtful = replace(UNSTEADY, gain_error=0.05)
-    windows = [window(0.77)] * SETTINGS.observation_windows_max
-    assert ruling(*windows[:1], promise=doubtful) is Ruling.CONTINUE
-    assert ruling(*windows, promise=doubtful) is Ruling.ROLL_BACK
+def test_who_gives_memory_away_as_predicted_is_left_alone_in_a_bad_minute_and_not_in_four_of_them():
+    assert ruling(window(0.755), promise=LOSS) is Ruling.CONTINUE
+    assert at_the_end(0.762, LOSS) is Ruling.KEEP
+    assert at_the_end(0.70, LOSS) is Ruling.ROLL_BACK
 
 
-def test_who_gives_memory_away_as_predicted_is_left_alone_in_a_bad_minute():
-    assert ruling(window(0.75), promise=LOSS) is Ruling.KEEP
+def test_a_window_that_matches_its_baseline_to_the_last_digit_divides_by_nothing():
+    still = replace(LOSS, hit_ratio_before=1.0, hit_ratio_low=0.99, baseline=Baseline(hit_ratio_step=0.0))
+    assert ruling(window(0.0), promise=replace(still, only_grows=True)) is Ruling.KEEP
+    assert ruling(window(1.0), promise=still) is Ruling.KEEP
 
 
 def test_a_fall_below_the_guardrail_must_be_more_than_what_the_traffic_does():
-    assert alarm(window(0.70), UNSTEADY, SETTINGS) is None
-    assert alarm(window(0.60), UNSTEADY, SETTINGS) is not None
-    assert alarm(window(0.70), replace(UNSTEADY, baseline=Baseline()), SETTINGS) is not None
+    drop = SETTINGS.guardrail_hit_ratio_drop
+    below = window(0.80 - 1.5 * drop)
+    assert alarm(below, UNSTEADY, SETTINGS) is None
+    assert alarm(below, replace(UNSTEADY, baseline=Baseline()), SETTINGS) is not None
+
+
+def test_no_traffic_permits_more_than_the_guardrail_twice():
+    wild = replace(UNSTEADY, baseline=Baseline(hit_ratio_step=0.5))
+    assert alarm(window(0.80 - 2.2 * SETTINGS.guardrail_hit_ratio_drop), wild, SETTINGS) is not None
 
 
 def test_a_twin_tells_more_than_the_steps_of_the_past():
-    assert alarm(window(0.70), UNSTEADY, SETTINGS, drift=0.0) is not None
+    below = window(0.80 - 1.5 * SETTINGS.guardrail_hit_ratio_drop)
+    assert alarm(below, UNSTEADY, SETTINGS, drift=0.0) is not None
 
 
 def growth(before="100000000", after="120000000", **other):

@@ -39,7 +39,7 @@ def test_our_own_older_orders_do_not_come_back_when_they_are_read():
     told(orders, "r1", paused=False)
     assert not counts(orders, "paused", "p1")
     assert counts(orders, "resumed", "r1")
-    assert counts(orders, "paused", "p1")
+    assert not counts(orders, "paused", "p1")
 
 
 @pytest.mark.parametrize("paused", [True, False])
@@ -96,3 +96,13 @@ def test_what_stands_where_the_journal_has_lost_its_tail_counts():
     counts(orders, "resumed", seq=950)
     orders.read_again(800)
     assert counts(orders, "paused", seq=801)
+
+
+def test_what_was_read_before_the_journal_lost_its_tail_ends_no_pause_that_was_lost_with_it():
+    orders = OrdersOfPause()
+    for seq, (kind, order_id) in enumerate([("paused", "p1"), ("resumed", "r1"), ("paused", "p2")], 6):
+        assert counts(orders, kind, order_id, seq=seq)
+    orders.read_again(5)
+    assert not counts(orders, "paused", "p1", seq=6)
+    assert not counts(orders, "resumed", "r1", seq=7)
+    assert counts(orders, "resumed", "r2", seq=8)
