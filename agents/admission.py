@@ -11,7 +11,7 @@ that can be set back.
 from __future__ import annotations
 
 from cachewarden.approval import needs_approval, refusal_of_approval
-from cachewarden.codec import kept_digest
+from cachewarden.codec import digest
 from cachewarden.errors import SettingsError
 from cachewarden.fleet import Fleet
 from cachewarden.freeze import frozen_until, parse_freezes
@@ -43,7 +43,7 @@ def refusal_of(order: Execute, fleet: Fleet, settings: CacheOptimizerSettings, n
         return f"the mode of `{proposal.service}` is `{fleet.service(proposal.service).mode.value}`, nothing is written"
     if verdict.decision is not Decision.ALLOW:
         return f"the constitution does not allow it: {', '.join(verdict.denied_by) or 'no findings'}"
-    if verdict.proposal_id != proposal.proposal_id or verdict.proposal_digest != kept_digest(proposal):
+    if verdict.proposal_id != proposal.proposal_id or verdict.proposal_digest != digest(proposal):
         return "the verdict is about another proposal"
     if resolution.proposal_id != proposal.proposal_id or resolution.service != proposal.service:
         return "the resolution is about another proposal"

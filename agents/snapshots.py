@@ -215,7 +215,6 @@ def make_snapshot(
         facts.resident_keys,
         facts.keys_with_ttl,
     )
-    miss_ratio = None if window.hit_ratio is None else 1.0 - window.hit_ratio
     return Snapshot(
         service=observation.service,
         taken_at_ms=observation.at_ms,
@@ -248,7 +247,7 @@ def make_snapshot(
         round_trip_us=observation.round_trip_us,
         hotspot_count=0 if reads is None else reads.hot_keys,
         cost=observation.cost,
-        patterns=pattern_stats(sample, reads, miss_ratio),
+        patterns=pattern_stats(sample, reads, None if window.hit_ratio is None else 1.0 - window.hit_ratio),
         sample=sample,
         access=access,
         values=values,

@@ -7,10 +7,11 @@ itself from the journal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,32 +57,44 @@ class RayMailbox:
             handle = self._handles[name] = ray.get_actor(name, namespace=self._namespace)
         return handle
 
-    async def send(self, sender: str, to: str, message: Any) -> None:
-        """Deliver at most once; a receiver that does not exist (yet) loses the message."""
+    @contextlib.contextmanager
+    def _reaching(self, agent: str) -> Iterator[None]:
+        """Turn whatever Ray raises where an agent, its node or the head is gone into an OperatingError; the next call
+        looks the agent up anew."""
+        if not ray.is_initialized():
+            # Asked for an actor now, Ray would start a cluster of its own and look for it there.
+            self._handles.clear()
+            raise OperatingError(
+                f"agent `{agent}` cannot be reached: this process is connected to no Ray, join it again"
+            )
         try:
+            yield
+        except Exception as error:
+            self._handles.pop(agent, None)
+            # A handle of a Ray that is gone is refused with a bare Exception, and a Ray that ends meanwhile with
+            # whatever it trips over; everything else is ours and a bug.
+            rays = type(error) is Exception or isinstance(error, (ValueError, OSError, ray.exceptions.RayError))
+            if not rays and ray.is_initialized():
+                raise
+            raise OperatingError(f"agent `{agent}` cannot be reached: {type(error).__name__}: {error}") from None
+
+    async def send(self, sender: str, to: str, message: Any) -> None:
+        """Deliver at most once; a receiver that does not exist (yet) loses the message. Raises OperatingError."""
+        with self._reaching(to):
             # Nobody waits for the answer: a lost message is found out by the sender's deadline.
             self._handle(to).deliver.remote(sender, message)
-        except (ValueError, ray.exceptions.RayError) as error:
-            self._handles.pop(to, None)
-            raise OperatingError(f"agent `{to}` cannot be reached: {error}") from None
 
     async def query(self, agent: str, method: str, *arguments: Any) -> Any:
         """Call a method of an agent; raises OperatingError when it does not answer in time."""
-        try:
+        with self._reaching(agent):
             return await asyncio.wait_for(self._handle(agent).query.remote(method, *arguments), _QUERY_TIMEOUT_S)
-        except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
-            self._handles.pop(agent, None)
-            raise OperatingError(f"agent `{agent}` does not answer: {type(error).__name__}") from None
 
     async def watch(self, agent: str, seen: tuple[int, int], timeout_s: float) -> Any:
         """Wait for news of an agent for at most `timeout_s`; raises OperatingError when it does not answer in time."""
-        try:
+        with self._reaching(agent):
             # Watchers wait in a group of their own, so that they never keep a message or a question from getting in.
             call = self._handle(agent).watch.options(concurrency_group="watch")
             return await asyncio.wait_for(call.remote(seen, timeout_s), timeout_s + _QUERY_TIMEOUT_S)
-        except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
-            self._handles.pop(agent, None)
-            raise OperatingError(f"agent `{agent}` does not answer: {type(error).__name__}") from None
 
 
 def start_ray(

@@ -71,7 +71,7 @@ from coordination.orders import order_of
 from coordination.pausing import PauseDesk
 from coordination.peer_desk import PeerDesk
 from coordination.release_gate import held_back
-from coordination.stages import AGENT_OF_STAGE, STAGE_DEADLINE_MS
+from coordination.stages import AGENT_OF_STAGE, StageDeadlines
 from coordination.state_feed import StateFeed
 
 __all__ = ["Coordinator"]
@@ -98,7 +98,7 @@ class Coordinator:
         self._hurry = False
         """Whether somebody waits for the next cycle."""
         self._cycle = 0
-        self._stage = "idle"
+        self._stage, self._deadlines = "idle", StageDeadlines()
         self._force: tuple[str, ...] = ()
         self._snapshots: tuple[Snapshot, ...] = ()
         self._proposals: dict[str, Proposal] = {}
@@ -268,8 +268,7 @@ class Coordinator:
             told = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms, self._life)
             return (*told, self._next_beat(now_ms))
         if ref == f"deadline:{self._cycle}:{self._stage}":
-            why = f"did not answer while {self._stage} in cycle {self._cycle}"
-            self._memory.lives.note_trouble(AGENT_OF_STAGE[self._stage], why)
+            self._memory.lives.note_trouble(AGENT_OF_STAGE[self._stage], self._deadlines.missed(self._cycle))
             return self._end(now_ms)
         return self._pauses.again(ref)
 
@@ -287,18 +286,19 @@ class Coordinator:
 
     def _enter(self, stage: str, now_ms: int) -> tuple[Effect, ...]:
         self._stage = stage
-        return (SetTimer(ref=f"deadline:{self._cycle}:{stage}", due_ms=now_ms + STAGE_DEADLINE_MS[stage]),)
+        return (SetTimer(ref=f"deadline:{self._cycle}:{stage}", due_ms=self._deadlines.begin(stage, now_ms)),)
 
     def _end(self, now_ms: int, pause_ms: int | None = None) -> tuple[Effect, ...]:
-        self._stage = "idle"
-        self._force = ()
+        self._deadlines.end(now_ms)
+        self._stage, self._force = "idle", ()
         pause_ms = 0 if self._hurry else self._settings.cycle_interval_ms if pause_ms is None else pause_ms
         self._hurry = False
         told = self._peers.end_cycle(self._cycle, self._memory, now_ms)
         return (*told, SetTimer(ref="cycle", due_ms=now_ms + pause_ms))
 
     def _answers(self, message: Any, stage: str) -> bool:
-        return self._stage == stage and message.cycle == self._cycle
+        awaited = self._stage == stage and message.cycle == self._cycle
+        return awaited or self._deadlines.note_late(stage, message.cycle)
 
     # --- One cycle --------------------------------------------------------------------------------------------------
 

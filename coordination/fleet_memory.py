@@ -58,6 +58,10 @@ class FleetMemory:
         """maxmemory of each service when it was first seen: the budget of a fleet that declares none."""
         self._standing: dict[str, StandingDecision] = {}
         self._executions: dict[str, Execution] = {}
+        self._running: dict[str, Execution] = {}
+        """Those of them that have not ended: few, however large the fleet is."""
+        self._signatures: dict[str, tuple[str, ...]] | None = None
+        """Service to what was kept of it, in order; None where that has to be worked out anew."""
         self._handed_over: dict[str, tuple[str, int]] = {}
         self._orders: dict[str, StandingDecision] = {}
         """Proposal to the decision under which it was handed over: a later cycle replaces the standing one."""
@@ -103,6 +107,7 @@ class FleetMemory:
             elif record.kind in STATE_OF_RECORD and record.subject_id in changes:
                 # Taken out, since a kept change whose rules are being revoked is open again until that is done.
                 self._executions.pop(record.subject_id, None)
+                self._running.pop(record.subject_id, None)
                 changes[record.subject_id] = told = followed(changes[record.subject_id], record)
                 self.note_execution(told, record.at_ms)
         # Last, and in their own order: what a hand has set after a change is the last word on it.
@@ -219,6 +224,10 @@ class FleetMemory:
         if known is not None and known.state.final and not execution.state.final:
             execution = known
         self._executions[key] = execution
+        self._running.pop(key, None)
+        self._signatures = None
+        if not execution.state.final:
+            self._running[key] = execution
         if len(self._executions) > _EXECUTIONS_KEPT:
             # What is not finished is never forgotten: its service is busy and its memory reserved.
             oldest = next((k for k, e in self._executions.items() if e.state.final), None)
@@ -316,8 +325,8 @@ class FleetMemory:
 
     def in_flight(self, service: str, now_ms: int | None = None) -> str | None:
         """Return the proposal that is being carried out for a service, if any."""
-        for execution in reversed(self._executions.values()):
-            if not execution.state.final and execution.proposal.service == service:
+        for execution in reversed(self._running.values()):
+            if execution.proposal.service == service:
                 return execution.proposal.proposal_id
         handed = self._handed_over.get(service)
         if handed is not None and (now_ms or self._now_ms) - handed[1] < _HANDED_OVER_MS:
@@ -328,9 +337,7 @@ class FleetMemory:
         """Return what bears on the next decision, for every service of the fleet."""
         self._now_ms = now_ms
         result: dict[str, History] = {}
-        kept: dict[str, tuple[str, ...]] = {}
-        for proposal in (e.proposal for e in self._executions.values() if e.state is ExecutionState.KEPT):
-            kept[proposal.service] = (*kept.get(proposal.service, ()), proposal.signature)
+        kept = self._kept_signatures()
         for service in self._fleet.names:
             recent = {p: t for p, t in self._changes.get(service, {}).items() if now_ms - t < _HOUR_MS}
             self._changes[service] = recent
@@ -353,6 +360,14 @@ class FleetMemory:
             )
         return result
 
+    def _kept_signatures(self) -> dict[str, tuple[str, ...]]:
+        if self._signatures is None:
+            self._signatures = {}
+            for proposal in (e.proposal for e in self._executions.values() if e.state is ExecutionState.KEPT):
+                known = self._signatures.get(proposal.service, ())
+                self._signatures[proposal.service] = (*known, proposal.signature)
+        return self._signatures
+
     @property
     def version(self) -> int:
         """Counts every change of what may be decided on; begins anew with each life."""
@@ -368,9 +383,7 @@ class FleetMemory:
     def reserved_memory_bytes(self) -> dict[str, int]:
         """Return maxmemory per service, for a change in flight the larger of what was and what will be."""
         reserved = {s.service: s.maxmemory_bytes for s in self._snapshots.values()}
-        for execution in self._executions.values():
-            if execution.state.final:
-                continue
+        for execution in self._running.values():
             for change in execution.proposal.knob_changes:
                 if change.knob == "maxmemory":
                     service = execution.proposal.service

@@ -235,16 +235,20 @@ class RedisBlackboard:
     async def pages(self, cursors: Mapping[str, str]) -> dict[str, BoardPage]:
         """Return a page of each area; see the port. An index that is of another type is read, and fails, as ever."""
 
+        asked = {area: self._indexes_of(area) for area in cursors}
+
         async def sizes() -> list[Any]:
             async with self._redis.pipeline(transaction=False) as pipe:
-                for index, more in map(self._indexes_of, cursors):
+                for index, more in asked.values():
                     pipe.zcard(index)
-                    # Nothing lies under the empty name: a place in the answers, and no more.
-                    pipe.scard(more or "")
+                    if more is not None:
+                        pipe.scard(more)
                 return list(await pipe.execute(raise_on_error=False))
 
-        held = await self._store.guarded(sizes())
-        empty = {area for n, area in enumerate(cursors) if held[2 * n : 2 * n + 2] == [0, 0]}
+        answers = iter(await self._store.guarded(sizes()))
+        held = {area: [next(answers), *([next(answers)] if more else [])] for area, (_, more) in asked.items()}
+        # What is no number is an error, and reading the area says which.
+        empty = {area for area, sizes_of in held.items() if all(size == 0 for size in sizes_of)}
         return {
             area: BoardPage(records=()) if area in empty and not cursor else await self.page(area, cursor)
             for area, cursor in cursors.items()

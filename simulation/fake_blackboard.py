@@ -175,9 +175,12 @@ class FakeBlackboard:
     async def held(self, areas: Sequence[str]) -> frozenset[str]:
         """Return the areas whose index holds anything; that of knowledge holds ours too."""
         self._require_available()
-        held = {area for area in areas if self._wanted(area) or self._bad_news.get(area)}
-        spaces = {f"knowledge:{space}" for space, _ in self.knowledge}
-        return frozenset(held | spaces.intersection(areas))
+        # An index of knowledge holds ours too, one of tasks or conflicts only those of its state.
+        return frozenset(
+            area
+            for area in areas
+            if self._wanted(area) or self._bad_news.get(area) or (area[0] == "k" and self._scanned[area])
+        )
 
     def _wanted(self, area: str) -> list[dict[str, Any]]:
         """Return the readable records of an area, ours left out of knowledge; worked out anew where texts changed."""

@@ -11,8 +11,10 @@ INVARIANT: bytes given out plus bytes left over equal the budget; the modelled w
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +40,15 @@ class Curve:
     minimum_bytes: int
     floor_hit_ratio: float
     current_bytes: int
+    _points: tuple[list[int], list[float]] = field(init=False, repr=False)
+    """The same as plain numbers: a curve has a dozen points, at which arrays cost more than they save."""
 
     def __post_init__(self) -> None:
         if len(self.bytes) != len(self.hit_ratio) or len(self.bytes) < 2:
             raise ValueError(f"curve of `{self.service}` needs at least two points, with bytes and hit ratio each")
-        if np.any(np.diff(self.bytes) <= 0) or np.any(np.diff(self.hit_ratio) < -1e-9):
+        sizes, ratios = self.bytes.tolist(), self.hit_ratio.tolist()
+        object.__setattr__(self, "_points", (sizes, ratios))
+        if any(b <= a for a, b in pairwise(sizes)) or any(b - a < -1e-9 for a, b in pairwise(ratios)):
             raise ValueError(f"curve of `{self.service}` must rise in bytes and must not fall in hit ratio")
         if not (self.hit_ratio[0] >= 0 and self.hit_ratio[-1] <= 1 + 1e-9 and 0 <= self.floor_hit_ratio <= 1):
             raise ValueError(f"hit ratios and floor of `{self.service}` must lie within 0 to 1")
@@ -51,7 +57,14 @@ class Curve:
 
     def at(self, memory_bytes: float) -> float:
         """Return the hit ratio at that memory."""
-        return float(np.interp(memory_bytes, self.bytes, self.hit_ratio))
+        sizes, ratios = self._points
+        place = bisect_right(sizes, memory_bytes)
+        if place == 0:
+            return ratios[0]
+        if place == len(sizes):
+            return ratios[-1]
+        slope = (ratios[place] - ratios[place - 1]) / (sizes[place] - sizes[place - 1])
+        return slope * (memory_bytes - sizes[place - 1]) + ratios[place - 1]
 
     @property
     def worth(self) -> float:

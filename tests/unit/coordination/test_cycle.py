@@ -246,6 +246,17 @@ def test_an_agent_that_does_not_answer_is_named_and_the_next_cycle_comes():
     assert "did not answer while observing" in health.detail
 
 
+def test_a_planner_that_always_needs_longer_than_its_deadline_is_heard_with_the_second_question():
+    desk = _Desk()
+    desk.tick()
+    desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),)))
+    desk.coordinator.step(TimerFired(ref="deadline:1:planning"), NOW + 60_000)
+    assert desk.hear(FleetPlanned(cycle=1, proposals=(), idle_reasons={"api": "late"}), "planner") == ()
+    desk.tick()
+    asked = desk.hear(FleetObserved(cycle=2, snapshots=(_snapshot(),)))
+    assert [e.due_ms - NOW for e in asked if isinstance(e, SetTimer)] == [120_000]
+
+
 def test_the_same_advice_is_recorded_once():
     desk, proposal = _Desk(), _proposal()
     wait = _resolution(proposal, ResolutionOutcome.WAIT)
