@@ -161,15 +161,18 @@ class FleetMemory:
         if found is None or last is None:
             self._found_bytes[service] = size
             return
-        ours = {
-            int(value)
+        sizes = [
+            (int(c.before), int(c.after), e.updated_at_ms)
             for e in self._executions.values()
             for c in e.proposal.knob_changes
             if e.proposal.service == service and c.knob == "maxmemory"
-            for value in (c.before, c.after)
-        }
+        ]
+        ours = {size for before, after, _ in sizes for size in (before, after)}
         if size != last.maxmemory_bytes and size not in ours and self.in_flight(service, now_ms) is None:
-            self._found_bytes[service] = max(0, found + size - last.maxmemory_bytes)
+            # A change of ours may have come between the look before and the hand that set this: then what it set is
+            # what the hand found, and no look has ever seen it.
+            lately = (after for _, after, at_ms in sizes if at_ms >= last.taken_at_ms)
+            self._found_bytes[service] = max(0, found + size - max(last.maxmemory_bytes, *lately, 0))
 
     def note_idle(self, reasons: Mapping[str, str], now_ms: int) -> None:
         for service, reason in reasons.items():

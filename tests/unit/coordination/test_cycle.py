@@ -542,6 +542,18 @@ def test_without_a_declared_total_what_a_person_takes_from_a_cache_leaves_the_bu
     assert _sent(desk.hear(FleetObserved(cycle=2, snapshots=(lowered,))), PlanFleet)[0].budget_bytes == 6 * MIB
 
 
+def test_what_a_person_adds_to_a_growth_of_ours_that_no_look_has_seen_adds_only_that_to_the_budget():
+    desk, growth = _Desk(), _proposal(after=12 * MIB)
+    desk.confirm(desk.run_to(growth, _resolution(growth)))
+    left = Execution(
+        execution_id="e", proposal=growth, state=ExecutionState.ABANDONED, started_at_ms=NOW, updated_at_ms=NOW
+    )
+    desk.hear(ExecutionReport(execution=left), "actuator")
+    desk.tick()
+    raised = replace(_snapshot(), maxmemory_bytes=20 * MIB)
+    assert _sent(desk.hear(FleetObserved(cycle=2, snapshots=(raised,))), PlanFleet)[0].budget_bytes == 16 * MIB
+
+
 # --- Reports that got lost
 
 
