@@ -125,7 +125,7 @@ class Outcome:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupScore:
     """Some outcomes together. Errors are differences of hit ratios, realised minus predicted; `coverage` is the share
-    inside their intervals, with its own 90 % interval (Wilson).
+    inside their intervals, what the traffic does by itself allowed for, with its own 90 % interval (Wilson).
     """
 
     name: str
@@ -207,7 +207,10 @@ def _reason(outcomes: Sequence[Outcome], factor: float) -> str:
     if measured < OUTCOMES_MIN:
         return f"{measured} outcomes are too few to correct intervals by, {OUTCOMES_MIN} are needed"
     inside = sum(o.inside for o in outcomes) / len(outcomes)
-    told = f"{inside:.2f} of {len(outcomes)} outcomes fell inside intervals that promise {COVERAGE_PROMISED:.1f}"
+    told = (
+        f"{inside:.2f} of {len(outcomes)} outcomes fell inside intervals that promise {COVERAGE_PROMISED:.1f}, "
+        "what the traffic does by itself allowed for"
+    )
     if factor == 1.0:
         return f"{told}: intervals are left as they are"
     bound = ", the most that is permitted" if factor == FACTOR_MAX else ""
