@@ -72,7 +72,8 @@ async def test_counters_and_a_capture_tell_the_same_keys_and_the_same_shares(cac
     shares = {key.key: key.share for key in by_counter.keys}
     told = [(key.share.value, shares[key.key]) for key in by_capture.keys[:3]]
     sys.stdout.write(f"{cache_server.engine}: capture, counter {told}\n")
-    assert by_capture.keys[0].key == by_counter.keys[0].key
+    # Counters count by chance: the first two may have changed places.
+    assert by_capture.keys[0].key in {key.key for key in by_counter.keys[:2]}
     # A 90 % interval of each of three: two inside is what must be expected at the least, the third is near.
     assert sum(share.low <= captured <= share.high for captured, share in told) >= 2
     assert all(share.low / 2 <= captured <= 2 * share.high for captured, share in told)

@@ -107,8 +107,9 @@ async def test_the_load_of_slots_is_seen_and_the_hot_ones_are_proposed_to_the_id
     assert {key_slot(name.encode()) for name in hot} <= set(loads)
     told = slot_moves_view(a, [a, b])
     assert told.advised, told.reason
-    assert {m["from"] for m in told.moves} == {"a"}
-    assert {m["slot"] for m in told.moves} <= {key_slot(name.encode()) for name in hot}
+    # Slots are weighed by measured CPU time, so a later move may go back; the first goes from the busy to the idle one.
+    assert told.moves[0]["from"] == "a"
+    assert told.moves[0]["slot"] in {key_slot(name.encode()) for name in hot}
     assert max(told.shares_after.values()) < max(told.shares_before.values())
     assert busy.admin.execute_command("CLUSTER", "COUNTKEYSINSLOT", told.moves[0]["slot"]) == 1, "nothing was moved"
 
