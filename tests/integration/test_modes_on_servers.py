@@ -216,6 +216,12 @@ async def test_a_mode_is_changed_while_it_runs_and_counts_from_then_on(tmp_path)
             assert (world.config_sets(), calls(world).get("eval", 0)) == before
             off = await mode("off")
             assert "not looked at" in off["consequences"][0]
+
+            async def written() -> bool:
+                return len(await world.records("mode_changed")) == 3
+
+            # It is in force at once, and survives this life once it is written down.
+            await until(written, 30, "the record of the mode")
         # A new life takes the mode over from the journal.
         async with world.agents():
 
