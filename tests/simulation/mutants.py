@@ -79,7 +79,7 @@ def write_before_its_record(monkeypatch):
         run.tries = run.writes_tried = run.refences = 0
         if run.step >= len(run.steps):
             return stepping.begin_observing(run, now_ms)
-        return stepping._do(run, stepping._effect_of(run, run.steps[run.step]), now_ms)
+        return stepping._do(run, stepping._effect_of(run, run.steps[run.step], now_ms), now_ms)
 
     monkeypatch.setattr(stepping, "next_step", next_step)
     monkeypatch.setattr(agents.execution_checking, "next_step", next_step)
