@@ -43,6 +43,7 @@ _WORTH_MOVING = 0.04
 
 _FLEET_GAIN_SHARE = 0.4
 """Share of the minimum gain that a new split must give over all lookups of the services that may change."""
+_FLOOR_MARGIN = 0.01
 _ROUND_STEP_SHARE = 0.4
 """Share of its memory by which a service may shrink or grow in one round: beyond it curves are extrapolated, and the
 next round sees what this one did."""
@@ -237,7 +238,8 @@ def curve_of(appraisal: Prospects, service: Service) -> Curve:
     """Return what arbitration is told of a service: its curve, worth, minimum and floor.
 
     The curve stands at the level of the last window. Where that lies above what is usual, the floor is lifted with it:
-    what is taken in a good minute is missing in the bad one that follows.
+    what is taken in a good minute is missing in the bad one that follows. And it is held with a point to spare, by
+    which the models err.
     """
     floor = service.hit_ratio_floor
     return Curve(
@@ -248,7 +250,7 @@ def curve_of(appraisal: Prospects, service: Service) -> Curve:
         lookups_per_s=appraisal.snapshot.lookups_per_s,
         weight=service.weight,
         minimum_bytes=service.minimum_memory_bytes,
-        floor_hit_ratio=min(floor + appraisal.above_usual, 1.0) if floor > 0.0 else 0.0,
+        floor_hit_ratio=min(floor + _FLOOR_MARGIN + appraisal.above_usual, 1.0) if floor > 0.0 else 0.0,
         current_bytes=appraisal.snapshot.maxmemory_bytes,
     )
 
