@@ -13,10 +13,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cachewarden import codec
 from cachewarden.errors import InvariantViolation
@@ -31,12 +32,15 @@ __all__ = [
     "Checkpoint",
     "Problem",
     "ProblemKind",
+    "Sealed",
+    "bare",
     "damaged",
     "hash_of",
     "parse_record",
     "seal",
     "seal_all",
     "seal_texts",
+    "skim",
     "verify",
 ]
 
@@ -47,6 +51,11 @@ _quoted: Final = json.encoder.encode_basestring
 DAMAGED: Final = "damaged_entry"
 """Kind of the stand-in that a journal returns for an entry that cannot be read; no record of ours has this kind."""
 
+_BEGINNING: Final = re.compile(
+    r'\{"agent":"(?P<agent>[^"\\]*)","at_ms":(?P<at_ms>\d{1,18}),"constitutional_hash":"[^"\\]*",'
+    r'"hash":"(?P<hash>[0-9a-f]{64})","kind":"(?P<kind>[^"\\]*)",'
+)
+"""How every record begins in canonical JSON, up to its payload."""
 _GAPS_MAX: Final = 1_000
 _PROBLEMS_MAX: Final = 1_000
 _RAW_CHARS_MAX: Final = 4_096
@@ -105,20 +114,27 @@ class ChainReport(Message):
 
 
 def _around_hash(record: AuditRecord, payload: str) -> tuple[str, str]:
-    """Return the canonical text of a record before and after the place of its hash; `payload` is its payload's.
+    """Return the canonical text of a record before and after the place of its hash; `payload` is its payload's."""
+    return _around(record, record.seq, record.prev_hash, payload, record.constitutional_hash, record.schema_version)
+
+
+def _around(
+    said: AuditRecord | RecordDraft, seq: int, prev_hash: str, payload: str, constitutional_hash: str, version: int
+) -> tuple[str, str]:
+    """Return the text around the hash of a record that is written, or of one that is about to be.
 
     The form is that of `codec.canonical_json`: keys sorted, no spaces, text as it is. Sealing is what a decision waits
     for and verifying reads everything, so the payload is written once and the few other fields are put around it; a
     test holds the two forms equal.
     """
-    service = "null" if record.service is None else _quoted(record.service)
-    before = f'{{"agent":{_quoted(record.agent)},"at_ms":{record.at_ms:d},"constitutional_hash":'
+    service = "null" if said.service is None else _quoted(said.service)
+    before = f'{{"agent":{_quoted(said.agent)},"at_ms":{said.at_ms:d},"constitutional_hash":'
     after = (
-        f'"kind":{_quoted(record.kind)},"payload":{payload},"prev_hash":{_quoted(record.prev_hash)},'
-        f'"schema_version":{record.schema_version:d},"seq":{record.seq:d},"service":{service},'
-        f'"subject_id":{_quoted(record.subject_id)}}}'
+        f'"kind":{_quoted(str(said.kind))},"payload":{payload},"prev_hash":{_quoted(prev_hash)},'
+        f'"schema_version":{version:d},"seq":{seq:d},"service":{service},'
+        f'"subject_id":{_quoted(said.subject_id)}}}'
     )
-    return before + _quoted(record.constitutional_hash), after
+    return before + _quoted(constitutional_hash), after
 
 
 def _payload_text(record: AuditRecord) -> str:
@@ -131,51 +147,65 @@ def hash_of(record: AuditRecord) -> str:
     return hashlib.sha256(f"{before},{after}".encode()).hexdigest()
 
 
-def _sealed(draft: RecordDraft, seq: int, prev_hash: str) -> tuple[AuditRecord, str]:
-    """Return the record and its canonical text."""
-    try:
-        written = codec.canonical_json(draft.payload).decode()
-        payload: dict[str, Any] = json.loads(written)
-        record = AuditRecord(
-            seq=seq,
+class Sealed(NamedTuple):
+    """A record that is ready to be written: `text` is its canonical JSON, `payload` that of its payload."""
+
+    draft: RecordDraft
+    seq: int
+    prev_hash: str
+    hash: str
+    payload: str
+    text: str
+
+    def record(self) -> AuditRecord:
+        """Return the record as it will be read back; not worked out before somebody wants it."""
+        draft = self.draft
+        payload: dict[str, Any] = json.loads(self.payload)
+        return AuditRecord(
+            seq=self.seq,
             at_ms=draft.at_ms,
             kind=str(draft.kind),
             agent=draft.agent,
             service=draft.service,
             subject_id=draft.subject_id,
             payload=payload,
-            prev_hash=prev_hash,
+            prev_hash=self.prev_hash,
+            hash=self.hash,
         )
-        before, after = _around_hash(record, written)
+
+
+def _sealed(draft: RecordDraft, seq: int, prev_hash: str) -> Sealed:
+    try:
+        payload = codec.canonical_json(draft.payload).decode()
+        before, after = _around(draft, seq, prev_hash, payload, CONSTITUTIONAL_HASH, SCHEMA_VERSION)
         record_hash = hashlib.sha256(f"{before},{after}".encode()).hexdigest()
     except (TypeError, ValueError) as error:
         what = f"a `{draft.kind}` record of `{draft.agent}`"
         raise InvariantViolation(f"{what} cannot be written as JSON: {error}") from error
-    return dataclasses.replace(record, hash=record_hash), f'{before},"hash":"{record_hash}",{after}'
+    return Sealed(draft, seq, prev_hash, record_hash, payload, f'{before},"hash":"{record_hash}",{after}')
 
 
 def seal(draft: RecordDraft, seq: int, prev_hash: str) -> AuditRecord:
     """Return `draft` as record `seq`, chained to `prev_hash`.
 
-    The payload is taken through JSON first, so that the sealed record equals the one that is read back. Raises
+    The payload is taken through JSON, so that the sealed record equals the one that is read back. Raises
     InvariantViolation for a payload that JSON cannot hold (NaN, unknown types, broken text).
     """
-    return _sealed(draft, seq, prev_hash)[0]
+    return _sealed(draft, seq, prev_hash).record()
 
 
-def seal_texts(drafts: Iterable[RecordDraft], seq: int, prev_hash: str) -> list[tuple[AuditRecord, str]]:
-    """Return the drafts as records `seq`, `seq + 1`, ..., each chained to the one before, with their canonical text."""
-    sealed: list[tuple[AuditRecord, str]] = []
+def seal_texts(drafts: Iterable[RecordDraft], seq: int, prev_hash: str) -> list[Sealed]:
+    """Return the drafts as records `seq`, `seq + 1`, ..., each chained to the one before, ready to be written."""
+    sealed: list[Sealed] = []
     for draft in drafts:
-        record, text = _sealed(draft, seq + len(sealed), prev_hash)
-        sealed.append((record, text))
-        prev_hash = record.hash
+        sealed.append(_sealed(draft, seq + len(sealed), prev_hash))
+        prev_hash = sealed[-1].hash
     return sealed
 
 
 def seal_all(drafts: Iterable[RecordDraft], seq: int, prev_hash: str) -> list[AuditRecord]:
     """Return the drafts as records `seq`, `seq + 1`, ..., each chained to the one before."""
-    return [record for record, _ in seal_texts(drafts, seq, prev_hash)]
+    return [sealed.record() for sealed in seal_texts(drafts, seq, prev_hash)]
 
 
 def damaged(seq: int, kind: ProblemKind, reason: str, raw: str = "") -> AuditRecord:
@@ -212,6 +242,28 @@ def parse_record(text: str, seq: int | None = None) -> AuditRecord:
     if seq is not None and record.seq != seq:
         return damaged(seq, ProblemKind.REORDERED, f"the place of record {seq} holds record {record.seq}", text)
     return record
+
+
+def skim(text: str, seq: int, kinds: frozenset[str]) -> AuditRecord | None:
+    """Return number, time, kind, agent and hash of the record that `text` holds, and nothing else of it; None where it
+    is of no kind in `kinds`, or looks unusual in any way: then it has to be parsed. Nothing is proven by it."""
+    found = _BEGINNING.match(text) if kinds else None
+    if found is None or found["kind"] not in kinds:
+        return None
+    return AuditRecord(
+        seq=seq,
+        at_ms=int(found["at_ms"]),
+        kind=found["kind"],
+        agent=found["agent"],
+        service=None,
+        subject_id="",
+        hash=found["hash"],
+    )
+
+
+def bare(record: AuditRecord) -> AuditRecord:
+    """Return of a record what `skim` takes."""
+    return dataclasses.replace(record, service=None, subject_id="", payload={}, prev_hash="")
 
 
 class ChainVerifier:

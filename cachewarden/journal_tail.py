@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from cachewarden.machine import ReadJournal
-from cachewarden.messages import AuditRecord
+from cachewarden.messages import AuditRecord, RecordKind
 
 __all__ = ["JournalTail", "Reading"]
 
 _PAGE: Final = 1_000
 _MARKS_MAX: Final = 64
+_SKIMMED: Final = (RecordKind.REQUEST_DECIDED.value,)
+"""What was answered changes nothing that is followed here, and there may be a thousand of them in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class JournalTail:
 
     def question(self, ref: str) -> ReadJournal:
         """Ask for what comes next, and for the last record once more."""
-        return ReadJournal(ref=ref, after_seq=max(0, self.seq - 1), limit=_PAGE + 1)
+        return ReadJournal(ref=ref, after_seq=max(0, self.seq - 1), limit=_PAGE + 1, skimmed=_SKIMMED)
 
     def take(self, records: Sequence[AuditRecord]) -> Reading:
         """Take an answer to any question that was asked; oldest first."""

@@ -106,11 +106,15 @@ class Record(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadJournal(Effect):
-    """Read the records of the given kinds, oldest first (all kinds if empty); answered by `JournalRead`."""
+    """Read the records of the given kinds, oldest first (all kinds if empty); answered by `JournalRead`.
+
+    `skimmed`: of records of these kinds their place in the journal is enough (`ports.Journal.read`).
+    """
 
     kinds: tuple[str, ...] = ()
     after_seq: int = 0
     limit: int = 100_000
+    skimmed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,7 +121,7 @@ class _Work:
         if e.kinds:
             records = await self._ports.journal.read_back(e.kinds, e.limit)
         else:
-            records = await self._ports.journal.read(e.after_seq, e.limit)
+            records = await self._ports.journal.read(e.after_seq, e.limit, skimmed=e.skimmed)
         return m.JournalRead(ref=e.ref, records=tuple(records))
 
     async def observe(self, e: m.Observe) -> m.Observed:

@@ -75,8 +75,11 @@ class Journal(Protocol):
         """
         ...
 
-    async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
-        """Return up to `limit` records with seq > `after_seq`, oldest first."""
+    async def read(self, after_seq: int = 0, limit: int = 1_000, *, skimmed: Sequence[str] = ()) -> list[AuditRecord]:
+        """Return up to `limit` records with seq > `after_seq`, oldest first.
+
+        Of records of the kinds `skimmed` only what `chain.skim` takes is promised: number, time, kind, agent and hash.
+        """
         ...
 
     async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:

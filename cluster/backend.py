@@ -153,8 +153,8 @@ class AgentBackend:
             raise OperatingError(f"the collector does not answer: {error}") from None
         return found
 
-    async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
-        return await self._journal.append(drafts)
+    async def record(self, drafts: Sequence[RecordDraft]) -> None:
+        await self._journal.note(drafts)
 
     async def execute(self, command: Execute) -> None:
         await self._runtime.send("api", "coordinator", command)

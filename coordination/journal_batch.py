@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from cachewarden import chain
 from cachewarden.errors import InvariantViolation, JournalUnavailable
-from cachewarden.messages import AuditRecord
 from cachewarden.ports import RecordDraft
 
 __all__ = [
@@ -104,7 +103,7 @@ class Batch:
 
     groups: tuple[tuple[RecordDraft, ...], ...]
     before: Head
-    records: tuple[AuditRecord, ...]
+    records: tuple[chain.Sealed, ...]
 
     @property
     def after(self) -> Head:
@@ -115,9 +114,9 @@ class Batch:
         """What the records are fenced by: each once."""
         return tuple(dict.fromkeys(fence for drafts in self.groups for draft in drafts for fence in draft.fences))
 
-    def parts(self) -> list[list[AuditRecord]]:
+    def parts(self) -> list[list[chain.Sealed]]:
         """Return the records of each append."""
-        parts: list[list[AuditRecord]] = []
+        parts: list[list[chain.Sealed]] = []
         at = 0
         for drafts in self.groups:
             parts.append(list(self.records[at : at + len(drafts)]))
@@ -125,10 +124,13 @@ class Batch:
         return parts
 
 
-def require_size(record: AuditRecord, text: str) -> None:
-    size = len(text.encode())
+def require_size(record: chain.Sealed) -> None:
+    # No character takes more than four bytes.
+    if 4 * len(record.text) <= _RECORD_BYTES_MAX:
+        return
+    size = len(record.text.encode())
     if size > _RECORD_BYTES_MAX:
-        raise InvariantViolation(f"a `{record.kind}` record of {size} bytes is larger than {_RECORD_BYTES_MAX}")
+        raise InvariantViolation(f"a `{record.draft.kind}` record of {size} bytes is larger than {_RECORD_BYTES_MAX}")
 
 
 def pause_s(batch: Batch, attempt: int) -> float:

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from cachewarden.chain import Sealed
 from cachewarden.errors import CachewardenError, JournalUnavailable
-from cachewarden.messages import AuditRecord
 from cachewarden.ports import RecordDraft
 
 __all__ = ["Group", "GroupCommit", "JournalBusy"]
@@ -34,11 +34,11 @@ class Group:
 
     __slots__ = ("drafts", "told")
 
-    def __init__(self, drafts: tuple[RecordDraft, ...], told: asyncio.Future[list[AuditRecord]]) -> None:
+    def __init__(self, drafts: tuple[RecordDraft, ...], told: asyncio.Future[list[Sealed]]) -> None:
         self.drafts = drafts
         self.told = told
 
-    def succeed(self, records: list[AuditRecord]) -> bool:
+    def succeed(self, records: list[Sealed]) -> bool:
         """Tell that the records are durable; False where nobody waits any more."""
         if self.told.done():
             return False
@@ -69,7 +69,7 @@ class GroupCommit:
         """Records that wait for their batch."""
         return self._records
 
-    async def append(self, drafts: tuple[RecordDraft, ...]) -> list[AuditRecord]:
+    async def append(self, drafts: tuple[RecordDraft, ...]) -> list[Sealed]:
         """Return the records once they are durable; raises JournalBusy at once where too many wait."""
         if self._waiting and self._records + len(drafts) > self._waiting_max:
             raise JournalBusy(f"{self._records} records wait already, at most {self._waiting_max} may")

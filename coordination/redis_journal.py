@@ -100,7 +100,7 @@ class RedisJournal:
         self._known_head: Head | None = None
         self._pending: list[Batch] = []
         """Sent, outcome unknown."""
-        self._late: list[tuple[tuple[RecordDraft, ...], list[AuditRecord]]] = []
+        self._late: list[tuple[tuple[RecordDraft, ...], list[chain.Sealed]]] = []
         """Found to be in after their append had failed; the next append of the same drafts takes them from here."""
         self._commit = GroupCommit(self._write_groups, waiting_max=waiting_max)
         self._connection: Any = None
@@ -114,20 +114,20 @@ class RedisJournal:
         Raises JournalUnavailable (JournalBusy where too many wait already), LeaseLost where a fence is stale, and
         InvariantViolation for records that can never be written.
         """
-        if not drafts:
-            return []
-        if len(drafts) > _BATCH_MAX:
-            raise InvariantViolation(f"a batch of {len(drafts)} records is larger than {_BATCH_MAX}")
-        return await self._commit.append(tuple(drafts))
+        return [sealed.record() for sealed in await self._appended(drafts)]
+
+    async def note(self, drafts: Sequence[RecordDraft]) -> None:
+        """Append as `append` does, for those who need not see what they have written."""
+        await self._appended(drafts)
 
     @property
     def waiting(self) -> int:
         """Records that wait for their turn to be sent."""
         return self._commit.waiting
 
-    async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
+    async def read(self, after_seq: int = 0, limit: int = 1_000, *, skimmed: Sequence[str] = ()) -> list[AuditRecord]:
         """Return up to `limit` records with seq > `after_seq`, oldest first; damaged ones as `DAMAGED` stand-ins."""
-        return await self._guarded(self._read(after_seq, limit, ()))
+        return await self._guarded(self._read(after_seq, limit, (), frozenset(skimmed)))
 
     async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
         """Return the records of the given kinds among the newest `limit` (without it: of all), oldest first."""
@@ -159,6 +159,13 @@ class RedisJournal:
 
     # --- Inside -----------------------------------------------------------------------------------------------------
 
+    async def _appended(self, drafts: Sequence[RecordDraft]) -> list[chain.Sealed]:
+        if not drafts:
+            return []
+        if len(drafts) > _BATCH_MAX:
+            raise InvariantViolation(f"a batch of {len(drafts)} records is larger than {_BATCH_MAX}")
+        return await self._commit.append(tuple(drafts))
+
     async def _guarded(self, work: Awaitable[T]) -> T:
         try:
             return await work
@@ -182,13 +189,12 @@ class RedisJournal:
             groups = [group for group in groups if not self._was_late(group)]
             if self._known_head is None:
                 self._known_head = await self._read_head()
-            sealed = self._seal(groups, self._known_head)
-            if sealed is None:
+            batch = self._seal(groups, self._known_head)
+            if batch is None:
                 return
-            batch, texts = sealed
             self._pending.append(batch)
             try:
-                done = await self._send(batch, texts)
+                done = await self._send(batch)
             except LeaseLost as error:
                 # Only the appends under that lease fail; the others are sealed anew without them.
                 groups = self._without(groups, error)
@@ -212,28 +218,24 @@ class RedisJournal:
             await asyncio.sleep(wait_s)
         raise JournalUnavailable(f"other writers came first {self._attempts_max} times in a row")
 
-    def _seal(self, groups: list[Group], head: Head) -> tuple[Batch, list[str]] | None:
+    def _seal(self, groups: list[Group], head: Head) -> Batch | None:
         """Chain all groups to the head; one that can never be written fails alone. None where nothing is left."""
         fit: list[Group] = []
-        records: list[AuditRecord] = []
-        texts: list[str] = []
+        records: list[chain.Sealed] = []
         seq, last_hash = head.seq, head.hash
         for group in groups:
             try:
                 sealed = chain.seal_texts(group.drafts, seq + 1, last_hash)
-                for record, text in sealed:
-                    require_size(record, text)
+                for record in sealed:
+                    require_size(record)
             except InvariantViolation as error:
                 group.fail(error)
                 continue
             fit.append(group)
-            records += (record for record, _ in sealed)
-            texts += (text for _, text in sealed)
+            records += sealed
             seq, last_hash = records[-1].seq, records[-1].hash
         groups[:] = fit
-        if not fit:
-            return None
-        return Batch(tuple(g.drafts for g in fit), head, tuple(records)), texts
+        return Batch(tuple(g.drafts for g in fit), head, tuple(records)) if fit else None
 
     @staticmethod
     def _without(groups: list[Group], lost: LeaseLost) -> list[Group]:
@@ -251,7 +253,7 @@ class RedisJournal:
                 # Whoever asked has given up meanwhile; the same drafts must not be written a second time.
                 self._remember_late(group.drafts, records)
 
-    def _remember_late(self, drafts: tuple[RecordDraft, ...], records: list[AuditRecord]) -> None:
+    def _remember_late(self, drafts: tuple[RecordDraft, ...], records: list[chain.Sealed]) -> None:
         self._late.append((drafts, records))
         del self._late[:-_OPEN_MAX]
 
@@ -291,14 +293,14 @@ class RedisJournal:
         found = await self._read(last.seq - 1, 1, ())
         return bool(found) and found[0].hash == last.hash
 
-    async def _send(self, batch: Batch, texts: Sequence[str]) -> bool:
+    async def _send(self, batch: Batch) -> bool:
         """Run the script; False where the head has moved: `_known_head` is then the new one, None to be read. Raises
         LeaseLost for a stale fence."""
         fences = batch.fences
         arguments = (
             *(2 + len(fences), self._stream, self._head_key, *(f"{self._epoch_key}{name}" for name, _ in fences)),
             *(batch.before.text, batch.after.text, batch.records[0].seq, len(fences), *(epoch for _, epoch in fences)),
-            *texts,
+            *(record.text for record in batch.records),
         )
         if self._sha is None:
             self._sha = str(await self._redis.script_load(APPEND))
@@ -390,7 +392,9 @@ class RedisJournal:
         _log.warning("the head of the journal was gone, it is record %d", head.seq)
         await self._redis.set(self._head_key, head.text, nx=True)
 
-    async def _read(self, after_seq: int, limit: int, kinds: tuple[str, ...]) -> list[AuditRecord]:
+    async def _read(
+        self, after_seq: int, limit: int, kinds: tuple[str, ...], skimmed: frozenset[str] = frozenset()
+    ) -> list[AuditRecord]:
         records: list[AuditRecord] = []
         markers = [f'"kind":{json.dumps(kind)}' for kind in kinds]
         seen, start = 0, f"{max(0, after_seq) + 1}-0"
@@ -400,7 +404,7 @@ class RedisJournal:
                 # In canonical JSON a record of the kind always holds this text, so the others need no parsing.
                 if kinds and not any(marker in str(entry[1].get("data")) for marker in markers):
                     continue
-                record = self._parse(entry)
+                record = self._parse(entry, skimmed)
                 if not kinds or record.kind in kinds:
                     records.append(record)
             seen += len(page)
@@ -409,14 +413,14 @@ class RedisJournal:
             start = f"({page[-1][0]}"
         return records
 
-    def _parse(self, entry: tuple[str, dict[str, str]]) -> AuditRecord:
+    def _parse(self, entry: tuple[str, dict[str, str]], skimmed: frozenset[str] = frozenset()) -> AuditRecord:
         entry_id, fields = entry
         number, _, part = str(entry_id).partition("-")
         if part != "0" or set(fields) != {"data"}:
             reason = f"entry `{entry_id}` is not one that a journal writes"
             record = chain.damaged(int(number), chain.ProblemKind.UNREADABLE, reason, str(fields))
         else:
-            record = chain.parse_record(fields["data"], int(number))
+            record = chain.skim(fields["data"], int(number), skimmed) or chain.parse_record(fields["data"], int(number))
         if record.kind == chain.DAMAGED:
             self.unreadable += 1
             _log.error("entry %s of the journal: %s", entry_id, record.payload.get("reason"))

@@ -94,7 +94,7 @@ class Backend(Protocol):
         """Return how the feed of a service stands; None where none is permitted."""
         ...
 
-    async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
+    async def record(self, drafts: Sequence[RecordDraft]) -> None:
         """Append to the journal; returns once durable. Raises JournalUnavailable."""
         ...
 

@@ -21,7 +21,8 @@ from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cachewarden.messages import CONSTITUTIONAL_HASH
-from cachewarden.models import CacheOptimizationRequest, CacheOptimizationResponse
+from cachewarden.models import CacheOptimizationRequest
+from serve.answer_bytes import AnswerWriter
 from serve.context import Context
 from serve.courses import Apply, Asked
 from serve.decide_request import Stopwatch, optimize_request
@@ -37,7 +38,8 @@ _HASH: Final = CONSTITUTIONAL_HASH.encode()
 _QUERIES: Final[dict[bytes, Apply]] = {b"": "auto", **{f"apply={how}".encode(): how for how in get_args(Apply)}}
 _JSON: Final = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
 _VALIDATE: Final = CacheOptimizationRequest.__pydantic_validator__.validate_python
-_TO_JSON: Final = CacheOptimizationResponse.__pydantic_serializer__.to_json
+_KNOWN_MAX: Final = 256
+_KNOWN_BODY_BYTES_MAX: Final = 4_096
 _RAISED: Final = "cachewarden.raised"
 
 
@@ -50,6 +52,9 @@ class HotPath:
         self._whole = whole
         self._context, self._gate = context, gate
         self._body_timeout_s = context.backend.settings.body_timeout_s
+        self._writer = AnswerWriter()
+        self._known: dict[bytes, CacheOptimizationRequest] = {}
+        """Bodies that were read before: clients ask the same again and again, and the same bytes say the same."""
 
     def takes(self, scope: Scope) -> bool:
         """Whether this is exactly the path and the method; every other request looks for its route."""
@@ -84,7 +89,7 @@ class HotPath:
             await self._whole({**scope, _RAISED: error}, _again(message, receive), send)
             return
         else:
-            body = _TO_JSON(response)
+            body = self._writer.write(response)
             await answer.give(200, [_JSON_TYPE, (b"content-length", b"%d" % len(body))], body)
         took_s = time.perf_counter() - watch.began_s
         self._context.telemetry.request("POST", self.path, answer.status_code, took_s)
@@ -112,17 +117,30 @@ class HotPath:
         caller = self._gate.caller_with(authorization, "operate")
         if caller is None:
             return None, ""
+        request = self._known.get(body)
+        if request is None:
+            request = self._read(body)
+            if request is None:
+                return None, ""
+        return Asked(request=request, decision_id=new_id(), caller=caller.name, apply=apply), given
+
+    def _read(self, body: bytes) -> CacheOptimizationRequest | None:
+        """Return what a body asks for, None where anything is wrong with it."""
         try:
             parsed = strict_json(body)
             if (
                 not isinstance(parsed, dict)
                 or parsed.get("constitutional_hash", CONSTITUTIONAL_HASH) != CONSTITUTIONAL_HASH
             ):
-                return None, ""
+                return None
             request: CacheOptimizationRequest = _VALIDATE(parsed)
         except (ApiError, ValidationError):
-            return None, ""
-        return Asked(request=request, decision_id=new_id(), caller=caller.name, apply=apply), given
+            return None
+        if len(body) <= _KNOWN_BODY_BYTES_MAX:
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
+            self._known[body] = request
+        return request
 
 
 class _Answer:

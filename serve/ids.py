@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from typing import Final
-from uuid import UUID
 
 __all__ = ["new_id"]
 
@@ -17,18 +16,24 @@ _IDS_AT_ONCE: Final = 256
 
 class _Supply:
     def __init__(self) -> None:
-        self._bytes = b""
+        self._digits = ""
         self._used = 0
 
-    def next(self) -> UUID:
-        if self._used >= len(self._bytes):
-            self._bytes, self._used = os.urandom(16 * _IDS_AT_ONCE), 0
-        self._used += 16
-        return UUID(bytes=self._bytes[self._used - 16 : self._used], version=4)
+    def next(self) -> str:
+        if self._used >= len(self._digits):
+            self._digits, self._used = os.urandom(16 * _IDS_AT_ONCE).hex(), 0
+        start = self._used
+        self._used = end = start + 32
+        digits = self._digits
+        variant = "89ab"[int(digits[start + 16], 16) % 4]
+        return (
+            f"{digits[start : start + 8]}-{digits[start + 8 : start + 12]}-4{digits[start + 13 : start + 16]}"
+            f"-{variant}{digits[start + 17 : start + 20]}-{digits[start + 20 : end]}"
+        )
 
     def forget(self) -> None:
         """Throw the rest away: it is in the parent's hands too."""
-        self._bytes, self._used = b"", 0
+        self._digits, self._used = "", 0
 
 
 _supply = _Supply()
@@ -37,4 +42,4 @@ os.register_at_fork(after_in_child=_supply.forget)
 
 def new_id() -> str:
     """Return a new random UUID as text. For one thread: the event loop's."""
-    return str(_supply.next())
+    return _supply.next()

@@ -23,6 +23,7 @@ __all__ = ["CONTENT_TYPE", "Telemetry"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WINDOW_S = 60.0
+_COUNTED_AT_ONCE = 32
 
 
 class Telemetry:
@@ -104,6 +105,7 @@ class Telemetry:
         for durations in (self._duration_s, self._decision_s, self._step_s):
             self.registry.register(durations)
         # To find a child by its labels costs more than to count; routes, methods and states are few.
+        self._uncounted_ms: list[Mapping[str, float]] = []
         self._counted: dict[tuple[str, str, int], Counter] = {}
         self._checked: dict[tuple[str, str], Counter] = {}
         self._answered: dict[str, Counter] = {}
@@ -155,9 +157,17 @@ class Telemetry:
         self.decisions_compliant += judged and complete
 
     def steps(self, laps_ms: Mapping[str, float]) -> None:
-        """Count the time of each step of one answered optimisation request."""
-        for step, took_ms in laps_ms.items():
-            self._step_s.observe((step.removesuffix("_ms"),), took_ms / 1000)
+        """Count the time of each step of one answered optimisation request; `laps_ms` is not to be changed any more."""
+        self._uncounted_ms.append(laps_ms)
+        if len(self._uncounted_ms) >= _COUNTED_AT_ONCE:
+            self._count_steps()
+
+    def _count_steps(self) -> None:
+        # Many at once take a fraction of what they take one by one, between requests.
+        for laps_ms in self._uncounted_ms:
+            for step, took_ms in laps_ms.items():
+                self._step_s.observe((step.removesuffix("_ms"),), took_ms / 1000)
+        self._uncounted_ms.clear()
 
     def requests_per_s(self, now_s: float) -> float:
         """Return optimisation requests per second over the last minute, or since the first if that is shorter (at least
@@ -182,5 +192,6 @@ class Telemetry:
 
     def render(self, moment: Moment) -> bytes:
         """Return the Prometheus text; what this replica refused is added to what the moment says."""
+        self._count_steps()
         self._gauges.moment = replace(moment, refused={**self.refused, **moment.refused})
         return generate_latest(self.registry)

@@ -43,11 +43,12 @@ class FakeJournal:
             raise JournalUnavailable("the connection was lost before the answer came")
         return sealed
 
-    async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
+    async def read(self, after_seq: int = 0, limit: int = 1_000, *, skimmed: Sequence[str] = ()) -> list[AuditRecord]:
         """Return up to `limit` records with seq > `after_seq`, in the order in which they stand."""
         self._require_available()
         first = bisect_right(self.records, after_seq, key=lambda r: r.seq)
-        return self.records[first : first + limit]
+        found = self.records[first : first + limit]
+        return [chain.bare(r) if r.kind in skimmed else r for r in found] if skimmed else found
 
     async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
         """Return the records of the given kinds (all if empty) among the newest `limit` or all, oldest first."""

@@ -78,9 +78,9 @@ class LinkedJournal:
             self._known = await self.head()
         raise JournalUnavailable("others are always faster")
 
-    async def read(self, after_seq: int = 0, limit: int = 1_000) -> list[AuditRecord]:
+    async def read(self, after_seq: int = 0, limit: int = 1_000, *, skimmed: Sequence[str] = ()) -> list[AuditRecord]:
         """Read on from a place."""
-        return list(await self._call(lambda: self._journal.read(after_seq, limit)))
+        return list(await self._call(lambda: self._journal.read(after_seq, limit, skimmed=skimmed)))
 
     async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
         """Read the records of some kinds."""

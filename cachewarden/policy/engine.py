@@ -18,7 +18,7 @@ import cel
 from cachewarden.codec import kept_digest
 from cachewarden.messages import Decision, Finding, Proposal, Verdict
 from cachewarden.policy.constitution import EVALUATION_ERRORS, Constitution, Principle
-from cachewarden.policy.facts import TIMED, with_time
+from cachewarden.policy.facts import TIMED, time_facts
 
 __all__ = ["Prepared", "evaluate", "refusal"]
 
@@ -50,7 +50,14 @@ def refusal(constitution: Constitution, proposal: Proposal, now_ms: int, reason:
     )
 
 
-def _ask(principle: Principle, holding: Finding, program: Any, context: Any, facts: Mapping[str, Any]) -> Finding:
+def _ask(
+    principle: Principle,
+    holding: Finding,
+    program: Any,
+    context: Any,
+    facts: Mapping[str, Any],
+    moment: Mapping[str, Any],
+) -> Finding:
     try:
         answer = program.execute(context)
     except EVALUATION_ERRORS as error:
@@ -58,7 +65,7 @@ def _ask(principle: Principle, holding: Finding, program: Any, context: Any, fac
     if answer is True:
         return holding
     if answer is False:
-        return principle.finding(Decision.DENY, principle.denial(facts))
+        return principle.finding(Decision.DENY, principle.denial({**facts, **moment}))
     return _unevaluated(principle, f"the expression gave `{str(answer)[:80]}` instead of true or false")
 
 
@@ -90,7 +97,8 @@ class Prepared:
         self._facts = facts
         self._context: Any = None
         self._timed = constitution.words & TIMED
-        self._findings: list[Finding] = []
+        self._findings: tuple[Finding, ...] = ()
+        """Of all principles, those that are asked anew as if they held."""
         self._asked: list[tuple[int, Principle, Finding, Any]] = []
         self._allowed = True
         self.unjudgeable = "" if self.digest else "the proposal holds values that cannot be written down"
@@ -110,18 +118,20 @@ class Prepared:
             constitution.principles, constitution.holding, constitution.programs, constitution.words_of, strict=True
         )
         applied = 0
+        findings: list[Finding] = []
         for place, (principle, holding, program, words) in enumerate(asked):
             if not principle.applies(self.proposal.kinds, self.proposal.playbook):
-                self._findings.append(principle.finding(Decision.ALLOW, "does not apply to this kind of change"))
+                findings.append(principle.finding(Decision.ALLOW, "does not apply to this kind of change"))
                 continue
             applied += 1
             if words & TIMED:
-                self._findings.append(holding)
+                findings.append(holding)
                 self._asked.append((place, principle, holding, program))
                 continue
-            finding = _ask(principle, holding, program, self._context, self._facts)
-            self._findings.append(finding)
+            finding = _ask(principle, holding, program, self._context, self._facts, {})
+            findings.append(finding)
             self._allowed = self._allowed and finding.decision is Decision.ALLOW
+        self._findings = tuple(findings)
         if not applied:
             self.unjudgeable = "no principle applies to this kind of change"
 
@@ -130,23 +140,24 @@ class Prepared:
         constitution, proposal = self.constitution, self.proposal
         if self.unjudgeable:
             return refusal(constitution, proposal, now_ms, self.unjudgeable)
-        findings, allowed = self._findings.copy(), self._allowed
+        findings, allowed = self._findings, self._allowed
         if self._asked:
-            timed = with_time(self._facts, now_ms)
+            moment = time_facts(self._facts, now_ms)
             try:
-                self._context.update({w: timed[w] for w in self._timed if w in timed})
+                self._context.update({w: moment[w] for w in self._timed if w in moment})
             except (*EVALUATION_ERRORS, OverflowError) as error:
                 return refusal(constitution, proposal, now_ms, f"the facts cannot be given to the expressions: {error}")
             for place, principle, holding, program in self._asked:
-                finding = findings[place] = _ask(principle, holding, program, self._context, timed)
-                # A principle that holds gives one and the same finding.
-                if finding is not holding and finding.decision is not Decision.ALLOW:
-                    allowed = False
+                finding = _ask(principle, holding, program, self._context, self._facts, moment)
+                # A principle that holds gives one and the same finding, which stands in its place already.
+                if finding is not holding:
+                    findings = (*findings[:place], finding, *findings[place + 1 :])
+                    allowed = allowed and finding.decision is Decision.ALLOW
         return Verdict(
             proposal_id=proposal.proposal_id,
             proposal_digest=self.digest,
             decision=Decision.ALLOW if allowed else Decision.DENY,
-            findings=tuple(findings),
+            findings=findings,
             constitution_digest=constitution.digest,
             judged_at_ms=now_ms,
         )

@@ -21,7 +21,7 @@ from cachewarden.observation import Snapshot
 from cachewarden.policy.surroundings import Surroundings, memory_change, server_address
 from cachewarden.policy.vocabulary import EXAMPLE
 
-__all__ = ["EXAMPLE", "TIMED", "facts_of", "knob_problems_of", "required_action_class", "with_time"]
+__all__ = ["EXAMPLE", "TIMED", "facts_of", "knob_problems_of", "required_action_class", "time_facts"]
 
 _COSTS = ("commands", "keys_touched", "server_cpu_ms", "bytes_moved")
 
@@ -270,15 +270,15 @@ def facts_of(proposal: Proposal, snapshot: Snapshot, fleet: Fleet, others: Surro
 
 
 TIMED: Final = frozenset({"now_ms", "snapshot_age_ms", "expires_in_ms"})
-"""The facts of time: all that `with_time` adds."""
+"""The facts of time: all that `time_facts` returns."""
 
 
-def with_time(facts: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
-    """Return the facts with those that depend on when they are judged; what is missing stays missing, which denies."""
-    timed = {**facts, "now_ms": now_ms}
+def time_facts(facts: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
+    """Return the facts that depend on when the others are judged; what is missing stays missing, which denies."""
+    moment: dict[str, Any] = {"now_ms": now_ms}
     taken_at_ms, expires_at_ms = facts.get("snapshot_taken_at_ms"), facts.get("expires_at_ms")
     if isinstance(taken_at_ms, int):
-        timed["snapshot_age_ms"] = now_ms - taken_at_ms
+        moment["snapshot_age_ms"] = now_ms - taken_at_ms
     if isinstance(expires_at_ms, int):
-        timed["expires_in_ms"] = expires_at_ms - now_ms
-    return timed
+        moment["expires_in_ms"] = expires_at_ms - now_ms
+    return moment

@@ -152,6 +152,15 @@ async def test_reading_goes_on_behind_a_number_and_stops_at_a_limit(journal):
     assert await journal.read(0, 0) == []
 
 
+async def test_of_skimmed_kinds_only_the_place_in_the_journal_is_read(journal):
+    stored = await journal.append([draft(n, "request_decided" if n % 2 else "paused") for n in range(4)])
+    assert await journal.read(skimmed=("request_decided",)) == [
+        chain.bare(r) if r.kind == "request_decided" else r for r in stored
+    ]
+    assert await journal.read(1, 1, skimmed=("request_decided",)) == [chain.bare(stored[1])]
+    assert await journal.read(skimmed=("nothing",)) == stored
+
+
 async def test_reading_back_gives_the_newest_of_some_kinds_oldest_first(journal):
     await journal.append([draft(n, "cycle" if n % 2 else "paused") for n in range(10)])
     assert [r.seq for r in await journal.read_back(["paused"])] == [1, 3, 5, 7, 9]

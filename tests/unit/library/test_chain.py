@@ -275,8 +275,40 @@ def test_a_checkpoint_is_json_and_back():
 )
 def test_what_is_sealed_is_written_in_the_canonical_form(kind, agent, service, subject_id, at_ms, payload):
     draft = RecordDraft(at_ms=at_ms, kind=kind, agent=agent, service=service, subject_id=subject_id, payload=payload)
-    ((record, text),) = chain.seal_texts([draft], 7, "ab" * 32)
+    (sealed,) = chain.seal_texts([draft], 7, "ab" * 32)
+    record, text = sealed.record(), sealed.text
+    assert record.hash == sealed.hash
     assert text == codec.canonical_json(record).decode()
     without = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "hash"}
     assert record.hash == codec.digest(without) == chain.hash_of(record)
     assert chain.parse_record(text, 7) == record
+
+
+@given(
+    agent=st.text(max_size=8),
+    kind=st.sampled_from(["cycle", "request_decided", 'request_"decided', "request_d\\u00e9cided"]),
+    payload=st.dictionaries(st.text('kind":,', max_size=6), st.text('hash":"{', max_size=9), max_size=3),
+)
+def test_skimming_takes_from_a_record_what_parsing_would_take(agent, kind, payload):
+    draft = RecordDraft(at_ms=5, kind=kind, agent=agent, service="x", subject_id="s", payload=payload)
+    try:
+        (sealed,) = chain.seal_texts([draft], 7, "ab" * 32)
+    except InvariantViolation:
+        return
+    skimmed = chain.skim(sealed.text, 7, frozenset(("request_decided", "request_dé")))
+    if kind != "request_decided":
+        assert skimmed is None
+    elif skimmed is not None:
+        assert skimmed == chain.bare(sealed.record())
+    else:
+        # Only a name with quotes or the like is left to the parser.
+        assert any(sign in agent for sign in '"\\') or not agent.isprintable()
+
+
+def test_what_looks_unusual_is_never_skimmed():
+    (sealed,) = chain.seal_texts([draft(1)], 1, chain.GENESIS_HASH)
+    wanted = frozenset(("cycle",))
+    assert chain.skim(sealed.text, 1, wanted) is not None
+    assert chain.skim(sealed.text, 1, frozenset()) is None
+    for spoiled in (" " + sealed.text, sealed.text.replace('"kind"', '"Kind"'), sealed.text[1:], "", "[]"):
+        assert chain.skim(spoiled, 1, wanted) is None

@@ -133,6 +133,32 @@ async def test_both_ways_answer_alike(site: Site, name: str):
     assert first == second
 
 
+async def test_a_body_that_was_read_before_is_not_read_again_and_says_the_same(site: Site):
+    hot = site.app.hot
+    assert hot is not None
+    asked = raw(json.dumps(GOOD))
+    first = comparable(await site.ask("POST", OPTIMIZE, **asked))
+    (known,) = hot._known.values()
+    assert comparable(await site.ask("POST", OPTIMIZE, **asked)) == first
+    assert next(iter(hot._known.values())) is known
+    # What was refused once is refused again, and never remembered.
+    for _ in range(2):
+        assert (await site.ask("POST", OPTIMIZE, **raw('{"service_name": 1}'))).status_code == 422
+    assert len(hot._known) == 1
+
+
+async def test_bodies_are_remembered_within_bounds(site: Site):
+    hot = site.app.hot
+    assert hot is not None
+    long = json.dumps({**GOOD, "constitutional_hash": CONSTITUTIONAL_HASH}) + " " * 5_000
+    assert (await site.ask("POST", OPTIMIZE, **raw(long))).status_code == 200
+    assert not hot._known
+    for n in range(300):
+        body = json.dumps(GOOD) + " " * n
+        assert hot._read(body.encode()) is not None
+    assert len(hot._known) <= 256
+
+
 @pytest.mark.parametrize("fault", ["journal", "state", "silence"])
 async def test_both_ways_fail_alike(site: Site, fault: str):
     if fault == "journal":
