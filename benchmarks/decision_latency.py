@@ -277,9 +277,9 @@ async def profiled(folder: Path | None, mark: str, seconds: float) -> AsyncItera
         await process.wait()
 
 
-async def measure(
-    seconds: float, rates: Sequence[float], replicas: int, console: Console, profile: Path | None = None
-) -> None:
+async def measure(wanted: argparse.Namespace, console: Console) -> None:
+    """Put all loads on and print what came of them; `wanted` as `main` reads it."""
+    seconds, replicas, connections = wanted.seconds, wanted.replicas, wanted.connections
     mark = secrets.token_hex(8)
     os.environ[MARK] = mark
     console.print(machine())
@@ -312,15 +312,15 @@ async def measure(
         ):
             table.add_column(column, justify="left" if column in ("what", "answers") else "right")
         told: list[str] = []
-        for per_s in (*rates, 0.0):
-            how: dict[str, float] = {"per_s": per_s} if per_s else {"connections": 16}
-            label = f"open loop {per_s:g}/s" if per_s else "closed loop, 16 connections"
+        for per_s in (*wanted.rates, 0.0):
+            how: dict[str, float] = {"per_s": per_s} if per_s else {"connections": connections}
+            label = f"open loop {per_s:g}/s" if per_s else f"closed loop, {connections} connections"
             bases: list[float] = []
             for kind, url in (("no-op", api.noop_url), ("decision", api.url)):
                 await put_load(url, api.token, 1.0, **how)
                 before = cpu_by_process(mark)
-                wanted = profile if kind == "decision" and not per_s else None
-                async with profiled(wanted, mark, seconds) as graphs:
+                folder = wanted.profile if kind == "decision" and not per_s else None
+                async with profiled(folder, mark, seconds) as graphs:
                     outcome = await put_load(url, api.token, seconds, **how)
                 told += [f"profile of the closed loop: {path}" for path in graphs if path.exists()]
                 spent = cpu_between(before, cpu_by_process(mark))
@@ -348,11 +348,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--rates", type=float, nargs="*", default=list(RATES), help="of the open loops, per second")
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--connections", type=int, default=32, help="of the closed loop")
     parser.add_argument("--profile", type=Path, help="folder for flame graphs of the replicas in the closed loop")
     arguments = parser.parse_args()
     if arguments.profile is not None:
         arguments.profile.mkdir(parents=True, exist_ok=True)
-    asyncio.run(measure(arguments.seconds, arguments.rates, arguments.replicas, Console(width=170), arguments.profile))
+    asyncio.run(measure(arguments, Console(width=170)))
     return 0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cachewarden.codec import digest
+from cachewarden.codec import kept_digest
 from cachewarden.errors import ConstitutionalComplianceError, OperatingError
 from cachewarden.fleet import Service
 from cachewarden.messages import (
@@ -26,9 +26,8 @@ from cachewarden.messages import (
 )
 from cachewarden.models import CacheOptimizationResponse
 from cachewarden.observation import Snapshot
-from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import refusal
-from cachewarden.policy.second_opinion import SECOND_OPINION, carried
+from cachewarden.policy.second_opinion import carried
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
@@ -43,7 +42,6 @@ __all__ = [
     "StateTooOld",
     "decide",
     "fresh_state",
-    "is_complete",
     "max_age_ms_of",
     "with_execution",
 ]
@@ -100,18 +98,6 @@ def fresh_state(state: FleetState | None, now_ms: int, max_age_ms: int) -> Fleet
     return state
 
 
-def is_complete(verdict: Verdict, proposal_digest: str, constitution: Constitution) -> bool:
-    """Say whether a verdict is of exactly this proposal and this constitution, with one finding for each principle."""
-    judged = [f.principle_id for f in verdict.findings if f.principle_id != SECOND_OPINION]
-    return (
-        verdict.constitutional_hash == CONSTITUTIONAL_HASH
-        and proposal_digest != ""
-        and verdict.proposal_digest == proposal_digest
-        and verdict.constitution_digest == constitution.digest
-        and len(judged) == len(set(judged)) == len(constitution.principles)
-    )
-
-
 def _judge(docket: Docket, service: Service, snapshot: Snapshot | None, now_ms: int) -> tuple[Verdict | None, bool]:
     """Judge the standing proposal now; returns the verdict and whether it is complete.
 
@@ -126,18 +112,18 @@ def _judge(docket: Docket, service: Service, snapshot: Snapshot | None, now_ms: 
         order = None if latest is None else state.handed_over.get(latest.proposal.proposal_id)
         if order is None or latest is None or order.verdict is None:
             return None, False
-        return order.verdict, is_complete(order.verdict, digest(latest.proposal), constitution)
+        return order.verdict, docket.is_complete(order.verdict, kept_digest(latest.proposal))
     begun = latest is not None and (not latest.state.final or latest.proposal.proposal_id == proposal.proposal_id)
     if begun or already_so(proposal, snapshot):
         verdict = standing.verdict
-        return verdict, verdict is not None and is_complete(verdict, digest(proposal), constitution)
+        return verdict, verdict is not None and docket.is_complete(verdict, kept_digest(proposal))
     if snapshot is None:
         verdict = refusal(constitution, proposal, now_ms, "the cache could not be observed")
-        return verdict, is_complete(verdict, digest(proposal), constitution)
+        return verdict, docket.is_complete(verdict, kept_digest(proposal))
     prepared = docket.prepared(proposal, snapshot)
     mode = docket.grounds.settings.constitutional_ai_mode
     verdict = carried(prepared.judge(now_ms), standing.verdict, mode, service.mode)
-    return verdict, is_complete(verdict, prepared.digest, constitution)
+    return verdict, docket.is_complete(verdict, prepared.digest)
 
 
 def _settled_now(asked: Asked, docket: Docket, found: Course, verdict: Verdict, now_ms: int) -> Course:

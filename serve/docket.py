@@ -7,21 +7,23 @@ state and the grounds that it was made of, and no verdict is kept: each request 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agents.obstacles import Obstacle, Situation, find_obstacle
 from cachewarden.fleet import Fleet, Service
-from cachewarden.messages import Decision, Execution, Proposal, Verdict
+from cachewarden.messages import CONSTITUTIONAL_HASH, Decision, Execution, Finding, Proposal, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import Prepared
 from cachewarden.policy.facts import facts_of
+from cachewarden.policy.second_opinion import SECOND_OPINION
 from cachewarden.policy.surroundings import Surroundings, budgeted_services, surroundings_of
 from cachewarden.protocol import FleetState
 from cachewarden.settings import CacheOptimizerSettings
 from serve.answers import Checks, Telling, checks_of, telling_of
 
-__all__ = ["Docket", "Grounds", "others_of"]
+__all__ = ["Docket", "Grounds", "covers", "is_of", "others_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,22 @@ class Grounds:
     constitution: Constitution
     settings: CacheOptimizerSettings
     budget_bytes: int | None = None
+
+
+def is_of(verdict: Verdict, proposal_digest: str, constitution: Constitution) -> bool:
+    """Say whether a verdict is of exactly this proposal and of this constitution."""
+    return (
+        verdict.constitutional_hash == CONSTITUTIONAL_HASH
+        and proposal_digest != ""
+        and verdict.proposal_digest == proposal_digest
+        and verdict.constitution_digest == constitution.digest
+    )
+
+
+def covers(findings: Sequence[Finding], constitution: Constitution) -> bool:
+    """Say whether there is one finding for each principle; a second opinion may come on top."""
+    judged = [f.principle_id for f in findings if f.principle_id != SECOND_OPINION]
+    return len(judged) == len(set(judged)) == len(constitution.principles)
 
 
 def others_of(state: FleetState, grounds: Grounds) -> Surroundings:
@@ -65,6 +83,7 @@ class Docket:
         self._situation: Situation | None = None
         self._tellings: dict[tuple[str, str | None, Decision | None], Telling] = {}
         self._checks: dict[str, Checks] = {}
+        self._covering: dict[str, tuple[Finding, ...]] = {}
 
     def holds(self, state: FleetState, grounds: Grounds) -> bool:
         """Whether this was made of the same version of the state on the same grounds."""
@@ -124,6 +143,16 @@ class Docket:
             snapshot = self.state.snapshots.get(service.name)
             found = self._tellings[key] = telling_of(proposal, execution, service, snapshot, verdict)
         return found
+
+    def is_complete(self, verdict: Verdict, proposal_digest: str) -> bool:
+        """Say whether a verdict is of exactly this proposal and this constitution, with one finding for each principle.
+
+        Findings that are the very same as before were counted before.
+        """
+        known = self._covering.get(proposal_digest) is verdict.findings
+        if not known and covers(verdict.findings, self.grounds.constitution):
+            self._covering[proposal_digest], known = verdict.findings, True
+        return known and is_of(verdict, proposal_digest, self.grounds.constitution)
 
     def checks(self, verdict: Verdict) -> Checks:
         """Return the words on a verdict's findings; those of the same findings are shared."""
