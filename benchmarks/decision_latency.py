@@ -179,7 +179,7 @@ async def api_up(replicas: int) -> AsyncIterator[Api]:
         await asyncio.to_thread(agents.start)
         port = free_port()
         stack.callback(deployments.stop_api)
-        build = functools.partial(make_app, plan, ray_runtime.RayMailbox)
+        build = functools.partial(make_app, plan, ray_runtime.RayMailbox, ids_by_server=True)
         deploy = functools.partial(
             deployments.serve_api, build, host="127.0.0.1", port=port, scale=deployments.Scale(replicas)
         )

@@ -91,10 +91,11 @@ class _World:
     temporary: Path
 
 
-def make_app(plan: Plan, runtime: Callable[[], Runtime]) -> Any:
-    """Return the ASGI application of one replica; called where it will be served."""
+def make_app(plan: Plan, runtime: Callable[[], Runtime], *, ids_by_server: bool = False) -> Any:
+    """Return the ASGI application of one replica; called where it will be served. `ids_by_server` as `create_app`."""
     backend = AgentBackend(plan, runtime())
-    return create_app(backend, TokenStore(plan.settings.state_dir, believed_s=_TOKENS_BELIEVED_S))
+    tokens = TokenStore(plan.settings.state_dir, believed_s=_TOKENS_BELIEVED_S)
+    return create_app(backend, tokens, ids_by_server=ids_by_server)
 
 
 async def run(options: RunOptions, console: Console) -> int:
@@ -263,7 +264,7 @@ async def _start_agents(
     stack.callback(agents.stop)
     await asyncio.to_thread(agents.start)
     _go_on(stop)
-    build = functools.partial(make_app, world.plan, ray_runtime.RayMailbox)
+    build = functools.partial(make_app, world.plan, ray_runtime.RayMailbox, ids_by_server=True)
     stack.callback(deployments.stop_api)
     await asyncio.to_thread(
         deployments.serve_api,

@@ -7,6 +7,7 @@ whatever goes wrong is answered in the one shape of `serve.errors`, with every p
 from __future__ import annotations
 
 import time
+from math import inf
 from typing import Any, Final
 
 import structlog
@@ -64,7 +65,27 @@ _WARM_BODY_BYTES: Final = 8 * 1024 * 1024
 
 _BODY_LIMITS: Final = {"/api/v1/cache/warm": _WARM_BODY_BYTES, "/api/v1/cache/feed": BODY_BYTES_MAX}
 
+_REFUSALS_TOLD_S: Final = 1.0
+"""Seconds between two lines of the log on refusals of one kind."""
+
 log = structlog.get_logger("serve.api")
+
+
+class Refusals:
+    """Which refusals are worth a line of the log: while nothing can be decided there may be a thousand in a second."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[float, int]] = {}
+        """By kind: when one was told, and how many have come since."""
+
+    def told(self, kind: str, now_s: float) -> int | None:
+        """Return how many of this kind were passed over since the last one that was told; None to pass over this."""
+        last_s, untold = self._told.get(kind, (-inf, 0))
+        if now_s - last_s < _REFUSALS_TOLD_S:
+            self._told[kind] = (last_s, untold + 1)
+            return None
+        self._told[kind] = (now_s, 0)
+        return untold
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
@@ -75,9 +96,17 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 async def _on_known_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, (RequestError, OperatingError))
     if isinstance(error, OperatingError):
-        log.warning(
-            "a request was answered with 503", path=clip(request.url.path), kind=type(error).__name__, reason=str(error)
-        )
+        kind = type(error).__name__
+        refusals: Refusals = request.app.state.refusals
+        before = refusals.told(kind, time.monotonic())
+        if before is not None:
+            log.warning(
+                "a request was answered with 503",
+                path=clip(request.url.path),
+                kind=kind,
+                reason=str(error),
+                untold_before=before,
+            )
     return error_response(request, api_error_of(error))
 
 
@@ -109,10 +138,13 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     return error_response(request, ApiError(500, "something went wrong on our side, the log has it under the error id"))
 
 
-def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: float = 5.0) -> FastAPI:
+def create_app(
+    backend: Backend, tokens: TokenStore | None = None, *, wait_s: float = 5.0, ids_by_server: bool = False
+) -> FastAPI:
     """Return the application; `tokens` default to those in the state directory of the backend's settings.
 
     `wait_s` bounds how long an optimisation request waits for the cache's confirmation or a forced cycle.
+    `ids_by_server`: the server before it puts `X-Request-ID` into answers.
     """
     telemetry = Telemetry()
     settings = backend.settings
@@ -134,6 +166,7 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         admission=admission,
         wait_s=wait_s,
     )
+    app.state.refusals = Refusals()
     app.state.gate = Gate(backend, store, telemetry, admission)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestError, _on_known_error)
@@ -157,9 +190,15 @@ def create_app(backend: Backend, tokens: TokenStore | None = None, *, wait_s: fl
         app.include_router(routes.router)
     route = optimize_routes.decision_route()
     app.router.routes.insert(0, Raised(route))
-    app.hot = HotPath(route, app.whole, app.state.context, app.state.gate)
+    app.hot = HotPath(route, app.whole, app.state.context, app.state.gate, ids_by_server=ids_by_server)
     _publish_openapi(app)
-    app.add_middleware(Envelope, telemetry=telemetry, limits=_BODY_LIMITS, body_timeout_s=settings.body_timeout_s)
+    app.add_middleware(
+        Envelope,
+        telemetry=telemetry,
+        limits=_BODY_LIMITS,
+        body_timeout_s=settings.body_timeout_s,
+        ids_by_server=ids_by_server,
+    )
     return app
 
 

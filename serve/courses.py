@@ -169,8 +169,8 @@ def course_of(
             return Course(state="denied", reason="the plan could not be judged, which denies it", proposal=proposal)
         denied = "; ".join(f"{f.title}: {f.reason}" for f in verdict.findings if f.decision is Decision.DENY)
         return Course(state="denied", reason=f"the constitution denies the plan: {denied}", proposal=proposal)
-    met, _ = target_notes(request.explicit_targets, snapshot, {})
-    if met:
+    targets = request.explicit_targets
+    if targets and target_notes(targets, snapshot, {})[0]:
         return Course(
             state="targets_met",
             reason="every target of the request is met already, so it changes nothing",

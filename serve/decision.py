@@ -31,7 +31,7 @@ from cachewarden.policy.second_opinion import carried
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
-from serve.answers import checks_of, compliance_of, improvement_of, target_notes
+from serve.answers import checks_of, compliance_of, improvement_of
 from serve.courses import Apply, Asked, Course, already_so, confirmed, course_of
 from serve.docket import Docket, Grounds
 
@@ -220,7 +220,7 @@ def _response(
 ) -> CacheOptimizationResponse:
     telling = docket.telling(service, found.proposal, found.execution, verdict)
     checks = NOTHING_JUDGED if verdict is None else docket.checks(verdict)
-    _, notes = target_notes(asked.request.target_metrics, snapshot, telling.levels)
+    notes = docket.notes(asked.request, service, telling)
     recommendations = [*(() if found.applied else telling.words), found.reason, *notes]
     missing = docket.state.missing.get(service.name)
     if missing:

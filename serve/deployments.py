@@ -1,8 +1,9 @@
 """The API on Ray Serve. The only module of `serve` that imports Ray.
 
-`make_app` is called in each replica and returns the ASGI application; where agents, caches and journal are is its
-business. What listens where: Serve's ingress on the host and port given, the replicas on the same host; Ray's own ports
-as `docs/OPERATIONS.md` says. A second `serve_api` is a rolling update: new replicas first, then the old ones drain.
+`make_app` is called in each replica and returns the ASGI application, which leaves `X-Request-ID` in answers to Serve;
+where agents, caches and journal are is its business. What listens where: Serve's ingress on the host and port given,
+the replicas on the same host; Ray's own ports as `docs/OPERATIONS.md` says. A second `serve_api` is a rolling update:
+new replicas first, then the old ones drain.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ray import serve as ray_serve
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["APPLICATION", "Scale", "serve_api", "stop_api"]
 
@@ -24,22 +24,6 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 
 _ONGOING_MAX: Final = 20_000
 """Of one replica, out of reach on purpose: who is let in is decided by `admission.py`, which has our own form."""
-
-
-class _WithoutRequestId:
-    """The application without its `X-Request-ID` in answers: Serve adds the same one, and would add it twice."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_without(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self._app(scope, receive, send_without)
 
 
 def _settle_interpreter() -> None:
@@ -72,7 +56,7 @@ def serve_api(make_app: Callable[[], Any], *, host: str, port: int, scale: Scale
 
     # Serve tells a builder from an application by its being a plain function.
     def build() -> Any:
-        app = _WithoutRequestId(make_app())
+        app = make_app()
         _settle_interpreter()
         return app
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from agents.obstacles import Obstacle, Situation, find_obstacle
 from cachewarden.fleet import Fleet, Service
 from cachewarden.messages import CONSTITUTIONAL_HASH, Decision, Execution, Finding, Proposal, Verdict
+from cachewarden.models import CacheOptimizationRequest
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import Prepared
@@ -21,9 +23,11 @@ from cachewarden.policy.second_opinion import SECOND_OPINION
 from cachewarden.policy.surroundings import Surroundings, budgeted_services, surroundings_of
 from cachewarden.protocol import FleetState
 from cachewarden.settings import CacheOptimizerSettings
-from serve.answers import Checks, Telling, checks_of, telling_of
+from serve.answers import Checks, Telling, checks_of, target_notes, telling_of
 
 __all__ = ["Docket", "Grounds", "covers", "is_of", "others_of"]
+
+_NOTES_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,8 @@ class Docket:
         self._situation: Situation | None = None
         self._tellings: dict[tuple[str, str | None, Decision | None], Telling] = {}
         self._checks: dict[str, Checks] = {}
+        self._notes: dict[tuple[int, int], tuple[CacheOptimizationRequest, Telling, list[str]]] = {}
+        """By what they are about, which is held, so that nothing else can take its place in memory."""
         self._covering: dict[str, tuple[Finding, ...]] = {}
 
     def holds(self, state: FleetState, grounds: Grounds) -> bool:
@@ -153,6 +159,18 @@ class Docket:
         if not known and covers(verdict.findings, self.grounds.constitution):
             self._covering[proposal_digest], known = verdict.findings, True
         return known and is_of(verdict, proposal_digest, self.grounds.constitution)
+
+    def notes(self, request: CacheOptimizationRequest, service: Service, telling: Telling) -> list[str]:
+        """Return which targets of a request the plan will not meet; nobody may change them."""
+        key = (id(request), id(telling))
+        found = self._notes.get(key)
+        if found is None:
+            if len(self._notes) >= _NOTES_MAX:
+                self._notes.clear()
+            snapshot = self.state.snapshots.get(service.name)
+            told = target_notes(request.target_metrics, snapshot, telling.levels)[1]
+            found = self._notes[key] = (request, telling, told)
+        return found[2]
 
     def checks(self, verdict: Verdict) -> Checks:
         """Return the words on a verdict's findings; those of the same findings are shared."""

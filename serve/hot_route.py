@@ -26,14 +26,13 @@ from serve.answer_bytes import AnswerWriter
 from serve.context import Context
 from serve.courses import Apply, Asked
 from serve.decide_request import Stopwatch, optimize_request
-from serve.envelope import MAX_BODY_BYTES, OUT_OF_TIME, TooSlow, body_part, given_id, in_envelope
+from serve.envelope import MAX_BODY_BYTES, OUT_OF_TIME, TooSlow, body_part, given_id, in_envelope, in_good_envelope
 from serve.errors import ApiError, error_response
 from serve.gate import Gate, strict_json
 from serve.ids import new_id
 
 __all__ = ["CacheApi", "HotPath", "Raised"]
 
-_JSON_TYPE: Final = (b"content-type", b"application/json")
 _HASH: Final = CONSTITUTIONAL_HASH.encode()
 _QUERIES: Final[dict[bytes, Apply]] = {b"": "auto", **{f"apply={how}".encode(): how for how in get_args(Apply)}}
 _JSON: Final = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
@@ -47,11 +46,14 @@ class HotPath:
     """Stands before the whole application and takes what is for `route`: by the short way, or by `whole`, the rest of
     the application. One per application; `context` and `gate` are the application's."""
 
-    def __init__(self, route: APIRoute, whole: ASGIApp, context: Context, gate: Gate) -> None:
+    def __init__(
+        self, route: APIRoute, whole: ASGIApp, context: Context, gate: Gate, *, ids_by_server: bool = False
+    ) -> None:
         self.path = route.path
         self._whole = whole
         self._context, self._gate = context, gate
         self._body_timeout_s = context.backend.settings.body_timeout_s
+        self._ids_by_server = ids_by_server
         self._writer = AnswerWriter()
         self._known: dict[bytes, CacheOptimizationRequest] = {}
         """Bodies that were read before: clients ask the same again and again, and the same bytes say the same."""
@@ -75,7 +77,7 @@ class HotPath:
         if asked is None:
             await self._whole(scope, _again(message, receive), send)
             return
-        gate, answer = self._gate, _Answer(scope, send, watch.began_s, given)
+        gate, answer = self._gate, _Answer(scope, send, watch.began_s, given, self._ids_by_server)
         try:
             gate.admission.charge(asked.caller, time.monotonic())
             gate.hash_passed(self.path, "POST")
@@ -89,8 +91,7 @@ class HotPath:
             await self._whole({**scope, _RAISED: error}, _again(message, receive), send)
             return
         else:
-            body = self._writer.write(response)
-            await answer.give(200, [_JSON_TYPE, (b"content-length", b"%d" % len(body))], body)
+            await answer.give_good(self._writer.write(response))
         took_s = time.perf_counter() - watch.began_s
         self._context.telemetry.request("POST", self.path, answer.status_code, took_s)
 
@@ -146,15 +147,21 @@ class HotPath:
 class _Answer:
     """One answer in the envelope of all answers; `scope` has the id that its error may name."""
 
-    def __init__(self, scope: Scope, send: Send, began_s: float, given: str) -> None:
+    def __init__(self, scope: Scope, send: Send, began_s: float, given: str, ids_by_server: bool) -> None:
         self.status_code = 500
-        self._send, self._began_s, self._id = send, began_s, given_id(given)
+        self._send, self._began_s = send, began_s
         self.scope = scope
-        scope.setdefault("state", {})["request_id"] = self._id
+        request_id = scope.setdefault("state", {})["request_id"] = given_id(given)
+        self._id = None if ids_by_server else request_id
 
     async def give(self, status_code: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        await self._give(status_code, in_envelope(headers, status_code, self._id, self._began_s), body)
+
+    async def give_good(self, body: bytes) -> None:
+        await self._give(200, in_good_envelope(body, self._id, self._began_s), body)
+
+    async def _give(self, status_code: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         self.status_code = status_code
-        headers = in_envelope(headers, status_code, self._id, self._began_s)
         await self._send({"type": "http.response.start", "status": status_code, "headers": headers})
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 

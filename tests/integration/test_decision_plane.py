@@ -109,7 +109,7 @@ def plane():
             ray_runtime.start_ray(temporary=folder / "r")
             agents = ray_runtime.RayAgents(plan, namespace=ray_runtime.NAMESPACE)
             agents.start()
-            build = functools.partial(make_app, plan, ray_runtime.RayMailbox)
+            build = functools.partial(make_app, plan, ray_runtime.RayMailbox, ids_by_server=True)
             one = Plane(plan, free_port(), token, deployments, build)
             one.deploy("1")
             yield one

@@ -374,6 +374,7 @@ class Site:
 
     def __init__(self, backend: MemoryBackend, state_dir: Path, wait_s: float = 0.2) -> None:
         self.backend = backend
+        self.state_dir = state_dir
         self.tokens = {
             "operate": create_token(state_dir, "operator", ("operate",)),
             "read": create_token(state_dir, "reader", ("read",)),

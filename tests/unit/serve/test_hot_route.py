@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from serve_world import MemoryBackend, Site, idle, proposal, standing, state
 
 from cachewarden.messages import CONSTITUTIONAL_HASH
+from serve.api import create_app
+from serve.envelope import in_envelope, in_good_envelope
 from serve.hot_route import HotPath
+from serve.security import TokenStore
 
 OPTIMIZE = "/api/v1/cache/optimize"
 GOOD: dict[str, object] = {"service_name": "constitutional_ai"}
@@ -206,3 +209,26 @@ async def test_the_published_schema_is_the_one_that_the_short_way_validates_with
             "constitutional_hash": 1,
         }, example
     assert published["additionalProperties"] is False
+
+
+def test_the_headers_of_a_good_answer_are_those_of_every_answer():
+    body = b"{}"
+    for request_id in ("abc", None):
+        short = in_good_envelope(body, request_id, 0.0)
+        given = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+        whole = in_envelope(given, 200, request_id, 0.0)
+        assert len(short) == len(dict(short))
+        assert dict(short).keys() == dict(whole).keys()
+        moving = b"x-processing-time-ms"
+        assert {k: v for k, v in short if k != moving} == {k: v for k, v in whole if k != moving}
+
+
+async def test_where_the_server_names_requests_answers_leave_it_to_the_server(site: Site):
+    app = create_app(site.backend, TokenStore(site.state_dir), ids_by_server=True)
+    transport = httpx.ASGITransport(app=app)
+    headers = {"Authorization": f"Bearer {site.tokens['operate']}", "X-Request-ID": "mine"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+        for body in (GOOD, {**GOOD, "unknown": 1}):
+            answer = await client.post(OPTIMIZE, json=body)
+            assert "x-request-id" not in answer.headers
+            assert "x-constitutional-hash" in answer.headers
