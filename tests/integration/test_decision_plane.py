@@ -274,18 +274,45 @@ async def test_a_body_of_50_mb_is_refused_before_it_is_sent(plane: Plane):
     assert sent < 50_000_000
 
 
-async def test_thousands_of_connections_that_send_next_to_nothing_keep_nobody_from_an_answer(plane: Plane):
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+async def half_heads(plane: Plane, number: int) -> list[asyncio.StreamWriter]:
+    """Connections that have sent half of a request's head and will never send the rest."""
     writers: list[asyncio.StreamWriter] = []
-    try:
-        for _ in range(min(3_000, max(100, (limit - 500) // 3))):
-            _, writer = await asyncio.open_connection("127.0.0.1", plane.port)
-            # Half of a request's head, and never the rest.
+    while len(writers) < number:
+        some = min(250, number - len(writers))
+        opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", plane.port) for _ in range(some)))
+        for _, writer in opened:
             writer.write(b"POST /api/v1/cache/optimize HTTP/1.1\r\nHost: x\r\nX-Slow: ")
             writers.append(writer)
+    return writers
+
+
+def room_for_connections() -> int:
+    from cluster.ingress import connections_max
+
+    return connections_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+async def test_ten_thousand_connections_that_send_next_to_nothing_keep_nobody_from_an_answer(plane: Plane):
+    # Or as many as this machine lets a process have.
+    writers = await half_heads(plane, min(10_000, room_for_connections() - 200))
+    try:
         async with plane.client() as client:
             for _ in range(20):
                 assert (await client.post(OPTIMIZE, json=BODY)).status_code == 200
+    finally:
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def test_where_connections_outnumber_the_room_callers_wait_until_the_silent_ones_are_dropped(plane: Plane):
+    room = room_for_connections()
+    if 2 * room > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+        pytest.skip("a process may not have so many files here")
+    writers = await half_heads(plane, room + 1_000)
+    try:
+        async with plane.client() as client:
+            answer = await client.post(OPTIMIZE, json=BODY, timeout=120)
+            assert answer.status_code == 200
     finally:
         for writer in writers:
             writer.transport.abort()
