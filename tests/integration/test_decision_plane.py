@@ -58,12 +58,12 @@ class Plane:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def deploy(self, release: str) -> None:
+    def deploy(self, release: str, **scale: float) -> None:
         self.deployments.serve_api(
             self.build,
             host="127.0.0.1",
             port=self.port,
-            scale=self.deployments.Scale(replicas=2),
+            scale=self.deployments.Scale(**(scale or {"replicas": 2})),
             release=release,
         )
 
@@ -330,3 +330,17 @@ async def test_a_body_that_drips_is_broken_off_while_others_are_answered(plane: 
     async with plane.client() as client:
         assert (await client.post(OPTIMIZE, json=BODY)).status_code == 200
     writer.close()
+
+
+async def test_load_brings_a_replica_more_and_no_request_fails_meanwhile(plane: Plane):
+    # The last test of this module: the number of replicas is the load's from here on.
+    await asyncio.to_thread(plane.deploy, "scaled", replicas=2, replicas_max=3, ongoing_target=0.1)
+    await until(lambda: len(replicas()) == 2, 60, "two replicas, both new")
+    load = Load(plane)
+
+    async def grown() -> None:
+        await until(lambda: len(replicas()) == 3, 120, f"a third replica under load; {load.refused} {load.failed}")
+
+    await load.during(grown(), callers=12)
+    assert load.failed == Counter()
+    assert set(load.answered) <= (await recorded(plane)).keys()
