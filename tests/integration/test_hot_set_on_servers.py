@@ -123,6 +123,7 @@ async def test_the_playbook_keeps_the_hot_set_under_pressure(full, tmp_path):
     assert full.admin.config_get("maxmemory-policy")["maxmemory-policy"] == "allkeys-lfu"
     assert full.admin.config_get("maxmemory")["maxmemory"] == size
     assert during <= 0.01
-    # Victims and counters are drawn, so one run is one draw: 0.0 to 1.2 % were seen, and 30 to 52 % of a plain switch.
-    assert after <= 0.05
+    # Victims and counters are drawn, so one run is one draw: 0.00 to 0.05 % on a quiet machine, up to 1.2 % on one that
+    # is so busy that the hot set is used late; 30 to 52 % of a plain switch.
+    assert after <= 0.02
     assert bench.reports[-1].state is not ExecutionState.ROLLED_BACK
