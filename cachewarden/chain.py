@@ -52,7 +52,7 @@ DAMAGED: Final = "damaged_entry"
 """Kind of the stand-in that a journal returns for an entry that cannot be read; no record of ours has this kind."""
 
 _BEGINNING: Final = re.compile(
-    r'\{"agent":"(?P<agent>[^"\\]*)","at_ms":(?P<at_ms>\d{1,18}),"constitutional_hash":"[^"\\]*",'
+    r'\{"agent":"(?P<agent>[^"\\]*)","at_ms":(?P<at_ms>[0-9]{1,18}),"constitutional_hash":"[^"\\]*",'
     r'"hash":"(?P<hash>[0-9a-f]{64})","kind":"(?P<kind>[^"\\]*)",'
 )
 """How every record begins in canonical JSON, up to its payload."""

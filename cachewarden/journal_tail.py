@@ -4,6 +4,8 @@ A server that syncs its file once a second may lose the newest records when it d
 numbers. Each question asks for the last record once more: where another stands in its place, or none, the tail was
 lost, and it is read again from the last place that still holds.
 
+Of requests that were decided only the place in the journal is read (`chain.skim`).
+
 It decides nothing. INVARIANT: every record that stands in the journal is returned at least once, in the journal's
 order, whatever the journal has lost before; answers that come late or twice return nothing wrong.
 """

@@ -16,7 +16,7 @@ from cachewarden.models import CacheOptimizationResponse
 
 __all__ = ["AnswerWriter"]
 
-_KEPT_MAX: Final = 1_024
+_KEPT_MAX: Final = 64
 _PLAN, _COMPLIANCE, _FINDINGS = "optimization_plan", "constitutional_compliance", "checks"
 
 

@@ -75,16 +75,17 @@ class Refusals:
     """Which refusals are worth a line of the log: while nothing can be decided there may be a thousand in a second."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[float, int]] = {}
-        """By kind: when one was told, and how many have come since."""
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}
+        """By kind and route: when one was told, and how many have come since."""
 
-    def told(self, kind: str, now_s: float) -> int | None:
-        """Return how many of this kind were passed over since the last one that was told; None to pass over this."""
-        last_s, untold = self._told.get(kind, (-inf, 0))
+    def told(self, kind: str, route: str, now_s: float) -> int | None:
+        """Return how many of this kind were passed over on this route since the last one that was told; None to pass
+        over this one. `route` is a template, never a path."""
+        last_s, untold = self._told.get((kind, route), (-inf, 0))
         if now_s - last_s < _REFUSALS_TOLD_S:
-            self._told[kind] = (last_s, untold + 1)
+            self._told[kind, route] = (last_s, untold + 1)
             return None
-        self._told[kind] = (now_s, 0)
+        self._told[kind, route] = (now_s, 0)
         return untold
 
 
@@ -98,7 +99,8 @@ async def _on_known_error(request: Request, error: Exception) -> Response:
     if isinstance(error, OperatingError):
         kind = type(error).__name__
         refusals: Refusals = request.app.state.refusals
-        before = refusals.told(kind, time.monotonic())
+        route = getattr(request.scope.get("route"), "path", "unmatched")
+        before = refusals.told(kind, route, time.monotonic())
         if before is not None:
             log.warning(
                 "a request was answered with 503",
@@ -144,7 +146,7 @@ def create_app(
     """Return the application; `tokens` default to those in the state directory of the backend's settings.
 
     `wait_s` bounds how long an optimisation request waits for the cache's confirmation or a forced cycle.
-    `ids_by_server`: the server before it puts `X-Request-ID` into answers.
+    `ids_by_server`: the server before it puts `X-Request-ID` into answers, as it was given or made by itself.
     """
     telemetry = Telemetry()
     settings = backend.settings
@@ -167,6 +169,7 @@ def create_app(
         wait_s=wait_s,
     )
     app.state.refusals = Refusals()
+    app.state.ids_by_server = ids_by_server
     app.state.gate = Gate(backend, store, telemetry, admission)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestError, _on_known_error)

@@ -220,7 +220,7 @@ def _response(
 ) -> CacheOptimizationResponse:
     telling = docket.telling(service, found.proposal, found.execution, verdict)
     checks = NOTHING_JUDGED if verdict is None else docket.checks(verdict)
-    notes = docket.notes(asked.request, service, telling)
+    notes = docket.notes(asked.request.target_metrics, service, telling)
     recommendations = [*(() if found.applied else telling.words), found.reason, *notes]
     missing = docket.state.missing.get(service.name)
     if missing:

@@ -7,14 +7,13 @@ state and the grounds that it was made of, and no verdict is kept: each request 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from agents.obstacles import Obstacle, Situation, find_obstacle
 from cachewarden.fleet import Fleet, Service
 from cachewarden.messages import CONSTITUTIONAL_HASH, Decision, Execution, Finding, Proposal, Verdict
-from cachewarden.models import CacheOptimizationRequest
 from cachewarden.observation import Snapshot
 from cachewarden.policy.constitution import Constitution
 from cachewarden.policy.engine import Prepared
@@ -25,7 +24,7 @@ from cachewarden.protocol import FleetState
 from cachewarden.settings import CacheOptimizerSettings
 from serve.answers import Checks, Telling, checks_of, target_notes, telling_of
 
-__all__ = ["Docket", "Grounds", "covers", "is_of", "others_of"]
+__all__ = ["Docket", "Grounds", "others_of"]
 
 _NOTES_MAX: Final = 256
 
@@ -40,7 +39,7 @@ class Grounds:
     budget_bytes: int | None = None
 
 
-def is_of(verdict: Verdict, proposal_digest: str, constitution: Constitution) -> bool:
+def _is_of(verdict: Verdict, proposal_digest: str, constitution: Constitution) -> bool:
     """Say whether a verdict is of exactly this proposal and of this constitution."""
     return (
         verdict.constitutional_hash == CONSTITUTIONAL_HASH
@@ -50,7 +49,7 @@ def is_of(verdict: Verdict, proposal_digest: str, constitution: Constitution) ->
     )
 
 
-def covers(findings: Sequence[Finding], constitution: Constitution) -> bool:
+def _covers(findings: Sequence[Finding], constitution: Constitution) -> bool:
     """Say whether there is one finding for each principle; a second opinion may come on top."""
     judged = [f.principle_id for f in findings if f.principle_id != SECOND_OPINION]
     return len(judged) == len(set(judged)) == len(constitution.principles)
@@ -87,8 +86,8 @@ class Docket:
         self._situation: Situation | None = None
         self._tellings: dict[tuple[str, str | None, Decision | None], Telling] = {}
         self._checks: dict[str, Checks] = {}
-        self._notes: dict[tuple[int, int], tuple[CacheOptimizationRequest, Telling, list[str]]] = {}
-        """By what they are about, which is held, so that nothing else can take its place in memory."""
+        self._notes: dict[tuple[str, int, tuple[tuple[str, float], ...]], tuple[Telling, list[str]]] = {}
+        """By service, telling and targets; the telling is held, so that no other can take its place in memory."""
         self._covering: dict[str, tuple[Finding, ...]] = {}
 
     def holds(self, state: FleetState, grounds: Grounds) -> bool:
@@ -156,21 +155,20 @@ class Docket:
         Findings that are the very same as before were counted before.
         """
         known = self._covering.get(proposal_digest) is verdict.findings
-        if not known and covers(verdict.findings, self.grounds.constitution):
+        if not known and _covers(verdict.findings, self.grounds.constitution):
             self._covering[proposal_digest], known = verdict.findings, True
-        return known and is_of(verdict, proposal_digest, self.grounds.constitution)
+        return known and _is_of(verdict, proposal_digest, self.grounds.constitution)
 
-    def notes(self, request: CacheOptimizationRequest, service: Service, telling: Telling) -> list[str]:
-        """Return which targets of a request the plan will not meet; nobody may change them."""
-        key = (id(request), id(telling))
+    def notes(self, targets: Mapping[str, float], service: Service, telling: Telling) -> list[str]:
+        """Return which targets the plan will not meet; nobody may change the list."""
+        key = (service.name, id(telling), tuple(sorted(targets.items())))
         found = self._notes.get(key)
         if found is None:
             if len(self._notes) >= _NOTES_MAX:
                 self._notes.clear()
-            snapshot = self.state.snapshots.get(service.name)
-            told = target_notes(request.target_metrics, snapshot, telling.levels)[1]
-            found = self._notes[key] = (request, telling, told)
-        return found[2]
+            told = target_notes(targets, self.state.snapshots.get(service.name), telling.levels)[1]
+            found = self._notes[key] = (telling, told)
+        return found[1]
 
     def checks(self, verdict: Verdict) -> Checks:
         """Return the words on a verdict's findings; those of the same findings are shared."""

@@ -104,7 +104,7 @@ async def body_part(receive: Receive, timeout_s: float) -> Message:
 
 class Envelope:
     """Wraps the application; `limits` gives single paths another bound than MAX_BODY_BYTES. `ids_by_server`: the
-    server before it names requests in answers, by the same id."""
+    server before it puts `X-Request-ID` into answers."""
 
     def __init__(
         self,

@@ -144,6 +144,14 @@ def validation_problems(problems: Sequence[Any], known_fields: Iterable[str]) ->
     return f"`{first['field']}`: {first['message']}{more}", shown
 
 
+def _request_id(request: Request, error_id: str) -> dict[str, str]:
+    """Return the header with the request's id; none where the server before the application adds it."""
+    app = request.scope.get("app")
+    if app is not None and getattr(app.state, "ids_by_server", False):
+        return {}
+    return {"X-Request-ID": str(request.scope.get("state", {}).get("request_id", error_id))}
+
+
 def error_response(request: Request, error: ApiError) -> Response:
     """Return the answer in ACGS's shape, complete with every header, so that it is right outside of any middleware
     too."""
@@ -168,7 +176,7 @@ def error_response(request: Request, error: ApiError) -> Response:
         **SECURITY_HEADERS,
         "X-Constitutional-Hash": CONSTITUTIONAL_HASH,
         "X-Error-ID": error_id,
-        "X-Request-ID": str(request.scope.get("state", {}).get("request_id", error_id)),
+        **_request_id(request, error_id),
         **error.headers,
     }
     return Response(json.dumps(body), status_code=error.status_code, headers=headers, media_type="application/json")

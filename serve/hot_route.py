@@ -170,6 +170,8 @@ class Raised(BaseRoute):
     """Raises inside the framework what the short way met, for the framework's handlers; stands before all routes."""
 
     def __init__(self, route: APIRoute) -> None:
+        self.path = route.path
+        """For whoever lists the routes, as Serve does."""
         self._child: dict[str, Any] = {"endpoint": route.endpoint, "path_params": {}, "route": route}
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

@@ -100,3 +100,31 @@ def test_an_intent_of_somebody_else_that_came_since_the_cycle_binds():
     assert outcome.execute is None
     assert outcome.response.state == "yielded"
     assert "somebody" in outcome.response.reason
+
+
+def test_notes_are_about_the_targets_that_are_asked_for_now():
+    docket = Docket(state(standing=standing(proposal())), grounds())
+    request = CacheOptimizationRequest(service_name="constitutional_ai", target_metrics={"cache_hit_rate": 0.9999})
+
+    def told() -> str:
+        asked = Asked(request=request, decision_id="d", caller="c", apply="never")
+        return " ".join(decide(asked, docket.state, docket.grounds, NOW_MS, docket).response.recommendations)
+
+    assert "0.9999" in told()
+    # Whoever embeds the optimizer may ask again with the same object.
+    request.target_metrics = {"cache_hit_rate": 0.97}
+    assert "0.9999" not in told()
+    assert "0.97" in told()
+
+
+def test_a_verdict_that_lacks_a_finding_is_never_complete_however_often_it_is_asked_about():
+    plan = proposal()
+    docket = Docket(state(standing=standing(plan)), grounds())
+    verdict = docket.state.standing[plan.service].verdict
+    assert verdict is not None
+    short = dataclasses.replace(verdict, findings=verdict.findings[1:])
+    for _ in range(3):
+        assert docket.is_complete(verdict, verdict.proposal_digest)
+        assert not docket.is_complete(short, verdict.proposal_digest)
+        assert not docket.is_complete(verdict, "")
+        assert not docket.is_complete(dataclasses.replace(verdict, constitution_digest="x"), verdict.proposal_digest)

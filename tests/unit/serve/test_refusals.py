@@ -308,11 +308,12 @@ async def test_random_junk_is_never_a_5xx(site: Site, body: bytes, path: str, me
         assert response.json()["error"]["constitutional_hash"] == CONSTITUTIONAL_HASH
 
 
-def test_a_flood_of_refusals_makes_one_line_a_second_for_each_kind_and_says_how_many_it_passed_over():
+def test_a_flood_of_refusals_makes_one_line_a_second_for_each_kind_and_route_and_says_how_many_it_passed_over():
     refusals = Refusals()
-    told = [refusals.told("StateTooOld", 10.0 + n / 1000) for n in range(1_000)]
+    told = [refusals.told("StateTooOld", "/a", 10.0 + n / 1000) for n in range(1_000)]
     assert [n for n in told if n is not None] == [0]
-    assert refusals.told("JournalUnavailable", 10.5) == 0
-    assert refusals.told("StateTooOld", 11.0) == 999
-    assert refusals.told("StateTooOld", 11.9) is None
-    assert refusals.told("StateTooOld", 12.0) == 1
+    assert refusals.told("JournalUnavailable", "/a", 10.5) == 0
+    assert refusals.told("StateTooOld", "/b", 10.5) == 0
+    assert refusals.told("StateTooOld", "/a", 11.0) == 999
+    assert refusals.told("StateTooOld", "/a", 11.9) is None
+    assert refusals.told("StateTooOld", "/a", 12.0) == 1
