@@ -29,7 +29,7 @@ from cachewarden.cachemodel.levels import (
     own_lifetimes,
     with_lifetimes,
 )
-from cachewarden.cachemodel.passive_curve import PassiveCurve
+from cachewarden.cachemodel.passive_curve import PASSIVE_METHOD, PassiveCurve
 from cachewarden.cachemodel.passive_workload import IDLE_KEYS_MIN, passive_workload
 from cachewarden.cachemodel.policy_difference import PolicyDifference, policy_difference
 from cachewarden.cachemodel.popularity import Anchor, PopularityMixture
@@ -423,7 +423,7 @@ def _passive_answer(
     notes = [*fit_notes]
     if capacity > 2.0 * now:
         notes.append("residents show nothing of keys that were evicted, so growth beyond double is mostly experience")
-    method = f"observed hit ratio plus the passive curve, from {source}"
+    method = f"{PASSIVE_METHOD}, from {source}"
     return Answer(candidate, found, evidence.hit_ratio, method, tuple(notes))
 
 
