@@ -163,8 +163,8 @@ class Appraisal:
 
     @cached_property
     def curve_low(self) -> tuple[float, ...]:
-        """The low end of the 90 % interval of `curve_hit_ratio` at each of `curve_bytes`; at the present size what was
-        observed."""
+        """The low end of the 90 % interval of `curve_hit_ratio` at each of `curve_bytes`; what is observed where
+        nothing would change."""
         return tuple(low for _, _, low in self._curve)
 
     @cached_property
@@ -307,13 +307,15 @@ class Appraisal:
         grid = {max(int(now * times), min(low, now)) for times in _CURVE_TIMES}
         # Where memory does not bind and nothing changes that, more of it gives nothing: do not let noise ask for it.
         idle = not self.evidence.full and chosen == self.evidence.current
-        points = []
+        points, held = [], (now, self.evidence.current)
         for size in sorted(s for s in grid if s <= now or not idle):
             found = self._imagined(chosen, size)
             if found is not None:
                 # Whoever gives memory bears the risk: weigh what may be lost more than what is expected.
                 caution = _CAUTION * (found.value - found.low) if size < now else 0.0
-                points.append((size, max(found.value - caution, 0.0), found.value if size == now else found.low))
+                points.append(
+                    (size, max(found.value - caution, 0.0), found.value if (size, chosen) == held else found.low)
+                )
             elif size == now:
                 points.append((size, self.evidence.hit_ratio, self.evidence.hit_ratio))
         return tuple(points) if len(points) > 1 else ()
