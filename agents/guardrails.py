@@ -347,6 +347,9 @@ def _unclear(
     short = promise.hit_ratio_low - settings.rollback_margin - ratio
     if short > _NORMAL_90 * error or -gained > allowed:
         return None
+    if promise.only_grows:
+        # It takes nothing from its cache, and who waits for a measurement keeps memory from moving meanwhile.
+        return Judgement(Ruling.KEEP, f"unverified: {seen}; more memory takes no hits away")
     if more:
         return Judgement(Ruling.CONTINUE, f"{seen}: nothing can be said yet")
     trust, weight = 1.0 / max(promise.gain_error, error) ** 2, 1.0 / error**2
