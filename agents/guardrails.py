@@ -50,6 +50,7 @@ __all__ = [
     "limits_of",
     "promise_of",
     "traffic_shifted",
+    "traffic_step",
 ]
 
 LOOKUPS_MIN = 100
@@ -332,7 +333,7 @@ def _unclear(
     that one scatters by `step * sqrt((1 + 1/n) / 2)`. In the end prediction and measurement are weighted by the
     inverses of their variances; a prediction is never taken to be surer than the measurement is.
     """
-    step, before = _step(promise.baseline), promise.hit_ratio_before
+    step, before = traffic_step(promise.baseline), promise.hit_ratio_before
     lookups = sum(w.lookups for w in windows)
     if step is None or before is None or drift is not None or not lookups:
         return None
@@ -361,7 +362,7 @@ def _unclear(
     return Judgement(Ruling.KEEP, f"unverified: {seen}; {told}")
 
 
-def _step(baseline: Baseline) -> float | None:
+def traffic_step(baseline: Baseline) -> float | None:
     """Return by how much the hit ratios of two windows lie apart by themselves, a standard error; None where nothing
     was measured. Within one window the traffic moves less than from one to the next, so what its parts tell is the
     least."""
