@@ -1,9 +1,8 @@
 """What one cache could be: its evidence, the configurations worth asking about, and the best of them at any size.
 
 It asks the cache models and compares; it proposes nothing. A switch of eviction policy must promise more than the
-models' own error, since a
-wrong one is expensive; a TTL is lengthened no further than is needed for nearly all of its gain, since freshness is
-worth something too.
+models' own error, since a wrong one is expensive; a TTL is lengthened no further than is needed for nearly all of its
+gain, since freshness is worth something too.
 
 INVARIANT: no choice has a TTL above the staleness that the owner declared, or a size above what was asked.
 """
@@ -63,8 +62,7 @@ def appraise(
 ) -> Appraisal | str:
     """Return the appraisal of a cache, or in words why the evidence cannot carry one.
 
-    `in_force` are its TTL rules; `interval_factor` (> 0) by how much past outcomes ask for wider intervals, or permit
-    narrower ones.
+    `in_force` are its TTL rules; `interval_factor` (> 0) by how much intervals are stretched since past outcomes ask so.
     """
     evidence = evidence_of(snapshot, in_force)
     if isinstance(evidence, str):
@@ -163,18 +161,14 @@ class Appraisal:
 
     @cached_property
     def curve_low(self) -> tuple[float, ...]:
-        """The low end of the 90 % interval of `curve_hit_ratio` at each of `curve_bytes`; what is observed where
-        nothing would change."""
+        """Low ends of the 90 % intervals of `curve_hit_ratio`; what is observed where nothing would change."""
         return tuple(low for _, _, low in self._curve)
 
     @cached_property
     def above_usual(self) -> float:
         """By how much the hit ratio observed now lies above what it was over the captured past, -1..1; 0 where the
-        capture does not tell. A good minute is no reason to take memory from a service with a floor.
-
-        Nor is a bad one a reason to stop everything, as far as the traffic moves hit ratios by that much from window
-        to window; what has fallen further is not counted as a bad minute.
-        """
+        capture does not tell. A good minute is no reason to take memory from a service with a floor; a bad one stops
+        nobody as far as the traffic makes such minutes by itself, and what has fallen further is no bad minute."""
         usual = self._inquiry.usual_hit_ratio
         if usual is None:
             return 0.0
