@@ -62,7 +62,7 @@ def appraise(
 ) -> Appraisal | str:
     """Return the appraisal of a cache, or in words why the evidence cannot carry one.
 
-    `in_force` are its TTL rules; `interval_factor` (> 0) by how much intervals are stretched since past outcomes ask so.
+    `in_force` are its TTL rules; by `interval_factor` (> 0) intervals are stretched, since past outcomes ask so.
     """
     evidence = evidence_of(snapshot, in_force)
     if isinstance(evidence, str):
