@@ -1,9 +1,8 @@
 """What one cache could be: its evidence, the configurations worth asking about, and the best of them at any size.
 
 It asks the cache models and compares; it proposes nothing. A switch of eviction policy must promise more than the
-models' own error, since a
-wrong one is expensive; a TTL is lengthened no further than is needed for nearly all of its gain, since freshness is
-worth something too.
+models' own error, since a wrong one is expensive; a TTL is lengthened no further than is needed for nearly all of its
+gain, since freshness is worth something too.
 
 INVARIANT: no choice has a TTL above the staleness that the owner declared, or a size above what was asked.
 """
@@ -50,7 +49,7 @@ _USE_TOLD_MS = 20_000
 """Idle times are told to two seconds: in shorter lives too many uses would not be seen, so all keys get the rule."""
 _CAUTION = 0.25
 """Share of the lower half of the interval that is taken off the hit ratio of sizes below the present one."""
-_CURVE_TIMES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 2.0)
+_CURVE_TIMES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
 """The sizes at which a cache is imagined, over its present one: close together as far as one round may move it."""
 
 
@@ -63,7 +62,7 @@ def appraise(
 ) -> Appraisal | str:
     """Return the appraisal of a cache, or in words why the evidence cannot carry one.
 
-    `in_force` are its TTL rules; `interval_factor` (>= 1) by how much past outcomes ask for wider intervals.
+    `in_force` are its TTL rules; by `interval_factor` (> 0) intervals are stretched, since past outcomes ask so.
     """
     evidence = evidence_of(snapshot, in_force)
     if isinstance(evidence, str):
@@ -139,7 +138,7 @@ class Appraisal:
             answer = inquiry.ask([evaluation.candidate])[0]
             if isinstance(answer, Insufficient):
                 return Finding(evaluation, None, answer.reason)
-            return Finding(evaluation, answer.change.widened(self.interval_factor, -1.0, 1.0))
+            return Finding(evaluation, answer.change.stretched(self.interval_factor, -1.0, 1.0))
 
         return evaluate
 
@@ -153,20 +152,27 @@ class Appraisal:
     def curve_bytes(self) -> tuple[int, ...]:
         """Sizes at which the cache was imagined, ascending; empty where its memory is unlimited or cannot be
         imagined."""
-        return tuple(size for size, _ in self._curve)
+        return tuple(size for size, _, _ in self._curve)
 
     @cached_property
     def curve_hit_ratio(self) -> tuple[float, ...]:
         """Predicted hit ratio at each of `curve_bytes`, under the chosen eviction policy and TTL."""
-        return tuple(ratio for _, ratio in self._curve)
+        return tuple(ratio for _, ratio, _ in self._curve)
+
+    @cached_property
+    def curve_low(self) -> tuple[float, ...]:
+        """Low ends of the 90 % intervals of `curve_hit_ratio`; what is observed where nothing would change."""
+        return tuple(low for _, _, low in self._curve)
 
     @cached_property
     def above_usual(self) -> float:
-        """By how much the hit ratio observed now lies above what it was over the captured past, 0..1; 0 where it does
-        not, or the capture does not tell. A good minute is no reason to take memory from a service with a floor.
-        """
+        """By how much the hit ratio observed now lies above what it was over the captured past, -1..1; 0 where the
+        capture does not tell. A good minute is no reason to take memory from a service with a floor; a bad one stops
+        nobody as far as the traffic makes such minutes by itself, and what has fallen further is no bad minute."""
         usual = self._inquiry.usual_hit_ratio
-        return 0.0 if usual is None else max(0.0, self.evidence.hit_ratio - usual)
+        if usual is None:
+            return 0.0
+        return max(self.evidence.hit_ratio - usual, -(self.snapshot.hit_ratio_step or 0.0))
 
     def best_at(self, maxmemory_bytes: int) -> Choice:
         """Return the best configuration found for a size, with its prediction."""
@@ -192,7 +198,7 @@ class Appraisal:
         for other in self._rivals:
             rival = replace(other, maxmemory_bytes=maxmemory_bytes, ttl_ms=best.ttl_ms)
             lead = self._inquiry.replayed(rival, best)
-            lead = None if lead is None else lead.widened(self.interval_factor, -1.0, 1.0)
+            lead = None if lead is None else lead.stretched(self.interval_factor, -1.0, 1.0)
             handicap = _LFU_HANDICAP if rival.family == "lfu" else 0.0
             if lead is not None and lead.low > _SWITCH_GAIN and lead.value > _SWITCH_GAIN + handicap:
                 best = rival
@@ -251,7 +257,7 @@ class Appraisal:
             found = self._covered(found)
         if any(rule.only_read for rule in rules):
             found = self._for_keys_in_use(found, rules)
-        return found.widened(self.interval_factor, 0.0, 1.0)
+        return found.stretched(self.interval_factor, 0.0, 1.0)
 
     def _no_miracle(self, after: Estimate, maxmemory_bytes: int) -> Estimate:
         """Return the estimate of a mere change of size, cut where it would say that less memory gives more hits."""
@@ -287,7 +293,7 @@ class Appraisal:
         )
 
     @cached_property
-    def _curve(self) -> tuple[tuple[int, float], ...]:
+    def _curve(self) -> tuple[tuple[int, float, float], ...]:
         chosen, now = self.chosen, self.snapshot.maxmemory_bytes
         if isinstance(chosen, str) or now <= 0:
             return ()
@@ -295,15 +301,17 @@ class Appraisal:
         grid = {max(int(now * times), min(low, now)) for times in _CURVE_TIMES}
         # Where memory does not bind and nothing changes that, more of it gives nothing: do not let noise ask for it.
         idle = not self.evidence.full and chosen == self.evidence.current
-        points = []
+        points, held = [], (now, self.evidence.current)
         for size in sorted(s for s in grid if s <= now or not idle):
             found = self._imagined(chosen, size)
             if found is not None:
                 # Whoever gives memory bears the risk: weigh what may be lost more than what is expected.
                 caution = _CAUTION * (found.value - found.low) if size < now else 0.0
-                points.append((size, max(found.value - caution, 0.0)))
+                points.append(
+                    (size, max(found.value - caution, 0.0), found.value if (size, chosen) == held else found.low)
+                )
             elif size == now:
-                points.append((size, self.evidence.hit_ratio))
+                points.append((size, self.evidence.hit_ratio, self.evidence.hit_ratio))
         return tuple(points) if len(points) > 1 else ()
 
     def _imagined(self, chosen: CacheConfiguration, size: int) -> Estimate | None:

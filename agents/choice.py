@@ -23,7 +23,7 @@ class Choice:
     words: str
     method: str
     interval_factor: float = 1.0
-    """By how much `after` was widened beyond what the models gave, since past outcomes asked for it."""
+    """By how much `after` was stretched beyond what the models gave, since past outcomes asked for it."""
 
     @property
     def gain(self) -> Estimate:

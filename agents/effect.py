@@ -20,7 +20,7 @@ from agents.windows import Window
 from cachewarden.baseline import Baseline
 from cachewarden.estimate import Estimate
 
-__all__ = ["SHIFT_FACTOR", "Measured", "control_drift", "measured_effect", "rate_shifted"]
+__all__ = ["SHIFT_FACTOR", "Measured", "control_drift", "level_error", "measured_effect", "rate_shifted"]
 
 SHIFT_FACTOR = 2.0
 """More than twice or less than half the lookups per second is another traffic."""
@@ -59,6 +59,13 @@ def _level(parts: Sequence[tuple[int, int]], total: tuple[int, int]) -> tuple[fl
         mean = sum(ratios) / len(ratios)
         variance = max(variance, sum((r - mean) ** 2 for r in ratios) / (len(ratios) - 1) / len(ratios))
     return ratio, variance
+
+
+def level_error(parts: Sequence[tuple[int, int]]) -> float | None:
+    """Return the standard error of the hit ratio of (lookups, misses) that follow upon each other; None with too few
+    lookups."""
+    level = _level(parts, _total(parts))
+    return None if level is None else math.sqrt(level[1])
 
 
 def _total(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:

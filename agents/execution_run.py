@@ -15,7 +15,7 @@ from typing import Any
 
 from agents.effect import control_drift
 from agents.execution_table import STATE_OF, Phase, check_event
-from agents.guardrails import Promise, traffic_shifted
+from agents.guardrails import Promise, traffic_shifted, traffic_step
 from agents.info_facts import InfoFacts, facts_of_info
 from agents.playbook_tables.steps import Ground, Step
 from agents.recovery import Unfinished
@@ -250,7 +250,7 @@ class Run:
     @property
     def hit_ratio_step(self) -> float | None:
         """How far the traffic alone moves the hit ratio from window to window; None where a twin tells it."""
-        return None if self.drift is not None else self.promise.baseline.hit_ratio_step
+        return None if self.drift is not None else traffic_step(self.promise.baseline)
 
     @property
     def ground(self) -> Ground:

@@ -16,9 +16,10 @@ A change that gave less than promised is taken back unless it gave at least half
 was wrong then, and is scored so, but taking the change back would lose what it did give.
 
 Traffic moves the hit ratio by itself, from one window to the next, and how far is known from the windows before
-(`Baseline.hit_ratio_step`). A shortfall within that is no evidence against a change: it is watched as long as may be,
-and in the end prediction and measurement are put together, each by its own certainty. More memory alone takes no hits
-away (Mattson et al. 1970), so where that is known a fall beside it is the traffic's.
+(`Baseline.hit_ratio_step`; until it is, by how much the parts of one window scatter). A shortfall within that is no
+evidence against a change: it is watched as long as may be, and in the end prediction and measurement are put together,
+each by its own certainty. More memory alone takes no hits away (Mattson et al. 1970), so a fall beside it is the
+traffic's.
 
 INVARIANT: a change is only kept as promised if the hit ratio measured in its last window is at least the low end of
 what was predicted less the operator's margin.
@@ -31,7 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agents.effect import rate_shifted
+from agents.effect import level_error, rate_shifted
 from agents.windows import Window
 from cachewarden.baseline import Baseline
 from cachewarden.fleet import Service
@@ -49,6 +50,7 @@ __all__ = [
     "limits_of",
     "promise_of",
     "traffic_shifted",
+    "traffic_step",
 ]
 
 LOOKUPS_MIN = 100
@@ -331,7 +333,7 @@ def _unclear(
     that one scatters by `step * sqrt((1 + 1/n) / 2)`. In the end prediction and measurement are weighted by the
     inverses of their variances; a prediction is never taken to be surer than the measurement is.
     """
-    step, before = promise.baseline.hit_ratio_step, promise.hit_ratio_before
+    step, before = traffic_step(promise.baseline), promise.hit_ratio_before
     lookups = sum(w.lookups for w in windows)
     if step is None or before is None or drift is not None or not lookups:
         return None
@@ -346,6 +348,9 @@ def _unclear(
     short = promise.hit_ratio_low - settings.rollback_margin - ratio
     if short > _NORMAL_90 * error or -gained > allowed:
         return None
+    if promise.only_grows:
+        # It takes nothing from its cache, and who waits for a measurement keeps memory from moving meanwhile.
+        return Judgement(Ruling.KEEP, f"unverified: {seen}; more memory takes no hits away")
     if more:
         return Judgement(Ruling.CONTINUE, f"{seen}: nothing can be said yet")
     trust, weight = 1.0 / max(promise.gain_error, error) ** 2, 1.0 / error**2
@@ -355,6 +360,16 @@ def _unclear(
         return None
     told = f"with its prediction {expected * 100:+.1f} points are to be expected"
     return Judgement(Ruling.KEEP, f"unverified: {seen}; {told}")
+
+
+def traffic_step(baseline: Baseline) -> float | None:
+    """Return by how much the hit ratios of two windows lie apart by themselves, a standard error; None where nothing
+    was measured. Within one window the traffic moves less than from one to the next, so what its parts tell is the
+    least."""
+    if baseline.hit_ratio_step is not None:
+        return baseline.hit_ratio_step
+    error = level_error(baseline.parts)
+    return None if error is None else math.sqrt(2.0) * error
 
 
 def _without_evidence(seen: str, promise: Promise, *, more: bool) -> Judgement:

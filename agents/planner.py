@@ -43,8 +43,7 @@ _WORTH_MOVING = 0.04
 
 _FLEET_GAIN_SHARE = 0.4
 """Share of the minimum gain that a new split must give over all lookups of the services that may change."""
-_FLOOR_MARGIN = 0.01
-_ROUND_STEP_SHARE = 0.4
+_ROUND_STEP_SHARE = 0.6
 """Share of its memory by which a service may shrink or grow in one round: beyond it curves are extrapolated, and the
 next round sees what this one did."""
 
@@ -61,6 +60,9 @@ class Prospects(Protocol):
 
     @property
     def curve_hit_ratio(self) -> tuple[float, ...]: ...
+
+    @property
+    def curve_low(self) -> tuple[float, ...]: ...
 
     @property
     def above_usual(self) -> float: ...
@@ -238,20 +240,22 @@ def curve_of(appraisal: Prospects, service: Service) -> Curve:
     """Return what arbitration is told of a service: its curve, worth, minimum and floor.
 
     The curve stands at the level of the last window. Where that lies above what is usual, the floor is lifted with it:
-    what is taken in a good minute is missing in the bad one that follows. And it is held with a point to spare, by
-    which the models err.
+    what is taken in a good minute is missing in the bad one that follows. And whoever has a floor keeps what holds it
+    at the low end of the prediction, so that the less is known of a service the more it keeps.
     """
     floor = service.hit_ratio_floor
+    # More memory never costs hits; a dip is noise of the replay.
+    expected = np.clip(np.maximum.accumulate(appraisal.curve_hit_ratio), 0.0, 1.0)
     return Curve(
         service=service.name,
         bytes=np.asarray(appraisal.curve_bytes, dtype=np.int64),
-        # More memory never costs hits; a dip is noise of the replay.
-        hit_ratio=np.clip(np.maximum.accumulate(appraisal.curve_hit_ratio), 0.0, 1.0),
+        hit_ratio=expected,
         lookups_per_s=appraisal.snapshot.lookups_per_s,
         weight=service.weight,
         minimum_bytes=service.minimum_memory_bytes,
-        floor_hit_ratio=min(floor + _FLOOR_MARGIN + appraisal.above_usual, 1.0) if floor > 0.0 else 0.0,
+        floor_hit_ratio=min(max(floor + appraisal.above_usual, 0.0), 1.0) if floor > 0.0 else 0.0,
         current_bytes=appraisal.snapshot.maxmemory_bytes,
+        sure_hit_ratio=np.minimum(np.clip(np.maximum.accumulate(appraisal.curve_low), 0.0, 1.0), expected),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from agents.collector import Collector
-from agents.guardrails import Ruling, judge, promise_of
+from agents.guardrails import Ruling, judge, promise_of, traffic_step
 from agents.planner import plan_fleet
 from agents.recent_appraisals import RecentAppraisals
 from agents.windows import Window
@@ -223,7 +223,7 @@ class Change:
     @property
     def inside(self) -> bool:
         """Whether the predicted interval held the outcome, as `cachemodel.scoring` counts it."""
-        gain, noise = self.proposal.prediction.gain, 1.6449 * (self.baseline.hit_ratio_step or 0.0)
+        gain, noise = self.proposal.prediction.gain, 1.6449 * (traffic_step(self.baseline) or 0.0)
         error = (self.realised or 0.0) - gain.value
         return abs(error) <= math.hypot((gain.low if error < 0.0 else gain.high) - gain.value, noise)
 

@@ -50,15 +50,18 @@ class Estimate:
         margin = _Z90 / (1.0 + squared) * math.sqrt(value * (1.0 - value) / whole + squared / (4.0 * whole))
         return cls(value, min(max(centre - margin, 0.0), value), max(min(centre + margin, 1.0), value))
 
-    def widened(self, factor: float, floor: float = -math.inf, ceiling: float = math.inf) -> Estimate:
-        """Return the same value with both halves of the interval `factor` (>= 1) times as wide, ends clipped."""
-        if factor < 1.0:
-            raise ValueError(f"a factor of `{factor}` would claim more than was found, use at least 1")
+    def stretched(self, factor: float, floor: float = -math.inf, ceiling: float = math.inf) -> Estimate:
+        """Return the same value with both halves of the interval `factor` (> 0) times as wide; ends that a factor above
+        1 pushes out are clipped."""
+        if not factor > 0.0:
+            raise ValueError(f"a factor of `{factor}` would leave no interval, use one above 0")
         if factor == 1.0:
             return self
-        low = max(self.value - factor * (self.value - self.low), floor)
-        high = min(self.value + factor * (self.high - self.value), ceiling)
-        return Estimate(self.value, min(low, self.low), max(high, self.high))
+        low = self.value - factor * (self.value - self.low)
+        high = self.value + factor * (self.high - self.value)
+        if factor < 1.0:
+            return Estimate(self.value, min(low, self.value), max(high, self.value))
+        return Estimate(self.value, min(max(low, floor), self.low), max(min(high, ceiling), self.high))
 
     def holds(self, outcome: float) -> bool:
         """Say whether a measured outcome fell inside the interval."""

@@ -126,7 +126,8 @@ class PlanFleet(Message):
     force: tuple[str, ...] = ()
     goals: Mapping[str, float] = field(default_factory=dict)
     interval_factor: float = 1.0
-    """By how much intervals are to be widened so that nine of ten past outcomes would have been inside; at least 1."""
+    """By how much intervals are to be stretched so that nine of ten past outcomes would have been inside; below 1 where
+    they have proved too wide (`cachewarden.cachemodel.scoring`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,8 @@ _NAME_WIDTH = 60
 
 def score_lines(result: Score) -> list[str]:
     """Return the score as a table for a person; errors in points of hit ratio."""
-    lines = [
-        f"{'predictions by':<{_NAME_WIDTH}} {'n':>4} {'error':>7} {'abs.':>6}  {'inside 90 % interval':<22} factor"
-    ]
+    columns = f"{'n':>4} {'error':>7} {'abs.':>6}  {'inside 90 % interval':<22} {'as measured':<11} factor"
+    lines = [f"{'predictions by':<{_NAME_WIDTH}} {columns}"]
     groups = () if result.overall is None else (result.overall,)
     lines += [_line(group) for group in (*groups, *result.by_kind, *result.by_method)]
     if result.left_out:
@@ -36,7 +35,10 @@ def _line(group: GroupScore) -> str:
     name = group.name if len(group.name) <= _NAME_WIDTH else f"{group.name[: _NAME_WIDTH - 1]}…"
     errors = f"{group.mean_error * 100:>+7.2f} {group.mean_absolute_error * 100:>6.2f}"
     coverage = f"{group.coverage.value:.2f} ({group.coverage.low:.2f} to {group.coverage.high:.2f})"
-    return f"{name:<{_NAME_WIDTH}} {group.outcomes:>4} {errors}  {coverage:<22} {group.interval_factor:.2f}"
+    raw = group.coverage_as_measured.value
+    return (
+        f"{name:<{_NAME_WIDTH}} {group.outcomes:>4} {errors}  {coverage:<22} {raw:<11.2f} {group.interval_factor:.2f}"
+    )
 
 
 def score_json(result: Score, outcomes: tuple[Outcome, ...]) -> dict[str, Any]:

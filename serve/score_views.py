@@ -17,10 +17,15 @@ class ScoreGroup(BaseModel):
     outcomes: int
     mean_error: float
     mean_absolute_error: float
-    coverage: float = Field(description="share of outcomes inside their 90 % intervals")
+    coverage: float = Field(
+        description="share of outcomes inside their 90 % intervals, what the traffic does by itself allowed for"
+    )
     coverage_low: float = Field(description="90 % interval of the coverage itself (Wilson)")
     coverage_high: float
-    interval_factor: float = Field(description="by how much this group alone would have to be widened")
+    coverage_as_measured: float = Field(description="the same share with nothing allowed for")
+    coverage_as_measured_low: float = Field(description="its own 90 % interval (Wilson)")
+    coverage_as_measured_high: float
+    interval_factor: float = Field(description="by how much this group alone would have to be stretched")
 
 
 class ScoreResponse(BaseModel):
@@ -31,7 +36,7 @@ class ScoreResponse(BaseModel):
     by_method: list[ScoreGroup]
     by_kind: list[ScoreGroup]
     left_out: int = Field(description="outcomes that could not be held against their prediction")
-    interval_factor: float = Field(description="by how much future intervals are widened, 1 to 3")
+    interval_factor: float = Field(description="by how much future intervals are stretched, 0.5 to 3")
     reason: str
 
 
@@ -56,5 +61,8 @@ def _group(group: GroupScore) -> ScoreGroup:
         coverage=group.coverage.value,
         coverage_low=group.coverage.low,
         coverage_high=group.coverage.high,
+        coverage_as_measured=group.coverage_as_measured.value,
+        coverage_as_measured_low=group.coverage_as_measured.low,
+        coverage_as_measured_high=group.coverage_as_measured.high,
         interval_factor=group.interval_factor,
     )

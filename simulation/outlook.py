@@ -32,6 +32,8 @@ _TIMES = 4.0
 _BELIEF_MS = 300_000
 _START_UP_BYTES = 1 << 20
 _POLICIES = ("allkeys-lru", "allkeys-lfu")
+_ERROR = 0.01
+"""By which the model of a load errs, as hit ratio."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,13 @@ class Outlook:
         believed = _curve(self.load, self._policy, self.curve_bytes, extended=bool(self.in_force))
         return tuple(min(max(ratio + self._difference(there), 0.0), 1.0) for there in believed)
 
+    @cached_property
+    def curve_low(self) -> tuple[float, ...]:
+        """The low ends, a point below: what the model of a load errs by; at the present size what was observed."""
+        now = self.snapshot.maxmemory_bytes
+        points = zip(self.curve_bytes, self.curve_hit_ratio, strict=True)
+        return tuple(ratio if size == now else max(ratio - _ERROR, 0.0) for size, ratio in points)
+
     @property
     def above_usual(self) -> float:
         """0: a model's load has no good minutes."""
@@ -123,7 +132,7 @@ class Outlook:
         extended = bool(self.in_force) or bool(self._rules)
         there = self._believed(wanted.eviction_policy, wanted.maxmemory_bytes, extended=extended)
         value = min(max(ratio + self._difference(there), 0.0), 1.0)
-        after = Estimate.around(value, 0.01 + 0.1 * abs(value - ratio), 0.0, 1.0)
+        after = Estimate.around(value, _ERROR + 0.1 * abs(value - ratio), 0.0, 1.0)
         words = f"{wanted.eviction_policy} with {maxmemory_bytes / 2**20:.2f} MiB"
         return Choice(
             configuration=wanted,

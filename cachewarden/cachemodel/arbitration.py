@@ -40,6 +40,9 @@ class Curve:
     minimum_bytes: int
     floor_hit_ratio: float
     current_bytes: int
+    sure_hit_ratio: npt.NDArray[np.float64] | None = None
+    """What each size gives at least, not falling and never above `hit_ratio`: by it a floor is held. None: by
+    `hit_ratio` itself."""
     _points: tuple[list[int], list[float]] = field(init=False, repr=False)
     """The same as plain numbers: a curve has a dozen points, at which arrays cost more than they save."""
 
@@ -224,13 +227,14 @@ def _position(curve: Curve, total_bytes: int, max_step_share: float | None) -> _
 
 
 def _bytes_for(curve: Curve, hit_ratio: float) -> int:
-    """Return the least memory that gives at least `hit_ratio`, which the current memory does."""
-    first = int(np.searchsorted(curve.hit_ratio, hit_ratio, side="left"))
+    """Return the least memory that surely gives at least `hit_ratio`, which the current memory does."""
+    sure = curve.hit_ratio if curve.sure_hit_ratio is None else curve.sure_hit_ratio
+    first = int(np.searchsorted(sure, hit_ratio, side="left"))
     if first == 0:
         return 0
     if first >= len(curve.bytes):
         return curve.current_bytes
-    low, high = float(curve.hit_ratio[first - 1]), float(curve.hit_ratio[first])
+    low, high = float(sure[first - 1]), float(sure[first])
     width = int(curve.bytes[first] - curve.bytes[first - 1])
     found = int(curve.bytes[first - 1]) + int(np.ceil(width * (hit_ratio - low) / (high - low)))
     return min(found, curve.current_bytes)

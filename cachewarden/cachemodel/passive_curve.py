@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -22,8 +23,11 @@ from cachewarden.cachemodel.popularity import PopularityMixture
 from cachewarden.cachemodel.popularity_fit import Floats, IdleTable
 from cachewarden.estimate import Estimate
 
-__all__ = ["PassiveCurve", "contradiction", "miss_logit_spread", "passive_curve"]
+__all__ = ["PASSIVE_METHOD", "PassiveCurve", "contradiction", "miss_logit_spread", "passive_curve"]
 
+PASSIVE_METHOD: Final = "observed hit ratio plus the passive curve"
+"""How an answer of this curve says what it is. Its interval allows for an unsteady workload, so who scores it must not
+allow for that once more."""
 _REPLICATES = 12
 _ITERATIONS = 300
 # The miss ratio that idle times suggest is found by so many steps of its own fixed point.

@@ -7,8 +7,11 @@ be held against a prediction (too few lookups, other traffic, nothing measured) 
 Two biases remain and are not corrected: a change is kept as soon as it reaches its promise, often before it has
 settled, so errors lean towards less than promised; a change that was taken back on request may not have settled either.
 
-INVARIANT: the same outcomes give the same score; the factor lies within 1 to `FACTOR_MAX`, and is 1 below
-`OUTCOMES_MIN` outcomes.
+Intervals that hold more than they promise are narrowed, but only by many outcomes and as they were measured: what the
+traffic did by itself counts against them then, and the method that needs its width most decides for all.
+
+INVARIANT: the same outcomes give the same score; the factor lies within `FACTOR_MIN` to `FACTOR_MAX`, is never below 1
+with fewer than `NARROWED_FROM` outcomes, and is 1 with fewer than `OUTCOMES_MIN`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any, Final, TypeGuard
 
 from pydantic import ValidationError
 
+from cachewarden.cachemodel.passive_curve import PASSIVE_METHOD
 from cachewarden.codec import decode
 from cachewarden.estimate import Estimate
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Prediction, Proposal, RecordKind
@@ -28,7 +32,9 @@ from cachewarden.messages import AuditRecord, Execution, ExecutionState, Predict
 __all__ = [
     "FACTOR_EVIDENCE",
     "FACTOR_MAX",
+    "FACTOR_MIN",
     "LOOKUPS_MIN",
+    "NARROWED_FROM",
     "OUTCOMES_MAX",
     "OUTCOMES_MIN",
     "RECORD_KINDS",
@@ -50,6 +56,10 @@ OUTCOMES_MAX: Final = 200
 """The newest that count: what models of a year ago promised is no measure of today's."""
 FACTOR_MAX: Final = 3.0
 """Intervals that need more than this are wrong in kind, not in width: wider ones would only stop everything."""
+FACTOR_MIN: Final = 0.5
+"""The least: outcomes of changes that were chosen for their predictions say little about much narrower ones."""
+NARROWED_FROM: Final = 40
+"""Outcomes from which on intervals may be narrowed: of fewer, all may fall inside by luck (0.9^40 is 1.5 %)."""
 LOOKUPS_MIN: Final = 100
 """Lookups below which a window proves nothing: at 100 the standard error of a hit ratio is up to 0.05."""
 COVERAGE_PROMISED: Final = 0.9
@@ -85,6 +95,8 @@ class Outcome:
     comparable: bool = True
     noise: float = 0.0
     """Half a 90 % interval of what the traffic may have done to `realised` by itself."""
+    noise_within: bool = False
+    """The predicted interval allows for an unsteady workload already."""
 
     @property
     def error(self) -> float:
@@ -95,6 +107,18 @@ class Outcome:
     def inside(self) -> bool:
         """Say whether the interval as it was stated held the outcome, what the traffic did by itself allowed for."""
         return self._unexplained <= self._width
+
+    @property
+    def inside_as_measured(self) -> bool:
+        """Say whether the interval held the outcome, whoever made the error."""
+        return abs(self.error) <= self._width
+
+    @property
+    def stretch_as_measured(self) -> float | None:
+        """Return the factor by which the interval before any correction would just hold the outcome, whoever made the
+        error; None on a side without any width."""
+        width = self._width / self.widened_by
+        return None if width == 0.0 else abs(self.error) / width
 
     @property
     def stretch(self) -> float | None:
@@ -118,14 +142,19 @@ class Outcome:
 
     @property
     def _unexplained(self) -> float:
-        """The error that the traffic does not explain: independent errors add up by their squares."""
+        """The error that the traffic does not explain: independent errors add up by their squares. Where the interval
+        allows for the traffic itself, either it or what was seen of the traffic explains an error, and not their sum.
+        """
+        if self.noise_within:
+            return 0.0 if abs(self.error) <= self.noise else abs(self.error)
         return math.sqrt(max(self.error**2 - self.noise**2, 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupScore:
     """Some outcomes together. Errors are differences of hit ratios, realised minus predicted; `coverage` is the share
-    inside their intervals, what the traffic does by itself allowed for, with its own 90 % interval (Wilson).
+    inside their intervals, what the traffic does by itself allowed for, `coverage_as_measured` the share without that,
+    each with its own 90 % interval (Wilson).
     """
 
     name: str
@@ -133,6 +162,7 @@ class GroupScore:
     mean_error: float
     mean_absolute_error: float
     coverage: Estimate
+    coverage_as_measured: Estimate
     interval_factor: float
 
 
@@ -177,17 +207,29 @@ def score(outcomes: Iterable[Outcome]) -> Score:
 
 
 def interval_factor(outcomes: Sequence[Outcome]) -> float:
-    """Return by how much future intervals have to be widened so that nine of ten of these outcomes would have been
-    inside; within 1 to FACTOR_MAX, 1 below OUTCOMES_MIN outcomes.
+    """Return by how much future intervals have to be stretched so that nine of ten of these outcomes would have been
+    inside; within FACTOR_MIN to FACTOR_MAX, 1 below OUTCOMES_MIN outcomes.
 
-    It is the empirical 0.9 quantile of the stretches, of which those that no widening mends are no part.
+    It is the empirical 0.9 quantile of the stretches, of which those that no widening mends are no part. Where that is
+    below 1, it is the one of the stretches as measured, the largest among the methods.
     """
-    stretches = sorted(stretch for o in outcomes if (stretch := o.stretch) is not None)
+    stretches = [stretch for o in outcomes if (stretch := o.stretch) is not None]
     if len(stretches) < OUTCOMES_MIN:
         return 1.0
+    needed = _needed(stretches)
+    if needed >= 1.0 or len(stretches) < NARROWED_FROM:
+        return min(max(needed, 1.0), FACTOR_MAX)
+    by_method: dict[str, list[float]] = {}
+    for o in outcomes:
+        if (stretch := o.stretch_as_measured) is not None:
+            by_method.setdefault(method_family(o.method), []).append(stretch)
+    return min(max(FACTOR_MIN, *map(_needed, by_method.values())), 1.0)
+
+
+def _needed(stretches: Sequence[float]) -> float:
+    """Return the factor that holds nine of ten."""
     # ceil(0.9 n) in integers: the number that has to be inside.
-    needed = stretches[-(-9 * len(stretches) // 10) - 1]
-    return min(max(needed * (1.0 + _ROUNDING), 1.0), FACTOR_MAX)
+    return sorted(stretches)[-(-9 * len(stretches) // 10) - 1] * (1.0 + _ROUNDING)
 
 
 def _group(name: str, outcomes: Sequence[Outcome]) -> GroupScore:
@@ -198,6 +240,7 @@ def _group(name: str, outcomes: Sequence[Outcome]) -> GroupScore:
         mean_error=math.fsum(o.error for o in outcomes) / n,
         mean_absolute_error=math.fsum(abs(o.error) for o in outcomes) / n,
         coverage=Estimate.of_share(sum(o.inside for o in outcomes), n),
+        coverage_as_measured=Estimate.of_share(sum(o.inside_as_measured for o in outcomes), n),
         interval_factor=interval_factor(outcomes),
     )
 
@@ -213,7 +256,9 @@ def _reason(outcomes: Sequence[Outcome], factor: float) -> str:
     )
     if factor == 1.0:
         return f"{told}: intervals are left as they are"
-    bound = ", the most that is permitted" if factor == FACTOR_MAX else ""
+    bound = (
+        f", the {'most' if factor > 1.0 else 'least'} that is permitted" if factor in (FACTOR_MIN, FACTOR_MAX) else ""
+    )
     return f"{told}: future ones are {factor:.2f} times as wide as the models give them{bound}"
 
 
@@ -221,9 +266,9 @@ def _reason(outcomes: Sequence[Outcome], factor: float) -> str:
 
 
 def factor_of(proposal: Proposal) -> float:
-    """Return by how much the intervals of a proposal were widened when it was made; 1 where it does not say."""
+    """Return by how much the intervals of a proposal were stretched when it was made; 1 where it does not say."""
     for fact in proposal.evidence:
-        if fact.name == FACTOR_EVIDENCE and isinstance(fact.value, int | float) and fact.value >= 1.0:
+        if fact.name == FACTOR_EVIDENCE and isinstance(fact.value, int | float) and fact.value >= FACTOR_MIN:
             return float(fact.value)
     return 1.0
 
@@ -269,6 +314,7 @@ def _outcome(
         widened_by=factor_of(proposal),
         comparable=comparable,
         noise=_NORMAL_90 * hit_ratio_step if _is_ratio(hit_ratio_step) else 0.0,
+        noise_within=prediction.method.startswith(PASSIVE_METHOD),
     )
 
 

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
+from cachewarden.cachemodel.answer_margins import beyond, change_margins, level_margin, residual_share
 from cachewarden.cachemodel.capture_replay import CaptureReplay
 from cachewarden.cachemodel.diagnosis import Binding, Diagnosis, diagnose
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, MissShares, TtlStats
@@ -29,7 +30,7 @@ from cachewarden.cachemodel.levels import (
     own_lifetimes,
     with_lifetimes,
 )
-from cachewarden.cachemodel.passive_curve import PassiveCurve
+from cachewarden.cachemodel.passive_curve import PASSIVE_METHOD, PassiveCurve
 from cachewarden.cachemodel.passive_workload import IDLE_KEYS_MIN, passive_workload
 from cachewarden.cachemodel.policy_difference import PolicyDifference, policy_difference
 from cachewarden.cachemodel.popularity import Anchor, PopularityMixture
@@ -58,17 +59,6 @@ _ACCESSES_MIN = 2000
 _REPLICATES = 16
 # 5 % and 95 % of a normal distribution.
 _Z90 = 1.645
-# Model error that stays however much evidence there is.
-_FLOOR = 0.01
-# Part of a predicted difference that may be wrong because real workloads are not steady. With it, with the floor and
-# with what the model misses of the current hit ratio (a sign of a workload that does not hold still), nine of ten
-# changes that were predicted from two minutes fell inside their intervals (`benchmarks/capture_accuracy.py`).
-_DIFFERENCE_ERROR = 0.3
-# The same for residents that expire: one look at them knows less than a capture (`benchmarks/passive_accuracy.py`).
-_PASSIVE_FLOOR = 0.015
-_PASSIVE_DIFFERENCE_ERROR = 0.5
-# Hit ratio per doubling of the residence time beyond what the evidence covers.
-_EXTRAPOLATION = 0.015
 # Of that the answer says so in words.
 _LEVEL_OFF = 0.08
 # Keys that would leave sooner than this are not told apart by idle times of whole seconds.
@@ -367,21 +357,21 @@ def _answer(subject: _Subject, base: _Modelled | str | None, candidate: CacheCon
         return Insufficient(candidate, wanted)
     observed = evidence.hit_ratio
     notes = [*subject.notes, *wanted.notes]
-    floor, doubt = (_FLOOR, _DIFFERENCE_ERROR) if subject.captured else (_PASSIVE_FLOOR, _PASSIVE_DIFFERENCE_ERROR)
     if isinstance(base, _Modelled):
         # However far the model's level is off: a difference of levels is less wrong than the level itself, and the
         # interval holds by how much it is off.
-        residual = (observed - base.value) * _residual_share(evidence, candidate)
+        residual = (observed - base.value) * residual_share(evidence, candidate)
         value = wanted.value + residual
         spread = np.std([ours - theirs for ours, theirs in zip(wanted.replicates, base.replicates, strict=True)])
         missed = abs(observed - base.value)
-        margin_parts = [_Z90 * float(spread), floor, doubt * abs(value - observed), missed]
+        of_change = change_margins(evidence, candidate, value - observed, missed, captured=subject.captured)
+        margin_parts = [_Z90 * float(spread), *of_change]
         method = f"observed hit ratio plus modelled difference, from {levels.source}"
         if missed > _LEVEL_OFF:
             notes.append(f"the model gives {base.value:.3f} for the current configuration, which has {observed:.3f}")
     else:
         value = wanted.value
-        margin_parts = [_Z90 * float(np.std(wanted.replicates)), 2.0 * floor]
+        margin_parts = [_Z90 * float(np.std(wanted.replicates)), level_margin(captured=subject.captured)]
         method = f"modelled hit ratio as such, from {levels.source}"
         if base is None:
             notes.append("the cache refuses writes now, so what it holds says nothing about its workload")
@@ -390,7 +380,11 @@ def _answer(subject: _Subject, base: _Modelled | str | None, candidate: CacheCon
     if wanted.policy is not None:
         method += f"; eviction policy by {wanted.policy.method}"
         margin_parts.append(wanted.policy.margin)
-    margin_parts.append(_beyond(levels.horizon_ms, wanted.ages_ms, notes))
+    margin_parts.append(beyond(levels.horizon_ms, wanted.ages_ms))
+    longest_ms = max((age_ms for age_ms, _ in wanted.ages_ms), default=0.0)
+    if longest_ms > levels.horizon_ms:
+        told_s = min(longest_ms, 1e12) / 1000
+        notes.append(f"residence of {told_s:.0f} s is beyond the {levels.horizon_ms / 1000:.0f} s of the evidence")
     return Answer(
         candidate,
         Estimate.around(min(max(value, 0.0), 1.0), math.hypot(*margin_parts), 0.0, 1.0),
@@ -423,27 +417,5 @@ def _passive_answer(
     notes = [*fit_notes]
     if capacity > 2.0 * now:
         notes.append("residents show nothing of keys that were evicted, so growth beyond double is mostly experience")
-    method = f"observed hit ratio plus the passive curve, from {source}"
+    method = f"{PASSIVE_METHOD}, from {source}"
     return Answer(candidate, found, evidence.hit_ratio, method, tuple(notes))
-
-
-def _residual_share(evidence: Evidence, candidate: CacheConfiguration) -> float:
-    """Return how much of the model's error at the current size is expected at another: it shrinks like the root of the
-    memory.
-    """
-    now, then = evidence.capacity_bytes(evidence.current), evidence.capacity_bytes(candidate)
-    if math.isinf(now) or math.isinf(then) or now <= 0:
-        return 1.0
-    return min(1.0, math.sqrt(then / now))
-
-
-def _beyond(horizon_ms: float, ages_ms: tuple[tuple[float, float], ...], notes: list[str]) -> float:
-    """Return the margin for reuses that take longer than the evidence reaches back, with a note."""
-    longest_ms = max((age_ms for age_ms, _ in ages_ms), default=0.0)
-    if longest_ms <= horizon_ms:
-        return 0.0
-    notes.append(
-        f"residence of {min(longest_ms, 1e12) / 1000:.0f} s is beyond the {horizon_ms / 1000:.0f} s of the evidence"
-    )
-    doublings = [share * math.log2(min(max(age_ms / horizon_ms, 1.0), 1024.0)) for age_ms, share in ages_ms]
-    return _EXTRAPOLATION * sum(doublings)

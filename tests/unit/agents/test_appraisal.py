@@ -72,3 +72,25 @@ def test_a_good_minute_does_not_lower_what_a_floor_needs():
     assert found.above_usual == pytest.approx(0.08, abs=0.01)
     assert curve_of(found, service).floor_hit_ratio == pytest.approx(usual + 0.06, abs=0.01)
     assert curve_of(SMALL, fleet_of("api").service("api")).floor_hit_ratio == 0.0
+
+
+def test_a_bad_minute_stops_nobody_as_far_as_the_traffic_makes_such_minutes_by_itself():
+    usual = SMALL._inquiry.usual_hit_ratio
+    assert usual is not None
+    service = fleet_of("api", floor=usual - 0.02).service("api")
+    for step, expected in ((None, 0.0), (0.03, -0.03), (0.2, -0.08)):
+        unlucky = replace(SMALL.snapshot, hit_ratio=usual - 0.08, hit_ratio_step=step)
+        found = appraise(unlucky, service, SETTINGS)
+        assert isinstance(found, Appraisal)
+        assert found.above_usual == pytest.approx(expected, abs=0.01)
+
+
+def test_whoever_has_a_floor_keeps_what_holds_it_at_the_low_end_of_the_prediction():
+    low, expected = np.array(SMALL.curve_low), np.array(SMALL.curve_hit_ratio)
+    assert np.all(low <= expected + 1e-9)
+    # LFU is not what this cache has, so that it holds a floor at the present size is a prediction as well.
+    assert low[SMALL.curve_bytes.index(SIZE)] < expected[SMALL.curve_bytes.index(SIZE)]
+    held = curve_of(SMALL, fleet_of("api", floor=0.3).service("api"))
+    assert held.floor_hit_ratio == pytest.approx(0.3 + SMALL.above_usual)
+    assert held.sure_hit_ratio is not None
+    assert np.all(held.sure_hit_ratio <= held.hit_ratio)

@@ -240,6 +240,15 @@ def test_a_shortfall_within_what_the_traffic_does_by_itself_is_watched_as_long_a
     assert ruling(window(0.77), promise=replace(UNSTEADY, baseline=Baseline(hit_ratio_step=0.001))) is Ruling.ROLL_BACK
 
 
+def test_until_steps_are_known_the_scatter_of_the_window_before_stands_for_them():
+    scattered = tuple((500, misses) for misses in (30, 170, 60, 150, 90, 100))
+    alike = tuple((5_000, 1_000) for _ in range(6))
+    unknown = replace(UNSTEADY, baseline=Baseline(parts=scattered))
+    assert ruling(window(0.77, lookups=3_000), promise=unknown) is Ruling.CONTINUE
+    assert ruling(window(0.77), promise=replace(UNSTEADY, baseline=Baseline(parts=alike))) is Ruling.ROLL_BACK
+    assert ruling(window(0.77), promise=replace(UNSTEADY, baseline=Baseline())) is Ruling.ROLL_BACK
+
+
 def test_in_the_end_prediction_and_measurement_are_put_together():
     assert at_the_end(0.782, UNSTEADY) is Ruling.KEEP
     assert at_the_end(0.775, UNSTEADY) is Ruling.ROLL_BACK

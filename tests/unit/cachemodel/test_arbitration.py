@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -49,6 +50,14 @@ FLAT = [0.0, 0.1, 0.15, 0.18, 0.2]
 
 def test_memory_goes_where_the_next_mib_brings_the_most_hits() -> None:
     assert split(curve("flat", FLAT), curve("steep", STEEP), total=4) == {"flat": 1, "steep": 3}
+
+
+def test_a_floor_is_held_by_what_a_size_surely_gives_and_not_by_what_is_expected() -> None:
+    giver = curve("giver", [0.0, 0.6, 0.7, 0.8, 0.9], current=4, floor=0.6, lookups_per_s=10)
+    unsure = replace(giver, sure_hit_ratio=np.array([0.0, 0.4, 0.55, 0.75, 0.9]))
+    taker = curve("taker", [0.0, 0.2, 0.4, 0.6, 0.8, 0.9], current=1)
+    assert split(giver, taker, total=5) == {"giver": 1, "taker": 4}
+    assert split(unsure, taker, total=5) == {"giver": 3, "taker": 2}
 
 
 def test_weights_and_traffic_count_alike() -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from cachewarden.cachemodel.scoring import (
     FACTOR_EVIDENCE,
     FACTOR_MAX,
+    FACTOR_MIN,
+    NARROWED_FROM,
     OUTCOMES_MAX,
     OUTCOMES_MIN,
     RECORD_KINDS,
@@ -171,7 +173,7 @@ def test_a_correction_in_force_is_not_taken_for_a_better_model():
     raw = [_outcome(n, 0.8 - 0.01 * n) for n in range(11)]
     factor = interval_factor(raw)
     # When the same outcomes meet intervals that were widened by that factor
-    widened = [replace(o, predicted=o.predicted.widened(factor, 0, 1), widened_by=factor) for o in raw]
+    widened = [replace(o, predicted=o.predicted.stretched(factor, 0, 1), widened_by=factor) for o in raw]
     # Then they fall inside, and the factor stays
     assert score(widened).overall.coverage.value >= 0.9  # type: ignore[union-attr]
     assert interval_factor(widened) == pytest.approx(factor)
@@ -203,9 +205,9 @@ OUTCOMES = st.lists(st.tuples(RATIOS, RATIOS, RATIOS, RATIOS), min_size=OUTCOMES
 @given(OUTCOMES)
 def test_with_the_factor_nine_of_ten_outcomes_would_have_been_inside(outcomes: list[Outcome]):
     factor = interval_factor(outcomes)
-    assert 1.0 <= factor <= FACTOR_MAX
+    assert (1.0 if len(outcomes) < NARROWED_FROM else FACTOR_MIN) <= factor <= FACTOR_MAX
     mendable = [o for o in outcomes if o.stretch is not None]
-    inside = sum(o.predicted.widened(factor, 0.0, 1.0).holds(o.realised) for o in mendable)
+    inside = sum(o.predicted.stretched(factor, 0.0, 1.0).holds(o.realised) for o in mendable)
     assert factor == FACTOR_MAX or len(mendable) < OUTCOMES_MIN or 10 * inside >= 9 * len(mendable)
 
 
@@ -292,17 +294,72 @@ def test_an_execution_gives_the_outcome_that_its_records_give():
 @given(st.tuples(RATIOS, RATIOS, RATIOS).map(sorted), st.floats(1.0, 5.0))
 def test_a_widened_estimate_holds_the_old_one_and_keeps_its_bounds(ends: list[float], factor: float):
     estimate = Estimate(ends[1], ends[0], ends[2])
-    wide = estimate.widened(factor, 0.0, 1.0)
+    wide = estimate.stretched(factor, 0.0, 1.0)
     assert wide.value == estimate.value
     assert 0.0 <= wide.low <= estimate.low <= estimate.high <= wide.high <= 1.0
 
 
-def test_an_estimate_is_never_narrowed_and_a_share_needs_a_whole():
-    with pytest.raises(ValueError, match="at least 1"):
-        RATIO.widened(0.5)
+def test_a_narrowed_estimate_keeps_its_value_and_a_share_needs_a_whole():
+    narrow = RATIO.stretched(0.5, 0.0, 1.0)
+    assert (narrow.value, narrow.low, narrow.high) == pytest.approx((0.8, 0.775, 0.825))
+    with pytest.raises(ValueError, match="above 0"):
+        RATIO.stretched(0.0)
     with pytest.raises(ValueError, match="no share"):
         Estimate.of_share(2, 1)
     assert Estimate.of_share(9, 10).low == pytest.approx(0.652, abs=0.001)
+
+
+def _spread(count: int, error: float, **changes: object) -> list[Outcome]:
+    """Outcomes that miss by up to `error`, evenly."""
+    return [_outcome(n, 0.8 + error * n / count, **changes) for n in range(count)]  # type: ignore[arg-type]
+
+
+def test_intervals_that_prove_twice_as_wide_as_needed_are_narrowed_once_many_outcomes_say_so():
+    assert interval_factor(_spread(NARROWED_FROM - 1, 0.03)) == 1.0
+    found = score(_spread(100, 0.03))
+    assert found.interval_factor == pytest.approx(0.54, abs=0.01)
+    assert "0.53 times as wide" in found.reason
+
+
+def test_narrowed_intervals_are_no_worse_models():
+    raw = _spread(100, 0.03)
+    factor = interval_factor(raw)
+    narrow = [replace(o, predicted=o.predicted.stretched(factor, 0, 1), widened_by=factor) for o in raw]
+    assert 0.85 <= score(narrow).overall.coverage.value <= 0.95  # type: ignore[union-attr]
+    assert interval_factor(narrow) == pytest.approx(factor)
+
+
+def test_intervals_are_narrowed_by_what_was_measured_and_not_by_what_was_allowed_for():
+    assert interval_factor(_spread(100, 0.05, noise=0.2)) == pytest.approx(0.89, abs=0.01)
+    assert interval_factor(_spread(100, 0.08, noise=0.2)) == 1.0
+
+
+def test_the_method_that_needs_its_width_decides_whether_intervals_are_narrowed():
+    sure = _spread(100, 0.02)
+    assert interval_factor(sure) == FACTOR_MIN
+    assert "the least that is permitted" in score(sure).reason
+    unsure = [_outcome(200 + n, 0.85, method="replay") for n in range(3)]
+    assert interval_factor([*sure, *unsure]) == pytest.approx(1.0)
+
+
+def test_coverage_is_told_as_measured_beside_what_is_allowed_for():
+    found = score([_outcome(n, 0.74, noise=0.05) for n in range(3)] + [_outcome(9)])
+    assert found.overall is not None
+    assert (found.overall.coverage.value, found.overall.coverage_as_measured.value) == (1.0, 0.25)
+
+
+def test_an_interval_that_allows_for_the_traffic_is_not_given_it_twice():
+    allowed = {"noise": 0.05, "noise_within": True}
+    assert _outcome(realised=0.74, noise=0.05).inside
+    assert not _outcome(realised=0.74, **allowed).inside
+    assert _outcome(realised=0.745, noise=0.06, noise_within=True).inside
+    passive = replace(_proposal().prediction, method="observed hit ratio plus the passive curve, from 1000 residents")
+    kept = _record(RecordKind.CHANGE_KEPT, 2, {"hit_ratio_after": 0.79, "hit_ratio_step": 0.02})
+    intended = _record(
+        RecordKind.CHANGE_INTENDED, 1, {"proposal": to_jsonable(replace(_proposal(), prediction=passive))}
+    )
+    (outcome,) = outcomes_from_records([intended, kept])
+    assert outcome.noise_within
 
 
 def test_what_the_traffic_does_by_itself_is_not_held_against_a_prediction():

@@ -27,7 +27,7 @@ def _outcome(number: int, realised: float, *, comparable: bool = True) -> Outcom
 
 def test_the_table_shows_errors_in_points_and_coverage_with_its_interval():
     lines = score_lines(score([_outcome(1, 0.82), _outcome(2, 0.70), _outcome(3, 0.1, comparable=False)]))
-    assert lines[1].split() == ["all", "2", "-4.00", "6.00", "0.50", "(0.12", "to", "0.88)", "1.00"]
+    assert lines[1].split() == ["all", "2", "-4.00", "6.00", "0.50", "(0.12", "to", "0.88)", "0.50", "1.00"]
     assert [line.split()[0] for line in lines[1:4]] == ["all", "memory", "observed"]
     assert len({line.index(" 2 ") for line in lines[1:4]}) == 1
     assert "1 outcomes left out" in lines[4]

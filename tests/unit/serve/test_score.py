@@ -33,6 +33,7 @@ async def test_the_score_of_the_state_is_shown_to_whoever_may_read(site: Site):
     told = answer.json()
     assert told["overall"]["outcomes"] == 11
     assert told["overall"]["coverage_low"] < told["overall"]["coverage"] < told["overall"]["coverage_high"]
+    assert told["overall"]["coverage_as_measured"] == told["overall"]["coverage"]
     assert 1.79 < told["interval_factor"] < 1.81
     assert [group["name"] for group in told["by_kind"]] == ["memory"]
 
