@@ -172,7 +172,8 @@ class Appraisal:
         usual = self._inquiry.usual_hit_ratio
         if usual is None:
             return 0.0
-        return max(self.evidence.hit_ratio - usual, -(self.snapshot.hit_ratio_step or 0.0))
+        allowed = min(self.snapshot.hit_ratio_step or 0.0, self.settings.guardrail_hit_ratio_drop)
+        return max(self.evidence.hit_ratio - usual, -allowed)
 
     def best_at(self, maxmemory_bytes: int) -> Choice:
         """Return the best configuration found for a size, with its prediction."""

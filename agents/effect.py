@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from agents.windows import Window
 from cachewarden.baseline import Baseline
 from cachewarden.estimate import Estimate
 
-__all__ = ["SHIFT_FACTOR", "Measured", "control_drift", "level_error", "measured_effect", "rate_shifted"]
+__all__ = ["SHIFT_FACTOR", "Measured", "control_drift", "measured_effect", "rate_shifted", "step_error"]
 
 SHIFT_FACTOR = 2.0
 """More than twice or less than half the lookups per second is another traffic."""
@@ -61,11 +62,22 @@ def _level(parts: Sequence[tuple[int, int]], total: tuple[int, int]) -> tuple[fl
     return ratio, variance
 
 
-def level_error(parts: Sequence[tuple[int, int]]) -> float | None:
-    """Return the standard error of the hit ratio of (lookups, misses) that follow upon each other; None with too few
-    lookups."""
-    level = _level(parts, _total(parts))
-    return None if level is None else math.sqrt(level[1])
+def step_error(parts: Sequence[tuple[int, int]]) -> float | None:
+    """Return the standard error of the hit ratio of (lookups, misses) that follow upon each other, a trend left out;
+    None with too few lookups.
+
+    The variance of one part is half the mean squared difference of neighbours (von Neumann 1941).
+    """
+    lookups, misses = _total(parts)
+    if lookups < _LOOKUPS_MIN:
+        return None
+    ratio = 1.0 - misses / lookups
+    variance = ratio * (1.0 - ratio) / lookups
+    ratios = [1.0 - m / n for n, m in parts if n > 0]
+    if len(ratios) > 1:
+        squares = [(after - before) ** 2 for before, after in pairwise(ratios)]
+        variance = max(variance, sum(squares) / len(squares) / 2.0 / len(ratios))
+    return math.sqrt(variance)
 
 
 def _total(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agents.effect import level_error, rate_shifted
+from agents.effect import rate_shifted, step_error
 from agents.windows import Window
 from cachewarden.baseline import Baseline
 from cachewarden.fleet import Service
@@ -333,18 +333,22 @@ def _unclear(
     that one scatters by `step * sqrt((1 + 1/n) / 2)`. In the end prediction and measurement are weighted by the
     inverses of their variances; a prediction is never taken to be surer than the measurement is.
     """
+    allowed = promise.limits.hit_ratio_drop if promise.limits is not None else settings.guardrail_hit_ratio_drop
     step, before = traffic_step(promise.baseline), promise.hit_ratio_before
+    known = promise.baseline.hit_ratio_step is not None
     lookups = sum(w.lookups for w in windows)
     if step is None or before is None or drift is not None or not lookups:
         return None
     ratio = 1.0 - sum(w.misses for w in windows) / lookups
+    if not known:
+        # One window is a short time to know the traffic by.
+        step = min(step, allowed)
     scatter = step * math.sqrt((1.0 + 1.0 / len(windows)) / 2.0)
     error = max(scatter, math.sqrt(ratio * (1.0 - ratio) / lookups), _ERROR_MIN)
     gained = ratio - before
     seen = f"measured {ratio:.3f}, and the traffic alone moves it by {step:.3f} from window to window"
-    if promise.only_grows and gained < 0.0:
+    if promise.only_grows and gained < 0.0 and (known or -gained <= allowed):
         return Judgement(Ruling.KEEP, f"unverified: {seen}; more memory takes no hits away")
-    allowed = promise.limits.hit_ratio_drop if promise.limits is not None else settings.guardrail_hit_ratio_drop
     short = promise.hit_ratio_low - settings.rollback_margin - ratio
     if short > _NORMAL_90 * error or -gained > allowed:
         return None
@@ -365,10 +369,10 @@ def _unclear(
 def traffic_step(baseline: Baseline) -> float | None:
     """Return by how much the hit ratios of two windows lie apart by themselves, a standard error; None where nothing
     was measured. Within one window the traffic moves less than from one to the next, so what its parts tell is the
-    least."""
+    least; they are compared with their neighbours, since a cache that still warms up or drains is no traffic."""
     if baseline.hit_ratio_step is not None:
         return baseline.hit_ratio_step
-    error = level_error(baseline.parts)
+    error = step_error(baseline.parts)
     return None if error is None else math.sqrt(2.0) * error
 
 

@@ -253,7 +253,7 @@ def curve_of(appraisal: Prospects, service: Service) -> Curve:
         lookups_per_s=appraisal.snapshot.lookups_per_s,
         weight=service.weight,
         minimum_bytes=service.minimum_memory_bytes,
-        floor_hit_ratio=min(max(floor + appraisal.above_usual, 0.0), 1.0) if floor > 0.0 else 0.0,
+        floor_hit_ratio=min(max(floor + appraisal.above_usual, floor / 2.0), 1.0) if floor > 0.0 else 0.0,
         current_bytes=appraisal.snapshot.maxmemory_bytes,
         sure_hit_ratio=np.minimum(np.clip(np.maximum.accumulate(appraisal.curve_low), 0.0, 1.0), expected),
     )

@@ -105,12 +105,12 @@ class CaptureReplay:
         return Estimate.around(value, math.hypot(spread, sampling, _SERVER_MARGIN, *policy), -1.0, 1.0)
 
     def _lead(self, ours: _Replayed, other: CacheConfiguration) -> float:
-        """Return how far the hit ratios of two eviction policies at the same size lie apart, 0 if one is not known."""
+        """Return how far the hit ratios of two eviction policies at the same size lie apart, 1 if one is not known."""
         theirs = self._of(other)
         if theirs is None:
-            return 0.0
+            return 1.0
         apart = (ours.hit_ratio - theirs.hit_ratio)[max(ours.warm, theirs.warm) :]
-        return 0.0 if np.isnan(apart).all() else abs(float(np.nanmean(apart)))
+        return 1.0 if np.isnan(apart).all() else abs(float(np.nanmean(apart)))
 
     def hit_ratio(self, wanted: CacheConfiguration) -> float | None:
         """Return what `wanted` would have hit once it was warm; None if the capture cannot tell."""

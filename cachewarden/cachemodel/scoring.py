@@ -7,11 +7,11 @@ be held against a prediction (too few lookups, other traffic, nothing measured) 
 Two biases remain and are not corrected: a change is kept as soon as it reaches its promise, often before it has
 settled, so errors lean towards less than promised; a change that was taken back on request may not have settled either.
 
-Intervals that hold more than they promise are narrowed, but only by many outcomes and as they were measured: what the
-traffic did by itself counts against them then, and the method that needs its width most decides for all.
+Intervals that hold more than they promise are not narrowed: outcomes are those of changes that were chosen for their
+predictions, and say little of what was not chosen.
 
-INVARIANT: the same outcomes give the same score; the factor lies within `FACTOR_MIN` to `FACTOR_MAX`, is never below 1
-with fewer than `NARROWED_FROM` outcomes, and is 1 with fewer than `OUTCOMES_MIN`.
+INVARIANT: the same outcomes give the same score; the factor lies within 1 to `FACTOR_MAX`, and is 1 with fewer than
+`OUTCOMES_MIN` outcomes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ from cachewarden.messages import AuditRecord, Execution, ExecutionState, Predict
 __all__ = [
     "FACTOR_EVIDENCE",
     "FACTOR_MAX",
-    "FACTOR_MIN",
     "LOOKUPS_MIN",
-    "NARROWED_FROM",
     "OUTCOMES_MAX",
     "OUTCOMES_MIN",
     "RECORD_KINDS",
@@ -56,10 +54,6 @@ OUTCOMES_MAX: Final = 200
 """The newest that count: what models of a year ago promised is no measure of today's."""
 FACTOR_MAX: Final = 3.0
 """Intervals that need more than this are wrong in kind, not in width: wider ones would only stop everything."""
-FACTOR_MIN: Final = 0.5
-"""The least: outcomes of changes that were chosen for their predictions say little about much narrower ones."""
-NARROWED_FROM: Final = 40
-"""Outcomes from which on intervals may be narrowed: of fewer, all may fall inside by luck (0.9^40 is 1.5 %)."""
 LOOKUPS_MIN: Final = 100
 """Lookups below which a window proves nothing: at 100 the standard error of a hit ratio is up to 0.05."""
 COVERAGE_PROMISED: Final = 0.9
@@ -207,29 +201,17 @@ def score(outcomes: Iterable[Outcome]) -> Score:
 
 
 def interval_factor(outcomes: Sequence[Outcome]) -> float:
-    """Return by how much future intervals have to be stretched so that nine of ten of these outcomes would have been
-    inside; within FACTOR_MIN to FACTOR_MAX, 1 below OUTCOMES_MIN outcomes.
+    """Return by how much future intervals have to be widened so that nine of ten of these outcomes would have been
+    inside; within 1 to FACTOR_MAX, 1 below OUTCOMES_MIN outcomes.
 
-    It is the empirical 0.9 quantile of the stretches, of which those that no widening mends are no part. Where that is
-    below 1, it is the one of the stretches as measured, the largest among the methods.
+    It is the empirical 0.9 quantile of the stretches, of which those that no widening mends are no part.
     """
-    stretches = [stretch for o in outcomes if (stretch := o.stretch) is not None]
+    stretches = sorted(stretch for o in outcomes if (stretch := o.stretch) is not None)
     if len(stretches) < OUTCOMES_MIN:
         return 1.0
-    needed = _needed(stretches)
-    if needed >= 1.0 or len(stretches) < NARROWED_FROM:
-        return min(max(needed, 1.0), FACTOR_MAX)
-    by_method: dict[str, list[float]] = {}
-    for o in outcomes:
-        if (stretch := o.stretch_as_measured) is not None:
-            by_method.setdefault(method_family(o.method), []).append(stretch)
-    return min(max(FACTOR_MIN, *map(_needed, by_method.values())), 1.0)
-
-
-def _needed(stretches: Sequence[float]) -> float:
-    """Return the factor that holds nine of ten."""
     # ceil(0.9 n) in integers: the number that has to be inside.
-    return sorted(stretches)[-(-9 * len(stretches) // 10) - 1] * (1.0 + _ROUNDING)
+    needed = stretches[-(-9 * len(stretches) // 10) - 1] * (1.0 + _ROUNDING)
+    return min(max(needed, 1.0), FACTOR_MAX)
 
 
 def _group(name: str, outcomes: Sequence[Outcome]) -> GroupScore:
@@ -256,9 +238,7 @@ def _reason(outcomes: Sequence[Outcome], factor: float) -> str:
     )
     if factor == 1.0:
         return f"{told}: intervals are left as they are"
-    bound = (
-        f", the {'most' if factor > 1.0 else 'least'} that is permitted" if factor in (FACTOR_MIN, FACTOR_MAX) else ""
-    )
+    bound = ", the most that is permitted" if factor == FACTOR_MAX else ""
     return f"{told}: future ones are {factor:.2f} times as wide as the models give them{bound}"
 
 
@@ -268,7 +248,7 @@ def _reason(outcomes: Sequence[Outcome], factor: float) -> str:
 def factor_of(proposal: Proposal) -> float:
     """Return by how much the intervals of a proposal were stretched when it was made; 1 where it does not say."""
     for fact in proposal.evidence:
-        if fact.name == FACTOR_EVIDENCE and isinstance(fact.value, int | float) and fact.value >= FACTOR_MIN:
+        if fact.name == FACTOR_EVIDENCE and isinstance(fact.value, int | float) and fact.value >= 1.0:
             return float(fact.value)
     return 1.0
 

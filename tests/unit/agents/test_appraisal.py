@@ -78,7 +78,7 @@ def test_a_bad_minute_stops_nobody_as_far_as_the_traffic_makes_such_minutes_by_i
     usual = SMALL._inquiry.usual_hit_ratio
     assert usual is not None
     service = fleet_of("api", floor=usual - 0.02).service("api")
-    for step, expected in ((None, 0.0), (0.03, -0.03), (0.2, -0.08)):
+    for step, expected in ((None, 0.0), (0.03, -0.03), (0.2, -SETTINGS.guardrail_hit_ratio_drop)):
         unlucky = replace(SMALL.snapshot, hit_ratio=usual - 0.08, hit_ratio_step=step)
         found = appraise(unlucky, service, SETTINGS)
         assert isinstance(found, Appraisal)

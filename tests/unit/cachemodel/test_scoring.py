@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from cachewarden.cachemodel.scoring import (
     FACTOR_EVIDENCE,
     FACTOR_MAX,
-    FACTOR_MIN,
-    NARROWED_FROM,
     OUTCOMES_MAX,
     OUTCOMES_MIN,
     RECORD_KINDS,
@@ -205,7 +203,7 @@ OUTCOMES = st.lists(st.tuples(RATIOS, RATIOS, RATIOS, RATIOS), min_size=OUTCOMES
 @given(OUTCOMES)
 def test_with_the_factor_nine_of_ten_outcomes_would_have_been_inside(outcomes: list[Outcome]):
     factor = interval_factor(outcomes)
-    assert (1.0 if len(outcomes) < NARROWED_FROM else FACTOR_MIN) <= factor <= FACTOR_MAX
+    assert 1.0 <= factor <= FACTOR_MAX
     mendable = [o for o in outcomes if o.stretch is not None]
     inside = sum(o.predicted.stretched(factor, 0.0, 1.0).holds(o.realised) for o in mendable)
     assert factor == FACTOR_MAX or len(mendable) < OUTCOMES_MIN or 10 * inside >= 9 * len(mendable)
@@ -314,32 +312,17 @@ def _spread(count: int, error: float, **changes: object) -> list[Outcome]:
     return [_outcome(n, 0.8 + error * n / count, **changes) for n in range(count)]  # type: ignore[arg-type]
 
 
-def test_intervals_that_prove_twice_as_wide_as_needed_are_narrowed_once_many_outcomes_say_so():
-    assert interval_factor(_spread(NARROWED_FROM - 1, 0.03)) == 1.0
+def test_intervals_that_prove_too_wide_are_left_as_they_are():
     found = score(_spread(100, 0.03))
-    assert found.interval_factor == pytest.approx(0.54, abs=0.01)
-    assert "0.53 times as wide" in found.reason
+    assert found.interval_factor == 1.0
+    assert "left as they are" in found.reason
 
 
-def test_narrowed_intervals_are_no_worse_models():
-    raw = _spread(100, 0.03)
-    factor = interval_factor(raw)
-    narrow = [replace(o, predicted=o.predicted.stretched(factor, 0, 1), widened_by=factor) for o in raw]
-    assert 0.85 <= score(narrow).overall.coverage.value <= 0.95  # type: ignore[union-attr]
-    assert interval_factor(narrow) == pytest.approx(factor)
-
-
-def test_intervals_are_narrowed_by_what_was_measured_and_not_by_what_was_allowed_for():
-    assert interval_factor(_spread(100, 0.05, noise=0.2)) == pytest.approx(0.89, abs=0.01)
-    assert interval_factor(_spread(100, 0.08, noise=0.2)) == 1.0
-
-
-def test_the_method_that_needs_its_width_decides_whether_intervals_are_narrowed():
-    sure = _spread(100, 0.02)
-    assert interval_factor(sure) == FACTOR_MIN
-    assert "the least that is permitted" in score(sure).reason
-    unsure = [_outcome(200 + n, 0.85, method="replay") for n in range(3)]
-    assert interval_factor([*sure, *unsure]) == pytest.approx(1.0)
+def test_outcomes_without_any_width_are_scored_too():
+    sure = [_outcome(n, 1.0, Estimate(1.0, 0.998, 1.0)) for n in range(45)]
+    bare = [_outcome(100 + n, 0.81, Estimate(0.8, 0.8, 0.8), noise=0.02) for n in range(40)]
+    for outcomes in (sure, bare, [*sure, *bare]):
+        assert 1.0 <= score(outcomes).interval_factor <= FACTOR_MAX
 
 
 def test_coverage_is_told_as_measured_beside_what_is_allowed_for():
