@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agents.guardrails import Promise, Ruling, alarm, judge, limits_of, promise_of, traffic_shifted
+from agents.guardrails import Promise, Ruling, alarm, judge, limits_of, promise_of, traffic_shifted, traffic_step
 from agents.windows import LatencyQuantile, Window
 from cachewarden.baseline import Baseline
 from cachewarden.fleet import Guardrails, Service
@@ -247,6 +247,21 @@ def test_until_steps_are_known_the_scatter_of_the_window_before_stands_for_them(
     assert ruling(window(0.77, lookups=3_000), promise=unknown) is Ruling.CONTINUE
     assert ruling(window(0.77), promise=replace(UNSTEADY, baseline=Baseline(parts=alike))) is Ruling.ROLL_BACK
     assert ruling(window(0.77), promise=replace(UNSTEADY, baseline=Baseline())) is Ruling.ROLL_BACK
+
+
+WARMING = tuple((500, misses) for misses in (250, 200, 150, 110, 90, 80))
+
+
+def test_a_cache_that_warms_up_is_no_unsteady_traffic():
+    drained = replace(UNSTEADY, hit_ratio_before=0.70, hit_ratio_low=0.76, gain=0.08, baseline=Baseline(parts=WARMING))
+    assert at_the_end(0.655, drained) is Ruling.ROLL_BACK
+    assert traffic_step(Baseline(parts=WARMING)) < 0.5 * traffic_step(Baseline(parts=WARMING[::2] + WARMING[1::2]))
+
+
+def test_a_deep_fall_that_nothing_explains_takes_even_mere_growth_back():
+    grown = replace(UNSTEADY, only_grows=True, hit_ratio_before=0.70, baseline=Baseline(parts=WARMING))
+    assert at_the_end(0.30, grown) is Ruling.ROLL_BACK
+    assert at_the_end(0.30, replace(grown, baseline=Baseline(hit_ratio_step=0.05))) is Ruling.KEEP
 
 
 def test_in_the_end_prediction_and_measurement_are_put_together():
