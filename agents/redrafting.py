@@ -136,7 +136,9 @@ def _remembered(
     why: str,
 ) -> Choice | str:
     """Return a choice that rests on the hit ratio measured before the change: somewhere between then and now."""
-    then, now = execution.hit_ratio_before, snapshot.hit_ratio
+    then = execution.hit_ratio_before
+    # The first look after a change has no window yet; the one that judged the change has.
+    now = execution.hit_ratio_after if snapshot.hit_ratio is None else snapshot.hit_ratio
     if then is None or now is None:
         return f"its effect can neither be predicted ({why}) nor was the hit ratio before the change measured"
     margin = settings.rollback_margin
