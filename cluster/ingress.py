@@ -47,6 +47,8 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "5",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # Decisions run to their end, whatever the client does.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front:middlewares",
 }
 _FILES: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",

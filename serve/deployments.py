@@ -22,6 +22,9 @@ APPLICATION = "cachewarden"
 
 _SWITCH_INTERVAL_S: Final = 0.0005
 
+_YOUNG_OBJECTS: Final = 10_000
+"""New containers between two collections; of the 700 by default, most belong to requests that have not ended yet."""
+
 _ONGOING_MAX: Final = 20_000
 """Of one replica, out of reach on purpose: who is let in is decided by `admission.py`, which has our own form."""
 
@@ -30,11 +33,13 @@ def _settle_interpreter() -> None:
     """Keep the event loop from waiting for the interpreter itself.
 
     Ray's own threads share the interpreter with the loop, and one that is at it may keep it for 5 ms, by default; and
-    the garbage collector would go through all that was imported again and again.
+    the garbage collector would go through all that was imported again and again, and through the requests in progress
+    at every few of them.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
 @dataclass(frozen=True, slots=True)

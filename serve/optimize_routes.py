@@ -14,6 +14,7 @@ from cachewarden.models import CacheOptimizationRequest, CacheOptimizationRespon
 from serve.context import ERRORS, context_of, json_answer
 from serve.courses import Apply, Asked
 from serve.decide_request import optimize_request
+from serve.front import DECISION_PATH
 from serve.gate import GovernedRoute, caller_of, needs
 
 __all__ = ["decision_route", "router"]
@@ -22,7 +23,7 @@ router = APIRouter(route_class=GovernedRoute, tags=["optimisation"])
 
 
 @router.post(
-    "/api/v1/cache/optimize",
+    DECISION_PATH,
     response_model=CacheOptimizationResponse,
     responses=ERRORS,
     openapi_extra=needs("operate"),

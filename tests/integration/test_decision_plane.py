@@ -259,6 +259,32 @@ async def test_a_request_keeps_its_id_through_the_ingress(plane: Plane):
         assert len((await client.post(OPTIMIZE, json=BODY)).headers.get_list("X-Request-ID")) == 1
 
 
+async def test_a_decision_goes_on_to_its_end_when_the_caller_leaves_in_the_middle(plane: Plane):
+    journal = make_journal(plane.plan)
+
+    async def decided() -> int:
+        return len(await journal.read_back(("request_decided",)))
+
+    try:
+        before = await decided()
+        body = b'{"service_name": "shop", "force_optimization": true}'
+        head = f"Host: x\r\nAuthorization: Bearer {plane.token}\r\nContent-Type: application/json\r\n"
+        _, writer = await asyncio.open_connection("127.0.0.1", plane.port)
+        writer.write(
+            f"POST /api/v1/cache/optimize HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        )
+        # The first record is there before the cycle that was asked for; what the cycle found is a record of its own.
+        async with asyncio.timeout(20):
+            while await decided() < before + 1:
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+        async with asyncio.timeout(20):
+            while await decided() < before + 2:
+                await asyncio.sleep(0.05)
+    finally:
+        await journal.close()
+
+
 async def test_a_body_of_50_mb_is_refused_before_it_is_sent(plane: Plane):
     sent = 0
     reader, writer = await asyncio.open_connection("127.0.0.1", plane.port)
