@@ -31,7 +31,7 @@ from cachewarden.machine import Effect, Received, Send
 from cachewarden.messages import Mode, Proposal, TtlRule
 from cachewarden.modes import with_modes
 from cachewarden.observation import Snapshot
-from cachewarden.protocol import FleetPlanned, History, ModesChanged, PlanFleet
+from cachewarden.protocol import FleetPlanned, History, ModesChanged, PlanFleet, Sizing
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["Appraise", "Planner", "Prospects", "curve_of", "plan_fleet"]
@@ -159,7 +159,28 @@ def plan_fleet(
         if lever is not None:
             del idle[service.name]
             proposals.append(lever)
-    return FleetPlanned(cycle=question.cycle, proposals=_order(proposals, division), idle_reasons=idle)
+    return FleetPlanned(
+        cycle=question.cycle,
+        proposals=_order(proposals, division),
+        idle_reasons=idle,
+        sizings={
+            name: _sizing(appraisal, now_ms)
+            for name, appraisal in appraisals.items()
+            # After a change the curve is the old one until the cache has shown what it does now.
+            if len(appraisal.curve_bytes) > 1 and not _cools_down(question.history.get(name), settings, now_ms)
+        },
+    )
+
+
+def _sizing(appraisal: Prospects, now_ms: int) -> Sizing:
+    expected = np.clip(np.maximum.accumulate(appraisal.curve_hit_ratio), 0.0, 1.0)
+    low = np.clip(np.maximum.accumulate(appraisal.curve_low), 0.0, expected)
+    return Sizing(
+        at_ms=now_ms,
+        maxmemory_bytes=tuple(appraisal.curve_bytes),
+        hit_ratio=tuple(expected.tolist()),
+        low=tuple(low.tolist()),
+    )
 
 
 def _obstacle(snapshot: Snapshot, history: History | None, settings: CacheOptimizerSettings) -> str | None:

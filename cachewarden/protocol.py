@@ -42,6 +42,7 @@ __all__ = [
     "SetPaused",
     "Settle",
     "Settled",
+    "Sizing",
     "StandingDecision",
 ]
 
@@ -112,7 +113,7 @@ class FleetObserved(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PlanFleet(Message):
-    """`force` names services for which cool-down and minimum gain are skipped; `goals` overrides targets by name.
+    """`force` names services for which cool-down and minimum gain are skipped.
 
     `memory_bytes` is the maxmemory that each service has or may still need, those included that were not seen this
     time; `budget_bytes` what all together may have, None where the asker does not know it.
@@ -124,19 +125,33 @@ class PlanFleet(Message):
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
     budget_bytes: int | None = None
     force: tuple[str, ...] = ()
-    goals: Mapping[str, float] = field(default_factory=dict)
     interval_factor: float = 1.0
     """By how much intervals are to be stretched so that nine of ten past outcomes would have been inside; below 1 where
     they have proved too wide (`cachewarden.cachemodel.scoring`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing(Message):
+    """What one cache is predicted to hit at other sizes, each under the best configuration found for the service.
+
+    All three have the same length, at least two: `maxmemory_bytes` ascending, `hit_ratio` 0..1, never falling, and
+    `low`, the low end of its 90 % interval.
+    """
+
+    at_ms: int
+    maxmemory_bytes: tuple[int, ...]
+    hit_ratio: tuple[float, ...]
+    low: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetPlanned(Message):
-    """Proposals, and for each service without one the reason."""
+    """Proposals, for each service without one the reason, and sizings of those whose memory can be imagined."""
 
     cycle: int
     proposals: tuple[Proposal, ...]
     idle_reasons: Mapping[str, str]
+    sizings: Mapping[str, Sizing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -315,6 +330,8 @@ class FleetState(Message):
     """Service to the mode that a person has set at run time, where it differs from the fleet file."""
     approval_answers: Mapping[str, str] = field(default_factory=dict)
     """Decision or submission id to the reason why the coordinator did not take it, empty where it did; the newest."""
+    sizings: Mapping[str, Sizing] = field(default_factory=dict)
+    """Newest of each service, as old as they say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -331,6 +331,7 @@ class Coordinator:
         busy = frozenset(name for name in self._fleet.names if self._memory.in_flight(name, now_ms))
         proposals, ended = self._approvals.arrange(message.proposals, self._snapshots, busy, now_ms)
         placed = {p.service for p in proposals}
+        self._memory.sizings.update(message.sizings)
         self._memory.note_idle({s: why for s, why in message.idle_reasons.items() if s not in placed}, now_ms)
         if not proposals:
             return (*ended, *self._end(now_ms))

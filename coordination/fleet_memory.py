@@ -21,7 +21,7 @@ from cachewarden.messages import AuditRecord, Execution, ExecutionState, Intent,
 from cachewarden.observation import Snapshot
 from cachewarden.pausing import PAUSE_KINDS
 from cachewarden.peer_messages import PeerHealth, PeerReport
-from cachewarden.protocol import AgentBeat, FleetState, History, StandingDecision
+from cachewarden.protocol import AgentBeat, FleetState, History, Sizing, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
 from coordination.execution_records import STATE_OF_RECORD, followed, opened
 from coordination.life_signs import LifeSigns
@@ -57,6 +57,7 @@ class FleetMemory:
         self._found_bytes: dict[str, int] = {}
         """maxmemory of each service when it was first seen: the budget of a fleet that declares none."""
         self._standing: dict[str, StandingDecision] = {}
+        self.sizings: dict[str, Sizing] = {}
         self._executions: dict[str, Execution] = {}
         self._running: dict[str, Execution] = {}
         """Those of them that have not ended: few, however large the fleet is."""
@@ -440,4 +441,5 @@ class FleetMemory:
             approvals=self._approvals,
             modes=self._modes,
             approval_answers=self._approval_answers,
+            sizings=dict(self.sizings),
         )

@@ -23,6 +23,8 @@ from cachewarden.messages import (
 )
 from cachewarden.models import OptimizationPlan, PredictionBasis
 from cachewarden.observation import Snapshot
+from cachewarden.protocol import Sizing
+from serve.sizing import size_in_words
 from serve.timestamps import iso
 
 __all__ = [
@@ -297,9 +299,14 @@ def _current_levels(snapshot: Snapshot | None) -> dict[str, float | None]:
 
 
 def target_notes(
-    targets: Mapping[str, float], snapshot: Snapshot | None, levels: Mapping[str, float | None]
+    targets: Mapping[str, float],
+    snapshot: Snapshot | None,
+    levels: Mapping[str, float | None],
+    sizing: Sizing | None = None,
+    now_ms: int = 0,
 ) -> tuple[bool, list[str]]:
-    """Say whether every target is met now (unmeasured is not met), and which the plan's `levels` will not meet."""
+    """Say whether every target is met now (unmeasured is not met), which the plan's `levels` will not meet, and what
+    memory a hit ratio takes by the `sizing` of the service."""
     now = _current_levels(snapshot)
     met = bool(targets)
     notes: list[str] = []
@@ -310,10 +317,14 @@ def target_notes(
             met = False
             notes.append(f"whether `{name}` meets its target {target:g} is not known, it is not measured")
             continue
-        met = met and (current <= target if less_is_better else current >= target)
+        there = current <= target if less_is_better else current >= target
+        met = met and there
         if after is not None and (after > target if less_is_better else after < target):
             notes.append(
                 f"`{name}` is {current:.4g} and would be {after:.4g} after the plan, "
                 f"its target {target:g} needs more than that"
             )
+        if name == "cache_hit_rate" and snapshot is not None and (there or after is None or after < target):
+            size = size_in_words(sizing, target, snapshot.maxmemory_bytes, met=there, now_ms=now_ms)
+            notes += [] if size is None else [size]
     return met, notes

@@ -160,13 +160,15 @@ class Docket:
         return known and _is_of(verdict, proposal_digest, self.grounds.constitution)
 
     def notes(self, targets: Mapping[str, float], service: Service, telling: Telling) -> list[str]:
-        """Return which targets the plan will not meet; nobody may change the list."""
+        """Return which targets the plan will not meet and what they take; nobody may change the list."""
         key = (service.name, id(telling), tuple(sorted(targets.items())))
         found = self._notes.get(key)
         if found is None:
             if len(self._notes) >= _NOTES_MAX:
                 self._notes.clear()
-            told = target_notes(targets, self.state.snapshots.get(service.name), telling.levels)[1]
+            state = self.state
+            snapshot, sizing = state.snapshots.get(service.name), state.sizings.get(service.name)
+            told = target_notes(targets, snapshot, telling.levels, sizing, state.at_ms)[1]
             found = self._notes[key] = (telling, told)
         return found[1]
 

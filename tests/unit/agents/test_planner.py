@@ -88,6 +88,19 @@ def test_memory_moves_from_the_cache_that_does_not_need_it_and_the_giver_goes_fi
     assert giver.memory_delta_bytes + taker.memory_delta_bytes <= 0
 
 
+def test_what_other_sizes_would_hit_is_told_of_each_cache_that_may_change():
+    fleet = fleet_of("idle", "small", total_bytes=17 * MIB)
+    told = _plan(fleet, IDLE, SMALL).sizings
+    assert sorted(told) == ["idle", "small"]
+    small = told["small"]
+    assert small.maxmemory_bytes[0] < SMALL.maxmemory_bytes < small.maxmemory_bytes[-1]
+    assert list(small.maxmemory_bytes) == sorted(small.maxmemory_bytes)
+    assert list(small.hit_ratio) == sorted(small.hit_ratio)
+    assert all(0.0 <= low <= ratio <= 1.0 for low, ratio in zip(small.low, small.hit_ratio, strict=True))
+    resting = {"small": History(last_change_ms=NOW - 1_000)}
+    assert sorted(_plan(fleet, IDLE, SMALL, history=resting).sizings) == ["idle"]
+
+
 @pytest.mark.parametrize("resting", ["idle", "small"])
 def test_no_memory_moves_to_or_from_a_cache_that_cools_down_since_it_would_lie_idle_until_then(resting):
     fleet = fleet_of("idle", "small", total_bytes=17 * MIB)

@@ -57,6 +57,7 @@ from cachewarden.protocol import (
     SetPaused,
     Settle,
     Settled,
+    Sizing,
 )
 from cachewarden.settings import load_settings
 from coordination.cycle import Coordinator
@@ -208,6 +209,19 @@ def test_a_cycle_asks_one_agent_after_the_other_and_hands_what_is_agreed_to_the_
     assert order.proposal == proposal
     assert order.hit_ratio_before == 0.8
     assert [e.kind for e in effects if isinstance(e, Record)] == ["proposed", "judged", "resolved"]
+
+
+def test_the_newest_sizing_of_a_service_stays_known_until_there_is_another():
+    desk = _Desk()
+    first, second = (
+        Sizing(at_ms=at_ms, maxmemory_bytes=(1, 2), hit_ratio=(0.5, 0.6), low=(0.4, 0.5)) for at_ms in (NOW, NOW + 1)
+    )
+    for cycle, sizings in enumerate(({"api": first}, {"search": second}, {"api": second}), start=1):
+        desk.tick()
+        desk.hear(FleetObserved(cycle=cycle, snapshots=(_snapshot(),)))
+        desk.hear(FleetPlanned(cycle=cycle, proposals=(), idle_reasons={"api": "nothing"}, sizings=sizings))
+        assert desk.coordinator.state(NOW).sizings["api"] == (second if cycle == 3 else first)
+    assert desk.coordinator.state(NOW).sizings["search"] == second
 
 
 @pytest.mark.parametrize("outcome", [ResolutionOutcome.WAIT, ResolutionOutcome.YIELD, ResolutionOutcome.ADVISE])
