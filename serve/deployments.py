@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ray import serve as ray_serve
+from ray.exceptions import RayError
+
+from cachewarden.errors import OperatingError
 
 __all__ = ["APPLICATION", "Scale", "serve_api", "stop_api"]
 
@@ -55,8 +58,8 @@ class Scale:
 def serve_api(make_app: Callable[[], Any], *, host: str, port: int, scale: Scale = Scale(), release: str = "") -> None:
     """Start Serve's ingress and the API, or replace its replicas one by one, and wait until it answers.
 
-    Raises RuntimeError when it cannot be deployed. Another `release` than before replaces all replicas: Serve itself
-    sees only changes of the code that it was given.
+    Raises OperatingError when the ingress does not come up, RuntimeError when the API cannot be deployed. Another
+    `release` than before replaces all replicas: Serve itself sees only changes of the code that it was given.
     """
 
     # Serve tells a builder from an application by its being a plain function.
@@ -67,11 +70,17 @@ def serve_api(make_app: Callable[[], Any], *, host: str, port: int, scale: Scale
 
     # Serve makes the text of an access line before it finds that nobody wants it.
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
-    ray_serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": host, "port": port, "keep_alive_timeout_s": 90},
-        logging_config=quiet,
-    )
+    try:
+        ray_serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port, "keep_alive_timeout_s": 90},
+            logging_config=quiet,
+        )
+    except (RayError, TimeoutError) as error:
+        raise OperatingError(
+            f"Ray Serve's ingress did not come up ({type(error).__name__}), it is waited for 60 s: on a busy machine "
+            "start again when it is less so, or run without Ray Serve (`--no-ray`)"
+        ) from error
     number: dict[str, Any] = {"num_replicas": scale.replicas}
     if scale.replicas_max is not None and scale.replicas_max > scale.replicas:
         number = {
