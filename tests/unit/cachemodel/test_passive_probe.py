@@ -14,6 +14,7 @@ from cachewarden.cachemodel import residence
 from cachewarden.cachemodel.eviction import EvictionConfig, index, replay, replay_looks
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, ResidentSample, TtlStats
 from cachewarden.cachemodel.passive_curve import PassiveCurve, miss_logit_spread, passive_curve
+from cachewarden.cachemodel.lfu_rates import LFU_INITIAL
 from cachewarden.cachemodel.passive_fit import ResidentFacts
 from cachewarden.cachemodel.popularity_fit import IdleTable
 from cachewarden.cachemodel.whatif import Answer, Insufficient, evaluate
@@ -161,6 +162,14 @@ def test_a_size_at_which_keys_would_leave_within_seconds_has_no_answer() -> None
 
 def test_too_few_keys_say_so() -> None:
     assert "200 are needed" in refusal(probed(keys=150))
+
+
+def test_under_lfu_nearly_all_counters_stand_where_a_new_key_begins_so_they_tell_no_curve() -> None:
+    config = EvictionConfig(KEYS * ENTRY_BYTES // 3, eviction_policy="allkeys-lfu", unknown_entry_bytes=ENTRY_BYTES)
+    residents = replay_looks(INDEXED, config, [PROBE_MS])[0].residents
+    assert residents.frequency is not None
+    decayed = residents.frequency.astype(np.int64) - residents.idle_ms // 60_000
+    assert np.mean(decayed <= LFU_INITIAL) > 0.85
 
 
 def test_under_lfu_idle_times_do_not_exist_and_that_is_said() -> None:
