@@ -53,8 +53,8 @@ def passive_workload(evidence: Evidence, seed: int) -> PassiveWorkload | str:
     if evidence.current.family == "lfu":
         # Nine of ten counters stand at their start, docs/adr/0010.
         return (
-            "under LFU the server keeps frequency counters instead of idle times, and most residents are used too seldom "
-            "to be told apart by them; capture accesses or attach the client feed"
+            "under LFU the server keeps frequency counters instead of idle times, and most residents are used too "
+            "seldom to be told apart by them; capture accesses or attach the client feed"
         )
     known = residents.rows(residents.idle_ms >= 0)
     if len(known) < IDLE_KEYS_MIN:

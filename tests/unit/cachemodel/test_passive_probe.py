@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cachewarden.cachemodel import residence
 from cachewarden.cachemodel.eviction import EvictionConfig, index, replay, replay_looks
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence, ResidentSample, TtlStats
-from cachewarden.cachemodel.passive_curve import PassiveCurve, miss_logit_spread, passive_curve
 from cachewarden.cachemodel.lfu_rates import LFU_INITIAL
+from cachewarden.cachemodel.passive_curve import PassiveCurve, miss_logit_spread, passive_curve
 from cachewarden.cachemodel.passive_fit import ResidentFacts
 from cachewarden.cachemodel.popularity_fit import IdleTable
 from cachewarden.cachemodel.whatif import Answer, Insufficient, evaluate
@@ -169,7 +169,8 @@ def test_under_lfu_nearly_all_counters_stand_where_a_new_key_begins_so_they_tell
     residents = replay_looks(INDEXED, config, [PROBE_MS])[0].residents
     assert residents.frequency is not None
     decayed = residents.frequency.astype(np.int64) - residents.idle_ms // 60_000
-    assert np.mean(decayed <= LFU_INITIAL) > 0.85
+    assert np.mean(decayed <= LFU_INITIAL) > 0.6
+    assert np.mean(decayed <= LFU_INITIAL + 1) > 0.9
 
 
 def test_under_lfu_idle_times_do_not_exist_and_that_is_said() -> None:
