@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from agents.choice import Choice
+from agents.choice import Choice, change_in_words
 from agents.evidence import evidence_of
 from agents.ttl_review import TTL_GAIN_SHARE
 from cachewarden.cachemodel.candidates import SearchSpace, candidates_around
@@ -114,7 +114,7 @@ class Appraisal:
             budget_accesses=_SEARCH_ACCESSES,
             minimum_gain=_SWITCH_GAIN,
             handicap=lambda candidate: _LFU_HANDICAP if candidate.family == "lfu" else 0.0,
-            name=lambda candidate: self._words(candidate, ()),
+            name=lambda candidate: change_in_words(self.evidence.current, candidate, ()),
         )
         return run_search(search, self._evaluator_at)
 
@@ -163,6 +163,17 @@ class Appraisal:
     def curve_low(self) -> tuple[float, ...]:
         """Low ends of the 90 % intervals of `curve_hit_ratio`; what is observed where nothing would change."""
         return tuple(low for _, _, low in self._curve)
+
+    @cached_property
+    def sizes_as_is(self) -> tuple[tuple[int, Estimate], ...]:
+        """Predicted hit ratio at other sizes, ascending, with everything else as it is in force and nothing taken off
+        for caution; without the sizes that cannot be told, empty where the memory is unlimited."""
+        now = self.evidence.current
+        if now.maxmemory_bytes <= 0:
+            return ()
+        sizes = sorted({round(now.maxmemory_bytes * times) for times in _CURVE_TIMES})
+        found = [(size, self.choice_of(replace(now, maxmemory_bytes=size), ())) for size in sizes]
+        return tuple((size, choice.after) for size, choice in found if isinstance(choice, Choice))
 
     @cached_property
     def above_usual(self) -> float:
@@ -239,7 +250,7 @@ class Appraisal:
             ttl_rules=rules,
             before=self._observed,
             after=after,
-            words=self._words(asked, rules),
+            words=change_in_words(self.evidence.current, asked, rules),
             method=answer.method,
             interval_factor=self.interval_factor,
         )
@@ -397,25 +408,6 @@ class Appraisal:
             return ratio + share * (value - ratio)
 
         return Estimate(part(estimate.value), part(estimate.low), part(estimate.high))
-
-    def _words(self, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> str:
-        current = self.evidence.current
-        parts = []
-        if wanted.eviction_policy != current.eviction_policy:
-            parts.append(f"eviction policy {current.eviction_policy} to {wanted.eviction_policy}")
-        if wanted.maxmemory_bytes != current.maxmemory_bytes:
-            before, after = current.maxmemory_bytes / 2**20, wanted.maxmemory_bytes / 2**20
-            parts.append(f"maxmemory {before:.2f} to {after:.2f} MiB")
-        lfu = (wanted.lfu_log_factor, wanted.lfu_decay_time_min)
-        if wanted.family == "lfu" and lfu != (current.lfu_log_factor, current.lfu_decay_time_min):
-            parts.append(f"LFU log factor {lfu[0]}, decay {lfu[1]} min")
-        parts += [
-            f"TTL of `{r.pattern}` {r.written_ttl_ms / 1000:g} to {r.extended_ttl_ms / 1000:g} s "
-            f"(its owner permits {r.max_staleness_ms / 1000:g} s)"
-            f"{' of keys in use' if r.only_read else ''}"
-            for r in rules
-        ]
-        return ", ".join(parts) or "no change"
 
 
 def _lookups_share(stats: PatternStats) -> float:

@@ -9,7 +9,7 @@ from cachewarden.estimate import Estimate
 from cachewarden.messages import TtlRule
 from cachewarden.observation import Snapshot
 
-__all__ = ["Choice"]
+__all__ = ["Choice", "change_in_words"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +59,23 @@ class Choice:
                 wanted.lfu_decay_time_min
             ) == knobs.get("lfu-decay-time")
         return same and not self.ttl_rules
+
+
+def change_in_words(current: CacheConfiguration, wanted: CacheConfiguration, rules: tuple[TtlRule, ...]) -> str:
+    """Return what another configuration changes, with the TTL rules that go with it, as reasons name it."""
+    parts = []
+    if wanted.eviction_policy != current.eviction_policy:
+        parts.append(f"eviction policy {current.eviction_policy} to {wanted.eviction_policy}")
+    if wanted.maxmemory_bytes != current.maxmemory_bytes:
+        before, after = current.maxmemory_bytes / 2**20, wanted.maxmemory_bytes / 2**20
+        parts.append(f"maxmemory {before:.2f} to {after:.2f} MiB")
+    lfu = (wanted.lfu_log_factor, wanted.lfu_decay_time_min)
+    if wanted.family == "lfu" and lfu != (current.lfu_log_factor, current.lfu_decay_time_min):
+        parts.append(f"LFU log factor {lfu[0]}, decay {lfu[1]} min")
+    parts += [
+        f"TTL of `{r.pattern}` {r.written_ttl_ms / 1000:g} to {r.extended_ttl_ms / 1000:g} s "
+        f"(its owner permits {r.max_staleness_ms / 1000:g} s)"
+        f"{' of keys in use' if r.only_read else ''}"
+        for r in rules
+    ]
+    return ", ".join(parts) or "no change"

@@ -26,6 +26,7 @@ from agents.lever_drafting import lever_proposal
 from agents.reapplying import reapplied
 from agents.recent_appraisals import RecentAppraisals
 from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
+from cachewarden.estimate import Estimate
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, Received, Send
 from cachewarden.messages import Mode, Proposal, TtlRule
@@ -63,6 +64,9 @@ class Prospects(Protocol):
 
     @property
     def curve_low(self) -> tuple[float, ...]: ...
+
+    @property
+    def sizes_as_is(self) -> tuple[tuple[int, Estimate], ...]: ...
 
     @property
     def above_usual(self) -> float: ...
@@ -164,22 +168,27 @@ def plan_fleet(
         proposals=_order(proposals, division),
         idle_reasons=idle,
         sizings={
-            name: _sizing(appraisal, now_ms)
+            name: sizing
             for name, appraisal in appraisals.items()
-            # After a change the curve is the old one until the cache has shown what it does now.
-            if len(appraisal.curve_bytes) > 1 and not _cools_down(question.history.get(name), settings, now_ms)
+            # After a change the evidence is that of before until the cache has shown what it does now.
+            if not _cools_down(question.history.get(name), settings, now_ms)
+            and (sizing := _sizing(appraisal, now_ms)) is not None
         },
     )
 
 
-def _sizing(appraisal: Prospects, now_ms: int) -> Sizing:
-    expected = np.clip(np.maximum.accumulate(appraisal.curve_hit_ratio), 0.0, 1.0)
-    low = np.clip(np.maximum.accumulate(appraisal.curve_low), 0.0, expected)
+def _sizing(appraisal: Prospects, now_ms: int) -> Sizing | None:
+    told = appraisal.sizes_as_is
+    if len(told) < 2:
+        return None
+    # More memory alone takes no hits away: a dip is noise.
+    expected = np.maximum.accumulate([estimate.value for _, estimate in told])
+    low = np.maximum.accumulate([estimate.low for _, estimate in told])
     return Sizing(
         at_ms=now_ms,
-        maxmemory_bytes=tuple(appraisal.curve_bytes),
+        maxmemory_bytes=tuple(size for size, _ in told),
         hit_ratio=tuple(expected.tolist()),
-        low=tuple(low.tolist()),
+        low=tuple(np.minimum(low, expected).tolist()),
     )
 
 

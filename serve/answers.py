@@ -304,9 +304,10 @@ def target_notes(
     levels: Mapping[str, float | None],
     sizing: Sizing | None = None,
     now_ms: int = 0,
+    changed_ms: int | None = None,
 ) -> tuple[bool, list[str]]:
     """Say whether every target is met now (unmeasured is not met), which the plan's `levels` will not meet, and what
-    memory a hit ratio takes by the `sizing` of the service."""
+    memory a hit ratio takes by the `sizing` of the service, which was changed last at `changed_ms`."""
     now = _current_levels(snapshot)
     met = bool(targets)
     notes: list[str] = []
@@ -324,7 +325,7 @@ def target_notes(
                 f"`{name}` is {current:.4g} and would be {after:.4g} after the plan, "
                 f"its target {target:g} needs more than that"
             )
-        if name == "cache_hit_rate" and snapshot is not None and (there or after is None or after < target):
-            size = size_in_words(sizing, target, snapshot.maxmemory_bytes, met=there, now_ms=now_ms)
+        if name == "cache_hit_rate" and snapshot is not None and not there and (after is None or after < target):
+            size = size_in_words(sizing, target, snapshot.maxmemory_bytes, now_ms=now_ms, changed_ms=changed_ms)
             notes += [] if size is None else [size]
     return met, notes

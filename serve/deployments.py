@@ -76,10 +76,16 @@ def serve_api(make_app: Callable[[], Any], *, host: str, port: int, scale: Scale
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 90},
             logging_config=quiet,
         )
-    except (RayError, TimeoutError) as error:
+    except TimeoutError as error:
         raise OperatingError(
-            f"Ray Serve's ingress did not come up ({type(error).__name__}), it is waited for 60 s: on a busy machine "
-            "start again when it is less so, or run without Ray Serve (`--no-ray`)"
+            f"Ray Serve's ingress did not come up within the 60 s that Serve waits ({error}): on a busy machine start "
+            "again when it is less so, or run without Ray Serve (`--no-ray`)"
+        ) from error
+    except RayError as error:
+        cause = str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__]
+        raise OperatingError(
+            f"Ray Serve's ingress did not come up: {cause[-1].strip()} ({type(error).__name__}); its logs are in the "
+            "folder `serve` of Ray's session, and `--no-ray` runs without it"
         ) from error
     number: dict[str, Any] = {"num_replicas": scale.replicas}
     if scale.replicas_max is not None and scale.replicas_max > scale.replicas:

@@ -168,7 +168,9 @@ class Docket:
                 self._notes.clear()
             state = self.state
             snapshot, sizing = state.snapshots.get(service.name), state.sizings.get(service.name)
-            told = target_notes(targets, snapshot, telling.levels, sizing, state.at_ms)[1]
+            history = state.history.get(service.name)
+            changed_ms = None if history is None else history.last_change_ms
+            told = target_notes(targets, snapshot, telling.levels, sizing, state.at_ms, changed_ms)[1]
             found = self._notes[key] = (telling, told)
         return found[1]
 

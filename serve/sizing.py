@@ -16,8 +16,6 @@ __all__ = ["SIZING_AGE_MAX_MS", "least_bytes", "size_in_words"]
 
 SIZING_AGE_MAX_MS: Final = 15 * 60_000
 """Longer ago the planner could not say: a service cools down after each change, and is imagined anew then."""
-_WORTH_SAYING: Final = 0.95
-"""Of the present memory: what is above it is no other size."""
 
 
 def least_bytes(sizes: Sequence[int], hit_ratio: Sequence[float], target: float) -> int | None:
@@ -41,25 +39,28 @@ def _mib(size: int) -> str:
     return f"{size / (1 << 20):.1f} MiB"
 
 
-def size_in_words(sizing: Sizing | None, target: float, current_bytes: int, *, met: bool, now_ms: int) -> str | None:
-    """Return what memory a hit ratio of `target` takes, None where that is not known or not another than the present.
-
-    `met`: whether it is reached now.
+def size_in_words(
+    sizing: Sizing | None, target: float, current_bytes: int, *, now_ms: int, changed_ms: int | None = None
+) -> str | None:
+    """Return what memory a hit ratio of `target`, not reached now, takes with everything else as it is; None where that
+    is not known: no sizing, one from too long ago, or from before the last change (`changed_ms`).
     """
     if sizing is None or current_bytes <= 0 or now_ms - sizing.at_ms > SIZING_AGE_MAX_MS:
         return None
+    if changed_ms is not None and sizing.at_ms <= changed_ms:
+        return None
     sizes = sizing.maxmemory_bytes
     expected = least_bytes(sizes, sizing.hit_ratio, target)
-    surely = least_bytes(sizes, sizing.low, target)
-    here = f"it has {_mib(current_bytes)}"
-    if met:
-        if surely is None or surely > _WORTH_SAYING * current_bytes:
-            return None
-        return f"`cache_hit_rate` {target:g} is predicted to be met with {_mib(surely)} too, {here}"
+    even_low = least_bytes(sizes, sizing.low, target)
+    here = f"now {_mib(current_bytes)}"
     if expected is None:
-        return f"no size up to {_mib(sizes[-1])} is predicted to reach `cache_hit_rate` {target:g}, {here}"
+        most = f"up to {_mib(sizes[-1])} ({here})"
+        return f"more memory alone, {most}, is not predicted to reach `cache_hit_rate` {target:g}"
     if expected <= current_bytes:
         # Present and predicted level differ by noise: the prediction is of what is usual.
         return None
-    least = "" if surely is None else f", surely {_mib(surely)}"
-    return f"`cache_hit_rate` {target:g} alone would take about {_mib(expected)}{least}, {here}"
+    low = _mib(even_low) if even_low is not None else f"more than {_mib(sizes[-1])}"
+    return (
+        f"`cache_hit_rate` {target:g} by memory alone would take about {_mib(expected)} ({here}), and {low} to reach "
+        "it at the low end of the 90 % interval"
+    )

@@ -116,6 +116,11 @@ class Outlook:
         return tuple(ratio if size == now else max(ratio - _ERROR, 0.0) for size, ratio in points)
 
     @property
+    def sizes_as_is(self) -> tuple[tuple[int, Estimate], ...]:
+        """Nothing: no request of the simulator asks for another hit ratio."""
+        return ()
+
+    @property
     def above_usual(self) -> float:
         """0: a model's load has no good minutes."""
         return 0.0

@@ -96,9 +96,17 @@ def test_what_other_sizes_would_hit_is_told_of_each_cache_that_may_change():
     assert small.maxmemory_bytes[0] < SMALL.maxmemory_bytes < small.maxmemory_bytes[-1]
     assert list(small.maxmemory_bytes) == sorted(small.maxmemory_bytes)
     assert list(small.hit_ratio) == sorted(small.hit_ratio)
+    assert list(small.low) == sorted(small.low)
     assert all(0.0 <= low <= ratio <= 1.0 for low, ratio in zip(small.low, small.hit_ratio, strict=True))
     resting = {"small": History(last_change_ms=NOW - 1_000)}
     assert sorted(_plan(fleet, IDLE, SMALL, history=resting).sizings) == ["idle"]
+
+
+def test_other_sizes_are_told_under_the_policy_in_force_not_under_the_one_that_is_proposed():
+    planned = _plan(fleet_of("api"), FULL)
+    assert _only(planned).knob_changes
+    # A full cache that refuses writes keeps what it happened to hold: no model tells other sizes of it.
+    assert planned.sizings == {}
 
 
 @pytest.mark.parametrize("resting", ["idle", "small"])

@@ -25,6 +25,18 @@ def test_the_fast_ingress_is_chosen_where_its_binary_is(binary: str):
     assert {**ALWAYS, **FAST}.items() <= environment.items()
 
 
+@pytest.mark.parametrize(
+    "set_by_hand", [{"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}, {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1"}]
+)
+def test_where_the_application_has_a_thread_of_its_own_there_is_no_front(binary: str, set_by_hand: dict[str, str]):
+    environment = {"RAY_SERVE_HAPROXY_BINARY_PATH": binary, **set_by_hand}
+    prepare(environment)
+    assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" not in environment
+    environment |= {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ours:own"}
+    prepare(environment)
+    assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "ours:own"
+
+
 def test_without_the_binary_the_default_proxy_serves_and_it_is_said(monkeypatch):
     monkeypatch.setattr(ingress.importlib.util, "find_spec", lambda _: None)
     environment: dict[str, str] = {}

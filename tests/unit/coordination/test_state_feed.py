@@ -8,9 +8,9 @@ import random
 import pytest
 
 from cachewarden.messages import ExecutionState
-from cachewarden.protocol import FleetBeat, FleetDelta, FleetState
+from cachewarden.protocol import FleetBeat, FleetDelta, FleetState, Sizing
 from coordination.state_feed import StateFeed, apply, beat_of, delta_of, with_beat
-from tests.unit.serve.serve_world import execution, idle, proposal, snapshot, standing, state
+from tests.unit.serve.serve_world import NOW_MS, execution, idle, proposal, snapshot, standing, state
 
 SERVICES = ("constitutional_ai", "api_gateway", "integrity_service")
 
@@ -41,7 +41,20 @@ def grown(old: FleetState, rng: random.Random) -> FleetState:
         standing={**old.standing, **(standing(plan) if rng.random() < 0.5 else idle(name, str(rng.random())))},
         executions=tuple(executions.values()),
         missing={name: "gone"} if rng.random() < 0.5 else {},
+        sizings={**old.sizings, name: sizing(rng.random())} if rng.random() < 0.5 else old.sizings,
     )
+
+
+def sizing(low: float) -> Sizing:
+    return Sizing(at_ms=NOW_MS, maxmemory_bytes=(1, 2), hit_ratio=(1.0, 1.0), low=(low, 1.0))
+
+
+def test_a_sizing_is_sent_once_and_not_with_every_news_of_another_service():
+    names = SERVICES[:2]
+    old = state(sizings={name: sizing(0.5) for name in names})
+    assert delta_of(old, dataclasses.replace(old, version=9)).changes.sizings == {}
+    newer = {**old.sizings, names[1]: sizing(0.6)}
+    assert set(delta_of(old, dataclasses.replace(old, version=9, sizings=newer)).changes.sizings) == {names[1]}
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -51,6 +51,18 @@ def test_a_client_cannot_ask_that_its_decision_be_broken_off():
     assert [pair for pair in headers if pair[0] == MARK[0]] == [MARK]
 
 
+def test_a_client_cannot_name_a_time_after_which_its_decision_is_broken_off():
+    assert b"x-request-timeout-seconds" not in dict(
+        handed_on(headers=[(b"x-request-timeout-seconds", b"0.001")])["headers"]
+    )
+
+
+def test_an_empty_id_is_none():
+    ids = [value for name, value in handed_on(headers=[(b"x-request-id", b"")])["headers"] if name == b"x-request-id"]
+    assert len(ids) == 1
+    assert len(ids[0]) == 36
+
+
 @pytest.mark.parametrize(
     "other",
     [{"path": "/api/v1/cache/warm"}, {"method": "GET"}, {"type": "websocket"}, {"type": "lifespan"}],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from serve_world import NOW_MS, grounds, proposal, snapshot, standing, state
 
 from cachewarden.models import CacheOptimizationRequest
-from cachewarden.protocol import Sizing
+from cachewarden.protocol import History, Sizing
 from serve.decision import Asked, decide
 from serve.sizing import SIZING_AGE_MAX_MS, least_bytes, size_in_words
 
@@ -52,17 +52,23 @@ def test_the_least_size_lies_among_those_imagined_or_there_is_none(ratios: list[
     assert found is None or sizes[0] <= found <= sizes[-1]
 
 
-def test_a_higher_target_is_told_with_the_memory_that_it_alone_would_take():
-    assert told(0.86) == ["`cache_hit_rate` 0.86 alone would take about 52.0 MiB, surely 60.0 MiB, it has 40.0 MiB"]
+def test_a_target_that_is_not_reached_is_told_with_the_memory_that_would_reach_it():
+    expected = "`cache_hit_rate` 0.86 by memory alone would take about 52.0 MiB (now 40.0 MiB)"
+    assert told(0.86) == [f"{expected}, and 60.0 MiB to reach it at the low end of the 90 % interval"]
+
+
+def test_where_no_size_reaches_it_at_the_low_end_that_is_told():
+    assert "and more than 80.0 MiB to reach it at the low end" in told(0.94)[0]
 
 
 def test_a_target_that_no_size_reaches_is_told_so():
-    assert told(0.99) == ["no size up to 80.0 MiB is predicted to reach `cache_hit_rate` 0.99, it has 40.0 MiB"]
+    assert told(0.99) == [
+        "more memory alone, up to 80.0 MiB (now 40.0 MiB), is not predicted to reach `cache_hit_rate` 0.99"
+    ]
 
 
-def test_a_target_that_is_met_is_told_with_less_where_less_surely_does():
-    assert told(0.6) == ["`cache_hit_rate` 0.6 is predicted to be met with 24.3 MiB too, it has 40.0 MiB"]
-    assert told(0.79) == []
+def test_nobody_is_told_that_less_would_do():
+    assert told(0.6) == []
 
 
 def test_a_plan_that_reaches_the_target_is_enough():
@@ -74,11 +80,15 @@ def test_what_was_imagined_long_ago_is_not_told(at_ms: int):
     assert told(0.86, sizing(at_ms=at_ms)) == []
 
 
+def test_what_was_imagined_before_the_last_change_is_not_told():
+    assert told(0.86, history={"constitutional_ai": History(last_change_ms=NOW_MS - 500)}) == []
+    assert told(0.86, history={"constitutional_ai": History(last_change_ms=NOW_MS - 5_000)}) != []
+
+
 def test_where_nothing_is_known_or_the_memory_is_unlimited_nothing_is_told():
-    assert size_in_words(None, 0.9, 40 * MIB, met=False, now_ms=NOW_MS) is None
-    unlimited = snapshot(maxmemory_bytes=0)
-    assert told(0.86, snapshots={"constitutional_ai": unlimited}) == []
+    assert size_in_words(None, 0.9, 40 * MIB, now_ms=NOW_MS) is None
+    assert told(0.86, snapshots={"constitutional_ai": snapshot(maxmemory_bytes=0)}) == []
 
 
 def test_a_prediction_that_calls_the_target_met_already_is_no_advice():
-    assert size_in_words(sizing(), 0.79, 40 * MIB, met=False, now_ms=NOW_MS) is None
+    assert size_in_words(sizing(), 0.79, 40 * MIB, now_ms=NOW_MS) is None
