@@ -173,14 +173,9 @@ class FakeBlackboard:
         return {a: await self.page(a, c) if a in held or c else empty for a, c in cursors.items()}
 
     async def held(self, areas: Sequence[str]) -> frozenset[str]:
-        """Return the areas whose index holds anything; that of knowledge holds ours too."""
+        """Return the areas whose index holds anything that is not ours."""
         self._require_available()
-        # An index of knowledge holds ours too, one of tasks or conflicts only those of its state.
-        return frozenset(
-            area
-            for area in areas
-            if self._wanted(area) or self._bad_news.get(area) or (area[0] == "k" and self._scanned[area])
-        )
+        return frozenset(area for area in areas if self._wanted(area) or self._bad_news.get(area))
 
     def _wanted(self, area: str) -> list[dict[str, Any]]:
         """Return the readable records of an area, ours left out of knowledge; worked out anew where texts changed."""
