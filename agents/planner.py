@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -246,7 +247,7 @@ def curve_of(appraisal: Prospects, service: Service) -> Curve:
         service=service.name,
         bytes=np.asarray(appraisal.curve_bytes, dtype=np.int64),
         # More memory never costs hits; a dip is noise of the replay.
-        hit_ratio=np.clip(np.maximum.accumulate(appraisal.curve_hit_ratio), 0.0, 1.0),
+        hit_ratio=np.array([min(max(r, 0.0), 1.0) for r in accumulate(appraisal.curve_hit_ratio, max)]),
         lookups_per_s=appraisal.snapshot.lookups_per_s,
         weight=service.weight,
         minimum_bytes=service.minimum_memory_bytes,

@@ -66,6 +66,8 @@ class Node:
     name: str
     time: VirtualTime
     clock: NodeClock
+    send_beats: Callable[[list[m.Received]], None]
+    """Brings the signs of life of all agents here to whoever waits for them, together."""
     up: bool = True
     paused: int = 0
     """How many reasons there are to hold it."""
@@ -85,8 +87,7 @@ class Node:
             self.run(self._beat)
 
     def _beat(self) -> None:
-        for shell in tuple(self.shells.values()):
-            shell.beat()
+        self.send_beats([shell.life_sign for shell in self.shells.values()])
         self.time.post(_BEAT_MS, partial(self._next_beat, self._boots))
 
     def run(self, action: Callable[[], None]) -> None:
@@ -150,14 +151,13 @@ class NodeShell:
         self._mirror: deque[m.Publish] = deque()
         self._mirroring = False
         # In the simulator a life has nothing to add to its beats, so each is the same.
-        self._life_sign = m.Send(
-            to="coordinator", message=AgentBeat(name=agent.name, started_at_ms=ports.clock.now_ms())
-        )
+        beat = AgentBeat(name=agent.name, started_at_ms=ports.clock.now_ms())
+        self.life_sign = m.Received(sender=agent.name, message=beat)
         self.undelivered = 0
 
     def start(self) -> None:
         """Beat, replay what the journal knows, then serve the inbox."""
-        self.beat()
+        self._send(m.Send(to="coordinator", message=self.life_sign.message))
         self._node.beat_on()
         self._spawn(self._begin())
 
@@ -169,6 +169,12 @@ class NodeShell:
                 self._node.run(self._pump)
             else:
                 self._pump()
+
+    def deliver_all(self, events: list[m.Received]) -> None:
+        """Put events that came together into the inbox."""
+        if self.alive:
+            self._inbox.extend(events)
+            self._node.run(self._pump)
 
     def die(self) -> None:
         """End this life where it stands."""
@@ -256,11 +262,6 @@ class NodeShell:
     def _fire(self, ref: str) -> None:
         self._timers.pop(ref, None)
         self.deliver(m.TimerFired(ref=ref))
-
-    def beat(self) -> None:
-        """Give a sign of life."""
-        if self.alive:
-            self._send(self._life_sign)
 
     def _publish(self, effect: m.Publish) -> None:
         self._mirror.append(effect)

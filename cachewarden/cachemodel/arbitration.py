@@ -55,6 +55,11 @@ class Curve:
         if min(self.lookups_per_s, self.weight, self.minimum_bytes, self.current_bytes) < 0:
             raise ValueError(f"lookups, weight and memory of `{self.service}` must not be negative")
 
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Return `bytes` as plain numbers."""
+        return self._points[0]
+
     def at(self, memory_bytes: float) -> float:
         """Return the hit ratio at that memory."""
         sizes, ratios = self._points
@@ -123,8 +128,8 @@ class _Position:
     curve: Curve
     lowest: int
     highest: int
-    hull_bytes: npt.NDArray[np.float64]
-    hull_hits: npt.NDArray[np.float64]
+    hull_bytes: list[float]
+    hull_hits: list[float]
     given: int
 
 
@@ -216,11 +221,13 @@ def _position(curve: Curve, total_bytes: int, max_step_share: float | None) -> _
         lowest = max(lowest, curve.current_bytes - reach)
         highest = max(lowest, min(highest, curve.current_bytes + reach))
     highest = min(highest, max(lowest, total_bytes))
-    inner = curve.bytes[(curve.bytes > lowest) & (curve.bytes < highest)]
-    points = np.concatenate([[lowest], inner, [highest] if highest > lowest else []]).astype(np.float64)
-    hits = np.interp(points, curve.bytes, curve.hit_ratio) * curve.worth
+    # A curve has a dozen points: plain numbers are faster than arrays of so few.
+    inner = [float(size) for size in curve.sizes if lowest < size < highest]
+    points = [float(lowest), *inner, *([float(highest)] if highest > lowest else [])]
+    hits = [curve.at(point) * curve.worth for point in points]
     corners = _hull(points, hits)
-    return _Position(curve, lowest, highest, points[corners], hits[corners], lowest)
+    hull_bytes, hull_hits = [points[i] for i in corners], [hits[i] for i in corners]
+    return _Position(curve, lowest, highest, hull_bytes, hull_hits, lowest)
 
 
 def _bytes_for(curve: Curve, hit_ratio: float) -> int:
@@ -236,7 +243,7 @@ def _bytes_for(curve: Curve, hit_ratio: float) -> int:
     return min(found, curve.current_bytes)
 
 
-def _hull(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> list[int]:
+def _hull(x: Sequence[float], y: Sequence[float]) -> list[int]:
     """Return the corners of the upper concave hull of points with rising x (Andrew's monotone chain)."""
     corners: list[int] = []
     for i in range(len(x)):
@@ -257,8 +264,11 @@ def _hand_out(positions: list[_Position], left: int, step_bytes: int, *, over_cl
     """
     segments: list[tuple[float, int, int]] = []
     for order, position in enumerate(positions):
-        rise, run = np.diff(position.hull_hits), np.diff(position.hull_bytes)
-        segments.extend((-rise[i] / run[i], order, i) for i in range(len(run)) if rise[i] > 0)
+        sizes, hits = position.hull_bytes, position.hull_hits
+        for i in range(len(sizes) - 1):
+            rise = hits[i + 1] - hits[i]
+            if rise > 0:
+                segments.append((-rise / (sizes[i + 1] - sizes[i]), order, i))
     segments.sort()
     for _, order, i in segments:
         position = positions[order]
