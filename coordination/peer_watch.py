@@ -2,8 +2,9 @@
 
 A look is bounded, so a full round over a part may take several; they follow each other quickly until the round is over.
 What was seen in a round counts at once, what is gone counts as gone when the round is complete. Hints bring the next
-look forward, no closer than `_GAP_MS`; where nobody else writes, every second look is left out; whoever has to know what stands there from now on asks for a fresh round
-(`ask_fresh`), and is told by `seen_since`. It decides nothing about what it has seen.
+look forward, no closer than `_GAP_MS`; where nobody else writes, every second look is left out. Whoever has to know
+what stands there from now on asks for a fresh round (`ask_fresh`), and is told by `seen_since`. It decides nothing
+about what it has seen.
 
 INVARIANT: what peers hold counts as known only after a whole round, and while looks succeed (`readable`). At most one
 look and one wait for a hint are under way; a blackboard that does not answer is asked again at the usual pace; what is
