@@ -136,7 +136,8 @@ class PeerDesk:
 
     def intents(self, now_ms: int) -> tuple[Intent, ...]:
         """Return what peers hold now; everything, while nobody knows what they hold."""
-        held = self._conflicts.intents((*self._plans_in_sight, *self._objections), now_ms)
+        plans = (*self._plans_in_sight, *self._objections)
+        held = self._conflicts.intents(plans, now_ms) if plans or self._conflicts.holds_anything else ()
         if self._watch.readable(now_ms) or PeerPower.HOLD not in self._powers:
             return held
         unread = (

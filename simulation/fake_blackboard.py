@@ -10,7 +10,7 @@ import json
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from cachewarden.board_records import BoardRecord, ConflictRecord, TaskRecord
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
@@ -26,6 +26,35 @@ _PAGE: Final = 500
 _PARSED_MAX: Final = 5_000
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _LIFE_TTL_MS: Final = 90_000
+K = TypeVar("K")
+
+
+class _Texts(dict[K, str]):
+    """Records as texts; `version` says whether any was changed since somebody has looked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = 0
+
+    def __setitem__(self, key: K, text: str) -> None:
+        self.version += 1
+        super().__setitem__(key, text)
+
+    def __delitem__(self, key: K) -> None:
+        self.version += 1
+        super().__delitem__(key)
+
+    def pop(self, key: K, *default: Any) -> Any:
+        self.version += 1
+        return super().pop(key, *default)
+
+    def update(self, *others: Any, **named: str) -> None:
+        self.version += 1
+        super().update(*others, **named)
+
+    def clear(self) -> None:
+        self.version += 1
+        super().clear()
 
 
 class FakeBlackboard:
@@ -40,19 +69,17 @@ class FakeBlackboard:
         self.bad_records = 0
         self.agents: dict[str, str] = {}
         self.active: set[str] = set()
-        self.knowledge: dict[tuple[str, str], str] = {}
-        self.tasks: dict[str, str] = {}
-        self.conflicts: dict[str, str] = {}
+        self.knowledge: _Texts[tuple[str, str]] = _Texts()
+        self.tasks: _Texts[str] = _Texts()
+        self.conflicts: _Texts[str] = _Texts()
         self._lives: dict[tuple[str, str], int] = {}
         """Agent and life to when it counts as gone."""
         self._streams: list[weakref.ref[EventStream]] = []
         self._bad_seen: set[tuple[str, str]] = set()
         self._read_before: dict[tuple[Any, str], dict[str, Any] | BadRecord] = {}
         self._times: dict[str, int | None] = {}
-        self._texts: dict[str, dict[Any, str]] = {}
-        """All records of a kind as they stood when they were last read."""
-        self._paged: dict[str, list[dict[str, Any]]] = {}
-        """What was wanted of each area then."""
+        self._paged: dict[str, tuple[_Texts[Any], int, list[dict[str, Any]]]] = {}
+        """Area to the records that it was last read from, their version, and what was wanted of them."""
         self._scanned: dict[str, int] = {}
         self._bad_news: dict[str, int] = {}
         """Area to the bad records that no page has counted yet."""
@@ -182,16 +209,17 @@ class FakeBlackboard:
     def _wanted(self, area: str) -> list[dict[str, Any]]:
         """Return the readable records of an area, ours left out of knowledge; worked out anew where texts changed."""
         kind, _, part = area.partition(":")
-        texts = cast(dict[Any, str], getattr(self, kind))
-        if self._texts.get(kind) != texts:
-            self._texts[kind] = dict(texts)
-            self._paged = {known: page for known, page in self._paged.items() if not known.startswith(kind)}
-        if area not in self._paged:
+        texts: _Texts[Any] = getattr(self, kind)
+        known = self._paged.get(area)
+        if known is not None and known[0] is texts and known[1] == texts.version:
+            return known[2]
+        if kind == "knowledge":
             held = [(i, text) for (space, i), text in self.knowledge.items() if space == part]
-            held = held if kind == "knowledge" else list(texts.items())
-            self._paged[area] = self._selected(area, held)
-            self._scanned[area] = len(held)
-        return self._paged[area]
+        else:
+            held = list(texts.items())
+        wanted = self._selected(area, held)
+        self._paged[area], self._scanned[area] = (texts, texts.version, wanted), len(held)
+        return wanted
 
     def _selected(self, area: str, held: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         kind, _, part = area.partition(":")
@@ -334,9 +362,7 @@ class FakeBlackboard:
         """Keep what we wrote bounded; see the port."""
         self._require_available()
         self._expire()
-        for kind, record_id in sorted(self._ours):
-            if kind == "knowledge":
-                continue
+        for kind, record_id in sorted(own for own in self._ours if own[0] != "knowledge"):
             record = await (self.task(record_id) if kind == "tasks" else self.conflict(record_id))
             if record is not None and (kind, record_id) not in self._expires_ms:
                 await self._age(kind, record, at_ms, kept_ms)
