@@ -205,7 +205,7 @@ class Deployment:
             "consensus": lambda: Consensus(fleet, settings),
             "actuator": lambda: Actuator(holder=f"{self.name}:{life}", settings=settings, fleet=fleet),
             "auditor": lambda: Auditor(checkpoint=self.checkpoint),
-            "coordinator": lambda: Coordinator(fleet, settings),
+            "coordinator": lambda: Coordinator(fleet, settings, life=f"{self.name}:{life}"),
         }
         return builders[agent]()
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _TO_UNIT = 2.0**-53
-_ROLLS_MIN = 8
+_ROLLS_MIN = 32
 _ROLLS_MAX = 512
 """How many rolls are made at once: few at first, as many parts of a world roll hardly ever."""
 _STEPS = np.arange(1, _ROLLS_MAX + 1, dtype=np.uint64) * np.uint64(_GAMMA)

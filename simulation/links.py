@@ -140,7 +140,8 @@ class LinkedBlackboard:
         self._link = link
         self._blackboard = blackboard
 
-    def __getattr__(self, operation: str) -> Callable[..., Pending]:
+    def __getattr__(self, operation: str) -> Any:
+        # What it returns can be awaited once, which is all that is done with what a port returns.
         call = partial(self._call, getattr(self._blackboard, operation))
         self.__dict__[operation] = call
         return call

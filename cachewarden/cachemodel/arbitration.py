@@ -11,7 +11,7 @@ INVARIANT: bytes given out plus bytes left over equal the budget; the modelled w
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -55,10 +55,15 @@ class Curve:
         if min(self.lookups_per_s, self.weight, self.minimum_bytes, self.current_bytes) < 0:
             raise ValueError(f"lookups, weight and memory of `{self.service}` must not be negative")
 
-    @property
-    def sizes(self) -> Sequence[int]:
-        """Return `bytes` as plain numbers."""
-        return self._points[0]
+    def between(self, lowest: int, highest: int) -> tuple[list[float], list[float]]:
+        """Return the two ends and all points between them: bytes, and the worth of the hits there."""
+        sizes, ratios = self._points
+        inner = slice(bisect_right(sizes, lowest), bisect_left(sizes, highest))
+        points, hits = [float(lowest), *map(float, sizes[inner])], [self.at(lowest), *ratios[inner]]
+        if highest > lowest:
+            points.append(float(highest))
+            hits.append(self.at(highest))
+        return points, [ratio * self.worth for ratio in hits]
 
     def at(self, memory_bytes: float) -> float:
         """Return the hit ratio at that memory."""
@@ -221,10 +226,7 @@ def _position(curve: Curve, total_bytes: int, max_step_share: float | None) -> _
         lowest = max(lowest, curve.current_bytes - reach)
         highest = max(lowest, min(highest, curve.current_bytes + reach))
     highest = min(highest, max(lowest, total_bytes))
-    # A curve has a dozen points: plain numbers are faster than arrays of so few.
-    inner = [float(size) for size in curve.sizes if lowest < size < highest]
-    points = [float(lowest), *inner, *([float(highest)] if highest > lowest else [])]
-    hits = [curve.at(point) * curve.worth for point in points]
+    points, hits = curve.between(lowest, highest)
     corners = _hull(points, hits)
     hull_bytes, hull_hits = [points[i] for i in corners], [hits[i] for i in corners]
     return _Position(curve, lowest, highest, hull_bytes, hull_hits, lowest)
