@@ -132,6 +132,11 @@ class Coordinator:
         """Return everything that is known, as one value."""
         return self._memory.state(now_ms, self._cycle, self._stage, self._life_ms)
 
+    @property
+    def progress(self) -> tuple[int, int, str]:
+        """Return (when this life began, number of the newest cycle, its stage)."""
+        return self._life_ms, self._cycle, self._stage
+
     def has_news(self, seen: tuple[int, int]) -> bool:
         """Whether a watcher that has seen (life, version) lacks something; never before the journal was replayed."""
         return self._life_ms > 0 and seen != (self._life_ms, self._memory.version)

@@ -2,8 +2,9 @@
 
 A look is bounded, so a full round over a part may take several; they follow each other quickly until the round is over.
 What was seen in a round counts at once, what is gone counts as gone when the round is complete. Hints bring the next
-look forward, no closer than `_GAP_MS`; whoever has to know what stands there from now on asks for a fresh round
-(`ask_fresh`), and is told by `seen_since`. It decides nothing about what it has seen.
+look forward, no closer than `_GAP_MS`; where nobody else writes, every second look is left out. Whoever has to know
+what stands there from now on asks for a fresh round (`ask_fresh`), and is told by `seen_since`. It decides nothing
+about what it has seen.
 
 INVARIANT: what peers hold counts as known only after a whole round, and while looks succeed (`readable`). At most one
 look and one wait for a hint are under way; a blackboard that does not answer is asked again at the usual pace; what is
@@ -36,17 +37,24 @@ _HOLDING: Final = ("knowledge:performance", "conflicts:open")
 """The parts in which peers say what they hold."""
 _MISSED_MAX: Final = 3
 """Intervals without a good look after which nobody knows any more what peers hold."""
+_EMPTY_LOOKS: Final = 6
+"""Looks in a row that have found nothing at all, after which the next ones take their time."""
+_PATIENT_INTERVALS: Final = 2
 
 
 class PeerWatch:
-    """`interval_ms` lies between two rounds without hints; 0 means that nobody looks. A look may take `timeout_ms`."""
+    """`interval_ms` lies between two rounds without hints; 0 means that nobody looks. A look may take `timeout_ms`.
+    `patient`: it may be twice as long where hints are waited for and nobody has written anything for a while."""
 
-    def __init__(self, interval_ms: int, timeout_ms: int = 0) -> None:
+    def __init__(self, interval_ms: int, timeout_ms: int = 0, *, patient: bool = True) -> None:
+        self._patient = patient
         self._stale_ms = _MISSED_MAX * interval_ms + timeout_ms
         self._owed = set(_HOLDING)
         """Of which parts there was no whole round since the start, or since a look failed."""
         self._good_ms: int | None = None
         """When a look last left nothing owed."""
+        self._left_out_ms = 0
+        """How much later than usual the look after that one comes."""
         self._interval_ms = interval_ms
         self._cursors: dict[str, str] = dict.fromkeys(BOARD_AREAS, "")
         self._complete: dict[str, dict[str, BoardRecord]] = {area: {} for area in BOARD_AREAS}
@@ -56,6 +64,8 @@ class PeerWatch:
         self._fresh = 0
         """The look from which on somebody waits for a whole round."""
         self._looked_ms = 0
+        self._empty = 0
+        """Looks in a row that have found nothing."""
         self.done = self.failures = self.bad = self.left_out = 0
         """Looks that succeeded and failed, unusable records, and records beyond the bound, since the start."""
         self.trouble = ""
@@ -91,7 +101,18 @@ class PeerWatch:
         """Whether it is known what peers hold; true where nobody looks, as then nobody is asked."""
         if not self._interval_ms:
             return True
-        return self._good_ms is not None and now_ms - self._good_ms <= self._stale_ms
+        return self._good_ms is not None and now_ms - self._good_ms <= self._stale_ms + self._left_out_ms
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether the last look has found nothing of anybody else, and nothing is left of the looks before."""
+        return self._empty > 0
+
+    @property
+    def _pause_ms(self) -> int:
+        """Return how long to wait without hints. Whoever begins a change looks first, so this is about no promise."""
+        patient = self._patient and self._awaiting and self._empty >= _EMPTY_LOOKS
+        return self._interval_ms * (_PATIENT_INTERVALS if patient else 1)
 
     def ask_fresh(self, now_ms: int) -> tuple[int, tuple[Effect, ...]]:
         """Ask for a whole round of what peers hold that begins after this moment; returns what `seen_since` is asked
@@ -149,8 +170,11 @@ class PeerWatch:
     def _on_read(self, event: PeersRead, now_ms: int) -> tuple[Effect, ...]:
         self._looking, self._looked_ms, self.trouble = False, now_ms, ""
         self.done += 1
+        self._empty += 1
         for area, page in event.pages.items():
             self.bad += page.bad
+            if page.records or page.cursor or page.bad or self._cursors[area] or self._complete[area]:
+                self._empty = 0
             seen = self._round[area]
             for record in page.records:
                 if len(seen) < _KEPT_MAX or record["id"] in seen:
@@ -164,13 +188,15 @@ class PeerWatch:
                 self.whole_ms[area] = self._began_ms[area]
                 self._whole_look[area] = self._began_look[area]
                 self._owed.discard(area)
+        if event.tasks or event.conflicts or self._hinted:
+            self._empty = 0
         if not self._owed:
-            self._good_ms = now_ms
+            self._good_ms, self._left_out_ms = now_ms, self._pause_ms - self._interval_ms
         # What was hinted at while the look was under way may lie in a part that it had passed already.
-        pause_ms = _GAP_MS if self._hinted else self._interval_ms
+        pause_ms = _GAP_MS if self._hinted else self._pause_ms
         if any(self._cursors.values()):
             pause_ms = _NEXT_PAGE_MS if sum(len(p.records) for p in event.pages.values()) < _FULL_PAGE else _GAP_MS
-        pause_ms = min(pause_ms, self._interval_ms)
+        pause_ms = min(pause_ms, self._pause_ms)
         if self._urgent:
             pause_ms = 0
         elif self._fresh > min(self._whole_look[area] for area in _HOLDING):
@@ -185,6 +211,7 @@ class PeerWatch:
         if event.ref != self._ref:
             return ()
         self._looking, self._looked_ms = False, now_ms
+        self._empty = 0
         self.failures += 1
         self.trouble = "does not answer"
         # A round that was interrupted begins anew: the server may have come back with other content.

@@ -233,22 +233,34 @@ class RedisBlackboard:
         return self._key(*_AREAS[area][0]), more
 
     async def pages(self, cursors: Mapping[str, str]) -> dict[str, BoardPage]:
-        """Return a page of each area; see the port. An index that is of another type is read, and fails, as ever."""
+        """Return a page of each area; see the port. An index that is of another type is read, and fails, as ever.
 
+        What is empty, or holds only what we wrote, is not read: most of what stands among the knowledge is ours.
+        """
+
+        own = self._key("agents", self._agent_id, "knowledge")
         asked = {area: self._indexes_of(area) for area in cursors}
 
         async def sizes() -> list[Any]:
             async with self._redis.pipeline(transaction=False) as pipe:
-                for index, more in asked.values():
+                for area, (index, more) in asked.items():
                     pipe.zcard(index)
-                    if more is not None:
+                    if area.startswith("knowledge:"):
+                        pipe.zintercard(2, (index, own))
+                    elif more is not None:
                         pipe.scard(more)
                 return list(await pipe.execute(raise_on_error=False))
 
         answers = iter(await self._store.guarded(sizes()))
-        held = {area: [next(answers), *([next(answers)] if more else [])] for area, (_, more) in asked.items()}
-        # What is no number is an error, and reading the area says which.
-        empty = {area for area, sizes_of in held.items() if all(size == 0 for size in sizes_of)}
+        empty: set[str] = set()
+        for area, (_, more) in asked.items():
+            size = next(answers)
+            # What is no number is an error, of a server before 7.0 too, and reading the area says which.
+            nothing = size == next(answers) if area.startswith("knowledge:") else size == 0
+            if more is not None:
+                nothing = next(answers) == 0 and nothing
+            if nothing:
+                empty.add(area)
         return {
             area: BoardPage(records=()) if area in empty and not cursor else await self.page(area, cursor)
             for area, cursor in cursors.items()

@@ -12,6 +12,7 @@ from functools import cache
 
 from cachewarden.messages import RecordKind
 from cachewarden.policy.constitution import Constitution
+from cachewarden.quickening import quicken_loaded
 from simulation.checkers.book import all_checkers
 from simulation.checkers.checker import Checker, Violation
 from simulation.facts import FencedWrite
@@ -90,6 +91,7 @@ def run_once(
 
     `faults` replaces what the scenario and its mix would give (as shrinking does), `mix` the mix of the scenario.
     """
+    quicken_loaded("cachewarden", "agents", "coordination", "simulation")
     planned = draw_faults(scenario, seed, mix) if faults is None else faults
     world = World(scenario, seed, constitution=_constitution(), checkers=checkers_of(scenario))
     schedule(world, planned)
