@@ -59,7 +59,6 @@ _BEGINNING: Final = re.compile(
 _GAPS_MAX: Final = 1_000
 _PROBLEMS_MAX: Final = 1_000
 _RAW_CHARS_MAX: Final = 4_096
-_HASHES_KEPT: Final = 64
 
 
 class ProblemKind(StrEnum):
@@ -142,10 +141,8 @@ def _payload_text(record: AuditRecord) -> str:
     return codec.canonical_json(record.payload).decode()
 
 
-@codec.kept(_HASHES_KEPT)
 def hash_of(record: AuditRecord) -> str:
-    """Return SHA-256 over the canonical JSON of every field but `hash`; remembered for the newest objects, since the
-    end of a journal is looked at again and again."""
+    """Return SHA-256 over the canonical JSON of every field but `hash`."""
     before, after = _around_hash(record, _payload_text(record))
     return hashlib.sha256(f"{before},{after}".encode()).hexdigest()
 

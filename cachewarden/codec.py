@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache, lru_cache, wraps
 from typing import Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter
@@ -107,7 +107,12 @@ def kept(maxsize: int) -> Callable[[Callable[[Any], T]], Callable[[Any], T]]:
 
     def decorate(work: Callable[[Any], T]) -> Callable[[Any], T]:
         remembered = lru_cache(maxsize=maxsize)(lambda same: work(same.value()))
-        return lambda value: remembered(_Same(value))
+
+        @wraps(work)
+        def look_up(value: Any) -> T:
+            return remembered(_Same(value))
+
+        return look_up
 
     return decorate
 

@@ -31,7 +31,6 @@ from cachewarden.machine import Agent
 from cachewarden.messages import Mode
 from cachewarden.policy.constitution import Constitution, load_constitution
 from cachewarden.ports import LookupLedger, Mailbox
-from cachewarden.quickening import quicken_loaded
 from cachewarden.settings import CacheOptimizerSettings
 from cachewarden.shell import AgentShell, Ports
 from cluster.audit import CheckpointMailbox, load_checkpoint
@@ -251,7 +250,9 @@ def build_agent(plan: Plan, name: str) -> Agent:
             settings=settings,
             fleet=fleet,
         ),
-        "auditor": lambda: Auditor(checkpoint=load_checkpoint(checkpoint_path(settings))),
+        "auditor": lambda: Auditor(
+            checkpoint=load_checkpoint(checkpoint_path(settings)), idle_factor=settings.idle_factor
+        ),
         "coordinator": lambda: Coordinator(fleet, settings, life=f"{plan.holder}:{secrets.token_hex(4)}"),
         WARMTH: lambda: Warmth(fleet),
         ENVOY: lambda: make_envoy(settings),
@@ -261,7 +262,6 @@ def build_agent(plan: Plan, name: str) -> Agent:
 
 def build_shell(plan: Plan, name: str, mailbox: Mailbox) -> AgentShell:
     """Return the shell of one agent with the ports that it may use; call inside the loop that will run it."""
-    quicken_loaded("cachewarden", "agents", "coordination")
     journal = make_journal(plan) if name in ("actuator", "coordinator", "auditor", "consensus", WARMTH, ENVOY) else None
     peers = make_peers(plan.settings, name, plan.journal_url, plan.holder)
     blackboard = make_blackboard(plan.settings) if name == "coordinator" else None

@@ -67,7 +67,8 @@ class PeerDesk:
         self._voters = frozenset(v.voter_id for v in parse_voters(settings.ballot_voters))
         timeout_ms = int(settings.redis_timeout * 1000)
         # A vote is closed by the looks after its deadline, so where peers vote each look counts.
-        self._watch = PeerWatch(settings.blackboard_poll_ms, timeout_ms, patient=not self._voters)
+        idle_factor = 1 if self._voters else settings.idle_factor
+        self._watch = PeerWatch(settings.blackboard_poll_ms, timeout_ms, idle_factor=idle_factor)
         self._gate = ReleaseGate(self._watch)
         self._since: dict[tuple[str, str], int] = {}
         """Service and matter of what we want now, to when it was announced first."""
@@ -107,6 +108,7 @@ class PeerDesk:
 
     def step(self, event: Any, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         """Take `Started`, or an event that concerns this desk."""
+        heeded = self._watch.heed(now_ms, engaged=self._engaged(memory, now_ms))
         if not isinstance(event, Started) and event.ref.startswith(TASK_REF):
             effects = self._tasks.step(event, now_ms)
         elif not isinstance(event, Started) and event.ref.startswith(RELEASE_REF):
@@ -123,7 +125,12 @@ class PeerDesk:
         if not isinstance(event, (Started, TimerFired)):
             self._tell(memory, now_ms)
         memory.note_intents(self.intents(now_ms), now_ms)
-        return effects
+        # In this order: a look that is over has set its timer last.
+        return (*heeded, *effects)
+
+    def _engaged(self, memory: FleetMemory, now_ms: int) -> bool:
+        """Whether anything of ours is under way or in question that a peer may be in the way of."""
+        return self._gate.holds_anything or self._conflicts.holds_anything or memory.anything_in_flight(now_ms)
 
     def note_chain(self, message: ChainChecked, now_ms: int) -> tuple[Effect, ...]:
         """Take a check of the journal: tell what is news in it, and look for requests where it has moved."""
@@ -222,7 +229,8 @@ class PeerDesk:
         """End the tasks that waited for this change."""
         self._conflicts.note_started(execution.proposal.service)
         asked = self._requests.note_execution(execution, memory, now_ms)
-        return (*self._tasks.note_execution(execution, memory, now_ms), *asked)
+        heeded = self._watch.heed(now_ms, engaged=self._engaged(memory, now_ms))
+        return (*heeded, *self._tasks.note_execution(execution, memory, now_ms), *asked)
 
     @property
     def _plans_in_sight(self) -> tuple[PeerPlan, ...]:

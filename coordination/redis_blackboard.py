@@ -16,6 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
+from redis.exceptions import ResponseError
+
 from cachewarden.board_records import ConflictRecord, TaskRecord
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
@@ -69,6 +71,8 @@ class RedisBlackboard:
         self._store = RedisRecords(url, timeout_s=timeout_s, max_connections=max_connections)
         self._redis = self._store.redis
         self._pages = RedisPages(self._store.redis)
+        self._counts_ours = True
+        """Whether the server tells how much of an index is ours."""
         self._streams: list[AsyncGenerator[dict[str, Any], None]] = []
         self._prefix, self._agent_id, self._timeout_s = prefix, agent_id, timeout_s
         self._tasks = RedisTasks(
@@ -237,34 +241,44 @@ class RedisBlackboard:
 
         What is empty, or holds only what we wrote, is not read: most of what stands among the knowledge is ours.
         """
-
-        own = self._key("agents", self._agent_id, "knowledge")
         asked = {area: self._indexes_of(area) for area in cursors}
-
-        async def sizes() -> list[Any]:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for area, (index, more) in asked.items():
-                    pipe.zcard(index)
-                    if area.startswith("knowledge:"):
-                        pipe.zintercard(2, (index, own))
-                    elif more is not None:
-                        pipe.scard(more)
-                return list(await pipe.execute(raise_on_error=False))
-
-        answers = iter(await self._store.guarded(sizes()))
-        empty: set[str] = set()
-        for area, (_, more) in asked.items():
-            size = next(answers)
-            # What is no number is an error, of a server before 7.0 too, and reading the area says which.
-            nothing = size == next(answers) if area.startswith("knowledge:") else size == 0
-            if more is not None:
-                nothing = next(answers) == 0 and nothing
-            if nothing:
-                empty.add(area)
+        held = await self._store.guarded(self._held(asked))
         return {
-            area: BoardPage(records=()) if area in empty and not cursor else await self.page(area, cursor)
+            area: await self.page(area, cursor) if area in held or cursor else BoardPage(records=())
             for area, cursor in cursors.items()
         }
+
+    async def _held(self, asked: Mapping[str, tuple[str, str | None]]) -> frozenset[str]:
+        """Return the areas that hold anything of others, or that cannot be told about.
+
+        An index and its share that is ours are counted in one transaction: counted one after the other, something of
+        ours that is written in between would hide something of a peer that was there before.
+        """
+        own = self._key("agents", self._agent_id, "knowledge")
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for area, (index, more) in asked.items():
+                pipe.zcard(index)
+                if self._counts_ours and area.startswith("knowledge:"):
+                    pipe.zintercard(2, (index, own))
+                elif more is not None:
+                    pipe.scard(more)
+            try:
+                answers = iter(await pipe.execute(raise_on_error=False))
+            except ResponseError:
+                if not self._counts_ours:
+                    raise
+                # A server before 7.0 does not know `ZINTERCARD`, or its ACL denies it.
+                self._counts_ours = False
+                return await self._held(asked)
+        held: set[str] = set()
+        for area, (_, more) in asked.items():
+            size, ours = next(answers), 0
+            if self._counts_ours and area.startswith("knowledge:"):
+                ours = next(answers)
+            # What is no number is an error, and reading the area says which.
+            if size != ours or (more is not None and next(answers) != 0):
+                held.add(area)
+        return frozenset(held)
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 

@@ -204,7 +204,7 @@ class Deployment:
             "validator": lambda: Validator(self.constitution, fleet, settings),
             "consensus": lambda: Consensus(fleet, settings),
             "actuator": lambda: Actuator(holder=f"{self.name}:{life}", settings=settings, fleet=fleet),
-            "auditor": lambda: Auditor(checkpoint=self.checkpoint),
+            "auditor": lambda: Auditor(checkpoint=self.checkpoint, idle_factor=settings.idle_factor),
             "coordinator": lambda: Coordinator(fleet, settings, life=f"{self.name}:{life}"),
         }
         return builders[agent]()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from cachewarden.board_records import BoardRecord, ConflictRecord, TaskRecord
@@ -29,32 +29,37 @@ _LIFE_TTL_MS: Final = 90_000
 K = TypeVar("K")
 
 
-class _Texts(dict[K, str]):
-    """Records as texts; `version` says whether any was changed since somebody has looked."""
+class _Texts(MutableMapping[K, str]):
+    """Records as texts; `version` says whether any was changed since somebody has looked. All changes pass through
+    the two that are written here."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.version = 0
+        self._texts: dict[K, str] = {}
+        # Reading is the dictionary's own.
+        self.get = self._texts.get  # type: ignore[method-assign]
+        self.items = self._texts.items  # type: ignore[method-assign]
+        self.values = self._texts.values  # type: ignore[method-assign]
+
+    def __getitem__(self, key: K) -> str:
+        return self._texts[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._texts
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
     def __setitem__(self, key: K, text: str) -> None:
         self.version += 1
-        super().__setitem__(key, text)
+        self._texts[key] = text
 
     def __delitem__(self, key: K) -> None:
         self.version += 1
-        super().__delitem__(key)
-
-    def pop(self, key: K, *default: Any) -> Any:
-        self.version += 1
-        return super().pop(key, *default)
-
-    def update(self, *others: Any, **named: str) -> None:
-        self.version += 1
-        super().update(*others, **named)
-
-    def clear(self) -> None:
-        self.version += 1
-        super().clear()
+        del self._texts[key]
 
 
 class FakeBlackboard:

@@ -12,13 +12,13 @@ from functools import cache
 
 from cachewarden.messages import RecordKind
 from cachewarden.policy.constitution import Constitution
-from cachewarden.quickening import quicken_loaded
 from simulation.checkers.book import all_checkers
 from simulation.checkers.checker import Checker, Violation
 from simulation.facts import FencedWrite
 from simulation.fault_words import FaultSpec
 from simulation.faults import schedule
 from simulation.mixes import draw_faults
+from simulation.quickening import quicken_loaded
 from simulation.recording import Recording
 from simulation.scenario import Scenario, ScenarioError
 from simulation.world import START_MS, World, default_constitution

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, dataclass, field, replace
 
 import pytest
 
-from cachewarden.quickening import quicken
+from simulation.quickening import quicken
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ The `__init__` that `dataclasses` writes for a frozen class sets each field by n
 one that is written here has the same parameters and fills the same slots through their descriptors, in 60 % of the
 time. What such a class means, how it compares and that nobody can change it stays as it is.
 
-It decides nothing. INVARIANT: a class whose fields are not all plain slots and parameters is left as it is.
+It decides nothing. INVARIANT: a class whose fields are not all plain slots and parameters, or whose `__init__` was not
+generated, is left as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from functools import cache
-from types import MemberDescriptorType
+from types import FunctionType, MemberDescriptorType
 from typing import Any, Final
 
 __all__ = ["quicken", "quicken_loaded"]
@@ -28,7 +29,7 @@ def quicken(cls: type) -> bool:
     plain = all(f.init and isinstance(slots[f.name], MemberDescriptorType) for f in fields)
     # An `InitVar` is a parameter and no field.
     known = {f.name for f in fields} == set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-    if not fields or not plain or not known or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not fields or not plain or not known or not _was_generated(cls):
         return False
     names: dict[str, Any] = {"_LEFT_OUT": _LEFT_OUT}
     ordered: list[str] = []
@@ -56,6 +57,16 @@ def quicken(cls: type) -> bool:
     made.__annotations__ = dict(cls.__init__.__annotations__)  # type: ignore[misc]
     cls.__init__ = made  # type: ignore[misc]
     return True
+
+
+def _was_generated(cls: type) -> bool:
+    """Whether `dataclasses` has written the `__init__` of this very class, as it does for a frozen one. One that is
+    inherited, or that somebody has written by hand, means something else."""
+    params, init = vars(cls).get("__dataclass_params__"), vars(cls).get("__init__")
+    if params is None or not params.frozen or not params.init or not isinstance(init, FunctionType):
+        return False
+    # What is generated has no file.
+    return init.__code__.co_filename == "<string>"
 
 
 @cache
