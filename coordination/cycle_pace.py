@@ -20,7 +20,7 @@ from cachewarden.observation import Snapshot
 
 __all__ = ["CyclePace", "Sight"]
 
-_ALIKE: Final = 4
+_ALIKE: Final = 3
 """Cycles in a row that say the same before pauses grow."""
 _DOUBLINGS_MAX: Final = 10
 _LOOKUPS_RATIO: Final = 1.25
@@ -65,7 +65,8 @@ class Sight:
 
 
 class CyclePace:
-    """Mutable state of one coordinator. `interval_ms` is the usual pause, `rest_ms` how long a change is followed up."""
+    """Mutable state of one coordinator. `interval_ms` is the usual pause, `rest_ms` how long a change is
+    followed up."""
 
     def __init__(self, interval_ms: int, idle_factor: int, rest_ms: int) -> None:
         self._interval_ms, self._idle_factor, self._rest_ms = interval_ms, idle_factor, rest_ms

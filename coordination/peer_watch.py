@@ -44,8 +44,8 @@ _EMPTY_LOOKS: Final = 6
 
 class PeerWatch:
     """`interval_ms` lies between two rounds without hints; 0 means that nobody looks. A look may take `timeout_ms`.
-    `idle_factor` intervals lie between them at most, where hints are waited for, nobody has written anything for a while
-    and nothing is in flight; 1 keeps the pace whatever happens."""
+    `idle_factor` intervals lie between them at most, where hints are waited for, nobody has written anything for a
+    while and nothing is in flight; 1 keeps the pace whatever happens."""
 
     def __init__(self, interval_ms: int, timeout_ms: int = 0, *, idle_factor: int = 1) -> None:
         self._idle_factor = idle_factor

@@ -183,7 +183,10 @@ class Deployment:
 
     def _post_beats(self, node: str, beats: list[Received]) -> None:
         """Carry the signs of life of a node's agents: they travel together, and come together or not at all."""
-        self._network.post(node, self.placed["coordinator"], partial(self._hear_beats, beats))
+        if node == self.placed["coordinator"]:
+            self._hear_beats(beats)
+        else:
+            self._network.post(node, self.placed["coordinator"], partial(self._hear_beats, beats))
 
     def _hear_beats(self, beats: list[Received]) -> None:
         shell = self.shells.get("coordinator")

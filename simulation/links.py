@@ -157,7 +157,8 @@ class LinkedBlackboard:
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Subscribe; the stream fails where the server went down in between."""
-        return _LinkedEvents(self._link, await self.__getattr__("events")())
+        # Not by `__getattr__`, which would put the fake's own stream, one that ends, in the place of this method.
+        return _LinkedEvents(self._link, await self._call(self._blackboard.events))
 
 
 class _LinkedEvents:

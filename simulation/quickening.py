@@ -51,7 +51,8 @@ def quicken(cls: type) -> bool:
         body.append(" self.__post_init__()")
     parameters = ", ".join(["self", *ordered, *(["*", *named] if named else [])])
     # As `dataclasses` does it: the text is made of names of fields, which are identifiers, and of nothing else.
-    exec(f"def __init__({parameters}):\n" + "\n".join(body), names)  # noqa: S102
+    text = f"def __init__({parameters}):\n" + "\n".join(body)
+    exec(compile(text, "<quickened>", "exec"), names)  # noqa: S102
     made = names["__init__"]
     made.__qualname__, made.__module__ = f"{cls.__qualname__}.__init__", cls.__module__
     made.__annotations__ = dict(cls.__init__.__annotations__)  # type: ignore[misc]

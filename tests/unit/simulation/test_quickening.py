@@ -88,3 +88,40 @@ def test_what_is_not_plain_is_left_alone():
     assert not quicken(Derived)
     assert Derived("abc").length == 3
     assert not quicken(Open)
+
+
+@dataclass(frozen=True, slots=True)
+class ByHand:
+    ref: str
+
+    def __init__(self, ref: str) -> None:
+        object.__setattr__(self, "ref", f"hand:{ref}")
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Unmade:
+    ref: str
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "ref", "unmade")
+
+
+class Heir(Base):
+    """Inherits its fields and its `__init__`."""
+
+
+def test_an_init_that_somebody_has_written_stays():
+    assert not quicken(ByHand)
+    assert ByHand("a").ref == "hand:a"
+    assert not quicken(Unmade)
+    assert Unmade().ref == "unmade"
+
+
+def test_a_class_that_inherits_its_init_gets_none_of_its_own():
+    assert not quicken(Heir)
+    assert "__init__" not in vars(Heir)
+    assert Heir("a").ref == "a"
+
+
+def test_what_was_quickened_is_not_quickened_again():
+    assert not quicken(Base)
