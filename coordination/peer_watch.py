@@ -156,7 +156,7 @@ class PeerWatch:
         if isinstance(event, TimerFired) and event.ref == _POLL:
             return self._look(tasks, conflicts, now_ms)
         if isinstance(event, Hinted):
-            self._awaiting, self._hinted = False, True
+            self._awaiting, self._hinted, self._empty = False, True, 0
             due_ms = max(now_ms, self._looked_ms + _GAP_MS)
             return () if self._looking else self._look_at(due_ms)
         if isinstance(event, PeersRead) and event.ref == self._ref:
@@ -206,6 +206,7 @@ class PeerWatch:
                 self._whole_look[area] = self._began_look[area]
                 self._owed.discard(area)
         if event.tasks or event.conflicts or self._hinted:
+            # Somebody writes, or something of ours is followed up.
             self._empty = 0
         if not self._owed:
             self._good_ms, self._left_out_ms = now_ms, self._pause_ms - self._interval_ms

@@ -16,8 +16,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from redis.exceptions import ResponseError
-
 from cachewarden.board_records import ConflictRecord, TaskRecord
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
 from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
@@ -262,14 +260,15 @@ class RedisBlackboard:
                     pipe.zintercard(2, (index, own))
                 elif more is not None:
                     pipe.scard(more)
-            try:
-                answers = iter(await pipe.execute(raise_on_error=False))
-            except ResponseError:
-                if not self._counts_ours:
-                    raise
-                # A server before 7.0 does not know `ZINTERCARD`, or its ACL denies it.
-                self._counts_ours = False
-                return await self._held(asked)
+            told = await self._store.answers(pipe)
+        if told is None and self._counts_ours:
+            # A server before 7.0 does not know `ZINTERCARD`, or its ACL denies it.
+            self._counts_ours = False
+            return await self._held(asked)
+        if told is None:
+            # Reading the areas says what is wrong.
+            return frozenset(asked)
+        answers = iter(told)
         held: set[str] = set()
         for area, (_, more) in asked.items():
             size, ours = next(answers), 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final, cast
 
 from cachewarden.board_records import BoardRecord, ConflictRecord, TaskRecord
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
@@ -18,6 +18,7 @@ from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
+from simulation.versioned_texts import VersionedTexts
 
 __all__ = ["EventStream", "FakeBlackboard"]
 
@@ -26,40 +27,6 @@ _PAGE: Final = 500
 _PARSED_MAX: Final = 5_000
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _LIFE_TTL_MS: Final = 90_000
-K = TypeVar("K")
-
-
-class _Texts(MutableMapping[K, str]):
-    """Records as texts; `version` says whether any was changed since somebody has looked. All changes pass through
-    the two that are written here."""
-
-    def __init__(self) -> None:
-        self.version = 0
-        self._texts: dict[K, str] = {}
-        # Reading is the dictionary's own.
-        self.get = self._texts.get  # type: ignore[method-assign]
-        self.items = self._texts.items  # type: ignore[method-assign]
-        self.values = self._texts.values  # type: ignore[method-assign]
-
-    def __getitem__(self, key: K) -> str:
-        return self._texts[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._texts
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._texts)
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __setitem__(self, key: K, text: str) -> None:
-        self.version += 1
-        self._texts[key] = text
-
-    def __delitem__(self, key: K) -> None:
-        self.version += 1
-        del self._texts[key]
 
 
 class FakeBlackboard:
@@ -74,18 +41,17 @@ class FakeBlackboard:
         self.bad_records = 0
         self.agents: dict[str, str] = {}
         self.active: set[str] = set()
-        self.knowledge: _Texts[tuple[str, str]] = _Texts()
-        self.tasks: _Texts[str] = _Texts()
-        self.conflicts: _Texts[str] = _Texts()
+        self.knowledge: VersionedTexts[tuple[str, str]] = VersionedTexts()
+        self.tasks: VersionedTexts[str] = VersionedTexts()
+        self.conflicts: VersionedTexts[str] = VersionedTexts()
         self._lives: dict[tuple[str, str], int] = {}
         """Agent and life to when it counts as gone."""
         self._streams: list[weakref.ref[EventStream]] = []
         self._bad_seen: set[tuple[str, str]] = set()
         self._read_before: dict[tuple[Any, str], dict[str, Any] | BadRecord] = {}
         self._times: dict[str, int | None] = {}
-        self._paged: dict[str, tuple[_Texts[Any], int, list[dict[str, Any]]]] = {}
+        self._paged: dict[str, tuple[VersionedTexts[Any], int, list[dict[str, Any]]]] = {}
         """Area to the records that it was last read from, their version, and what was wanted of them."""
-        self._scanned: dict[str, int] = {}
         self._bad_news: dict[str, int] = {}
         """Area to the bad records that no page has counted yet."""
         self._ours: set[tuple[str, str]] = set()
@@ -214,7 +180,7 @@ class FakeBlackboard:
     def _wanted(self, area: str) -> list[dict[str, Any]]:
         """Return the readable records of an area, ours left out of knowledge; worked out anew where texts changed."""
         kind, _, part = area.partition(":")
-        texts: _Texts[Any] = getattr(self, kind)
+        texts: VersionedTexts[Any] = getattr(self, kind)
         known = self._paged.get(area)
         if known is not None and known[0] is texts and known[1] == texts.version:
             return known[2]
@@ -223,7 +189,7 @@ class FakeBlackboard:
         else:
             held = list(texts.items())
         wanted = self._selected(area, held)
-        self._paged[area], self._scanned[area] = (texts, texts.version, wanted), len(held)
+        self._paged[area] = texts, texts.version, wanted
         return wanted
 
     def _selected(self, area: str, held: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def test_noise_of_the_traffic_does_not():
 
 def test_a_slow_drift_adds_up():
     loop = Loop().calm()
-    pauses = [loop.change(hit_ratio=0.8 - 0.01 * step).cycle() for step in range(1, 4)]
+    pauses = [loop.change(hit_ratio=0.8 - 0.009 * step).cycle() for step in range(1, 4)]
     assert pauses == [4, 4, 1]
 
 
