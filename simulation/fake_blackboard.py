@@ -52,6 +52,7 @@ class FakeBlackboard:
         self._times: dict[str, int | None] = {}
         self._paged: dict[str, tuple[VersionedTexts[Any], int, list[dict[str, Any]]]] = {}
         """Area to the records that it was last read from, their version, and what was wanted of them."""
+        self._scanned: dict[str, int] = {}
         self._bad_news: dict[str, int] = {}
         """Area to the bad records that no page has counted yet."""
         self._ours: set[tuple[str, str]] = set()
@@ -188,15 +189,13 @@ class FakeBlackboard:
             held = [(i, text) for (space, i), text in self.knowledge.items() if space == part]
         else:
             held = list(texts.items())
-        wanted = self._selected(area, held)
-        self._paged[area] = texts, texts.version, wanted
-        return wanted
+        self._paged[area], self._scanned[area] = (texts, texts.version, self._selected(area, held)), len(held)
+        return self._paged[area][2]
 
     def _selected(self, area: str, held: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         kind, _, part = area.partition(":")
         parse = {"knowledge": records.parse_knowledge, "tasks": records.parse_task}.get(kind, records.parse_conflict)
-        wanted: list[dict[str, Any]] = []
-        bad = 0
+        wanted, bad = list[dict[str, Any]](), 0
         for record_id, text in held:
             record = self._parsed(parse, text)
             if isinstance(record, BadRecord) or record["id"] != record_id:
@@ -397,11 +396,11 @@ class FakeBlackboard:
                     stream.on_event()
 
     def _publish(self, event_type: str, at_ms: int, data: Mapping[str, Any]) -> None:
-        # What is ours is well formed, and all but results of tasks is as JSON gives it back.
-        if event_type == "task_completed":
-            self.publish_text(f"events:{event_type}", records.event_message(event_type, at_ms, data))
-        else:
+        if event_type != "task_completed":
+            # What is ours is well formed, and all but results of tasks is as JSON gives it back.
             self._hand_out({"event_type": event_type, "timestamp": records.iso_utc(at_ms), "data": dict(data)})
+            return
+        self.publish_text(f"events:{event_type}", records.event_message(event_type, at_ms, data))
 
     async def close(self) -> None:
         """Nothing to give back."""
