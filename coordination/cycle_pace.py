@@ -5,8 +5,8 @@ where nothing has changed. After `_ALIKE` cycles that saw and said the same, eac
 `idle_factor` intervals. The first cycle that sees or says something else brings the usual pace back, and so does
 everything that asks for a cycle (`rouse`).
 
-It decides nothing but when. INVARIANT: a pause is never shorter than the interval nor longer than `idle_factor`
-intervals, and it is the interval while a change is in flight, after one until the service has cooled down, while a
+It decides nothing but when. INVARIANT: a pause is never shorter than the interval; it is never longer than `idle_factor`
+intervals, nor than `_LONGEST_MS` where the interval is not; and it is the interval while a change is in flight, after one until the service has cooled down, while a
 plan awaits approval, while a peer holds anything, and while a service is not seen.
 """
 
@@ -23,6 +23,9 @@ __all__ = ["CyclePace", "Sight"]
 _ALIKE: Final = 3
 """Cycles in a row that say the same before pauses grow."""
 _DOUBLINGS_MAX: Final = 10
+_LONGEST_MS: Final = 90_000
+"""Whoever orders a change between two cycles is judged by the last look, and the constitution that comes with the
+project takes none that is older than two minutes."""
 _LOOKUPS_RATIO: Final = 1.25
 """Traffic is the same while lookups per second lie within this factor of those when the pace slowed down."""
 _HIT_RATIO_STEP: Final = 0.02
@@ -96,4 +99,5 @@ class CyclePace:
         if not 0 < self._awake_until_ms - now_ms <= self._rest_ms:
             self._alike += 1
         doublings = min(max(0, self._alike - _ALIKE + 1), _DOUBLINGS_MAX)
-        return self._interval_ms * min(1 << doublings, self._idle_factor)
+        pause_ms = self._interval_ms * min(1 << doublings, self._idle_factor)
+        return max(self._interval_ms, min(pause_ms, _LONGEST_MS))

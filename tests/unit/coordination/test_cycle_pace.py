@@ -17,8 +17,8 @@ REST_MS = 120_000
 class Loop:
     """Cycles of one fleet, each as long after the one before as the pace says."""
 
-    def __init__(self, idle_factor=4):
-        self.pace = CyclePace(INTERVAL_MS, idle_factor, REST_MS)
+    def __init__(self, idle_factor=4, interval_ms=INTERVAL_MS):
+        self.pace = CyclePace(interval_ms, idle_factor, REST_MS)
         self.now_ms = NOW
         self.seen = [snapshot("cart", hit_ratio=0.8, lookups_per_s=100.0)]
 
@@ -114,3 +114,10 @@ def test_a_service_more_brings_it_back():
     loop = Loop().calm()
     loop.seen.append(snapshot("pages"))
     assert loop.cycle() == 1
+
+
+def test_no_look_grows_too_old_for_the_constitution_by_it():
+    loop = Loop(interval_ms=60_000)
+    assert [loop.cycle() for _ in range(6)][-1] * INTERVAL_MS == 90_000
+    loop = Loop(interval_ms=600_000)
+    assert {loop.cycle() * INTERVAL_MS for _ in range(6)} == {600_000}
