@@ -5,9 +5,10 @@ where nothing has changed. After `_ALIKE` cycles that saw and said the same, eac
 `idle_factor` intervals. The first cycle that sees or says something else brings the usual pace back, and so does
 everything that asks for a cycle (`rouse`).
 
-It decides nothing but when. INVARIANT: a pause is never shorter than the interval; it is never longer than `idle_factor`
-intervals, nor than `_LONGEST_MS` where the interval is not; and it is the interval while a change is in flight, after one until the service has cooled down, while a
-plan awaits approval, while a peer holds anything, and while a service is not seen.
+It decides nothing but when. INVARIANT: a pause is never shorter than the interval; it is never longer than
+`idle_factor` intervals, nor than `_LONGEST_MS` where the interval is not; and it is the interval while a change is in
+flight, after one until the service has cooled down, while a plan awaits approval, while a peer holds anything, and
+while a service is not seen.
 """
 
 from __future__ import annotations
