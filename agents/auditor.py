@@ -36,6 +36,9 @@ _CHECKPOINT: Final = "checkpoint"
 _PROBLEMS_KNOWN_MAX: Final = 10_000
 _PROBLEMS_TOLD_MAX: Final = 20
 _STALLED_INTERVALS: Final = 6
+_ALIKE: Final = 6
+"""Passes that find nothing new before pauses grow: each is twice the one before."""
+_DOUBLINGS_MAX: Final = 10
 
 
 class Auditor:
@@ -43,7 +46,7 @@ class Auditor:
 
     `checkpoint` is the newest one that was kept outside the journal. `interval_ms` lies between two passes,
     `full_interval_ms` between two that begin at the first record, `checkpoint_interval_ms` between two checkpoint
-    records.
+    records. While nothing is written, `idle_factor` intervals lie between two passes at most.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Auditor:
         interval_ms: int = 10_000,
         full_interval_ms: int = 3_600_000,
         checkpoint_interval_ms: int = 60_000,
+        idle_factor: int = 1,
         page_records: int = 250,
         report_to: str = "coordinator",
     ) -> None:
@@ -62,6 +66,9 @@ class Auditor:
         self._interval_ms, self._full_interval_ms = interval_ms, full_interval_ms
         self._checkpoint_interval_ms, self._page = checkpoint_interval_ms, page_records
         self._report_to = report_to
+        self._idle_factor = idle_factor
+        self._alike = 0
+        """Passes in a row that have found the journal as the one before."""
         self._verifier: ChainVerifier | None = None
         self._full = False
         self._passes = 0
@@ -98,7 +105,9 @@ class Auditor:
     def _on_timer(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         if isinstance(event, TimerFired) and event.ref != _TIMER:
             return ()
-        again = SetTimer(ref=_TIMER, due_ms=now_ms + self._interval_ms)
+        doublings = min(max(0, self._alike - _ALIKE + 1), _DOUBLINGS_MAX)
+        pause_ms = self._interval_ms * min(1 << doublings, self._idle_factor)
+        again = SetTimer(ref=_TIMER, due_ms=now_ms + pause_ms)
         stalled = not 0 <= now_ms - self._page_at_ms < self._interval_ms * _STALLED_INTERVALS
         if self._verifier is not None and not stalled:
             return (again,)
@@ -139,8 +148,11 @@ class Auditor:
 
     def _finish(self, report: ChainReport, now_ms: int) -> tuple[Effect, ...]:
         self._verifier, self._ref = None, ""
+        proven = 0 if self._checkpoint is None else self._checkpoint.seq
         fresh = [p for p in report.problems if (p.seq, p.kind) not in self._known]
         self._known.update([(p.seq, p.kind) for p in fresh][: _PROBLEMS_KNOWN_MAX - len(self._known)])
+        same = report.ok and not self.broken and report.height == proven
+        self._alike = self._alike + 1 if same else 0
         if report.ok and not self.broken and report.height > 0:
             self._checkpoint = Checkpoint(seq=report.height, hash=report.head_hash, at_ms=now_ms)
         if self.broken and not fresh and not self._full:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from agents.playbook_tables.steps import Step
 from cachewarden.baseline import Baseline
-from cachewarden.codec import decode
+from cachewarden.codec import decode, kept
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind, TtlRule
 
 __all__ = ["PERSIST", "REPLAY_KINDS", "Found", "NextMove", "Unfinished", "decide", "read_journal"]
@@ -43,6 +43,7 @@ REPLAY_KINDS: tuple[str, ...] = tuple(
 PERSIST = "rewrite_config"
 """What the last `step_intended` of a kept change announces where its file may be rewritten."""
 
+_INTENTIONS_KEPT = 256
 _ENDINGS = {
     RecordKind.CHANGE_KEPT.value: ExecutionState.KEPT,
     RecordKind.CHANGE_ROLLED_BACK.value: ExecutionState.ROLLED_BACK,
@@ -150,19 +151,31 @@ def read_journal(records: Iterable[AuditRecord]) -> Found:
     )
 
 
-def _opened(key: str, record: AuditRecord) -> Unfinished:
+@kept(_INTENTIONS_KEPT)
+def _intended(record: AuditRecord) -> tuple[Proposal, tuple[Step, ...], Baseline]:
+    """Return proposal, plan and baseline of a record: whoever follows the journal reads it again and again."""
     payload = record.payload
     baseline = payload["baseline"]
+    return (
+        decode(Proposal, payload["proposal"]),
+        tuple(decode(Step, s) for s in payload["plan"]),
+        decode(Baseline, baseline["series"]) if "series" in baseline else Baseline(),
+    )
+
+
+def _opened(key: str, record: AuditRecord) -> Unfinished:
+    baseline = record.payload["baseline"]
+    proposal, steps, series = _intended(record)
     return Unfinished(
         execution_id=key,
-        proposal=decode(Proposal, payload["proposal"]),
+        proposal=proposal,
         started_ms=record.at_ms,
         updated_ms=record.at_ms,
-        steps=tuple(decode(Step, s) for s in payload["plan"]),
+        steps=steps,
         hit_ratio_before=baseline["hit_ratio"],
         latency_us_p99_before=baseline["latency_us_p99"],
         refused_per_s_before=baseline["refused_per_s"],
-        baseline=decode(Baseline, baseline["series"]) if "series" in baseline else Baseline(),
+        baseline=series,
     )
 
 

@@ -132,7 +132,8 @@ class LookRing:
             self._looks = [look]
             return Window(problem=FIRST_LOOK)
         before = self._looks[-1].observation
-        since = window_between(before, look.observation)
+        # Of a part of a window only its lookups are asked for; latencies are those of the whole.
+        since = window_between(before, look.observation, commands=())
         problem = since.problem or _changed_knobs(before, look.observation)
         look.part = since.lookups, since.misses
         elapsed = elapsed_between(before, look.observation)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache, lru_cache, wraps
 from typing import Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter
 
-__all__ = ["canonical_json", "decode", "digest", "kept_digest", "record_id", "to_jsonable"]
+__all__ = ["canonical_json", "decode", "digest", "kept", "kept_digest", "record_id", "to_jsonable"]
 
 T = TypeVar("T")
 _DIGESTS_KEPT: Final = 256
@@ -94,21 +94,33 @@ class _Same:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other._value is self._value
 
-    def digest(self) -> str:
-        return digest(self._value)
+    def value(self) -> Any:
+        return self._value
 
 
-@lru_cache(maxsize=_DIGESTS_KEPT)
-def _digest_of(same: _Same) -> str:
-    return same.digest()
+def kept(maxsize: int) -> Callable[[Callable[[Any], T]], Callable[[Any], T]]:
+    """Return a decorator that remembers what a pure function gave for the newest `maxsize` objects that it was asked
+    about.
 
-
-def kept_digest(value: Any) -> str:
-    """Return the digest of a message, remembered for the newest objects that were asked about.
-
-    For frozen messages only: they are digested again on their way through a process, and nobody changes them.
+    For frozen objects only: they are asked about again on their way through a process, and nobody changes them.
     """
-    return _digest_of(_Same(value))
+
+    def decorate(work: Callable[[Any], T]) -> Callable[[Any], T]:
+        remembered = lru_cache(maxsize=maxsize)(lambda same: work(same.value()))
+
+        @wraps(work)
+        def look_up(value: Any) -> T:
+            return remembered(_Same(value))
+
+        return look_up
+
+    return decorate
+
+
+@kept(_DIGESTS_KEPT)
+def kept_digest(value: Any) -> str:
+    """Return the digest of a message, remembered for the newest objects that were asked about."""
+    return digest(value)
 
 
 def record_id(*parts: str) -> str:

@@ -112,6 +112,12 @@ class CacheOptimizerSettings(BaseSettings):
     hash_secret: str | None = Field(None, description="secret of the key hash; made and kept in state_dir if not given")
 
     cycle_interval_ms: int = Field(10_000, ge=1_000, le=3_600_000, description="pause between two cycles")
+    idle_factor: int = Field(
+        4,
+        ge=1,
+        le=60,
+        description="how many times longer pauses between cycles and looks may become while nothing happens; 1: never",
+    )
     observation_window_ms: int = Field(60_000, ge=5_000, le=3_600_000, description="over which a change is judged")
     observation_windows_max: int = Field(
         4, ge=1, le=100, description="windows until a change must have kept its promise"

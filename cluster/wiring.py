@@ -250,7 +250,9 @@ def build_agent(plan: Plan, name: str) -> Agent:
             settings=settings,
             fleet=fleet,
         ),
-        "auditor": lambda: Auditor(checkpoint=load_checkpoint(checkpoint_path(settings))),
+        "auditor": lambda: Auditor(
+            checkpoint=load_checkpoint(checkpoint_path(settings)), idle_factor=settings.idle_factor
+        ),
         "coordinator": lambda: Coordinator(fleet, settings, life=f"{plan.holder}:{secrets.token_hex(4)}"),
         WARMTH: lambda: Warmth(fleet),
         ENVOY: lambda: make_envoy(settings),

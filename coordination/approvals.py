@@ -79,12 +79,12 @@ class ApprovalBook:
     @property
     def open(self) -> tuple[Approval, ...]:
         """Plans that await consent or have it, by service."""
-        return tuple(self._open[service] for service in sorted(self._open))
+        return tuple(self._open[service] for service in sorted(self._open)) if self._open else ()
 
     @property
     def known(self) -> tuple[Approval, ...]:
         """Open ones, then those that ended lately, newest first."""
-        return (*self.open, *reversed(self._closed.values()))
+        return (*self.open, *reversed(self._closed.values())) if self._open or self._closed else ()
 
     def rests(self, now_ms: int) -> tuple[Rest, ...]:
         """Return the changes that the agents may not propose again yet."""

@@ -87,6 +87,11 @@ class ConflictDesk:
         """Ids of the conflicts that wait for an answer."""
         return tuple(case.conflict_id for case in self._cases.values() if case.outcome == "open")
 
+    @property
+    def holds_anything(self) -> bool:
+        """Whether any conflict is followed, open or decided."""
+        return bool(self._cases)
+
     def knows(self, conflict_id: str) -> bool:
         """Whether a conflict is followed here."""
         return any(case.conflict_id == conflict_id for case in self._cases.values())

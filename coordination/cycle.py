@@ -21,7 +21,6 @@ from cachewarden.machine import (
     EffectFailed,
     JournalRead,
     Received,
-    Record,
     Recorded,
     Send,
     SetTimer,
@@ -32,7 +31,6 @@ from cachewarden.messages import (
     Execution,
     ExecutionState,
     Proposal,
-    RecordKind,
     Resolution,
     ResolutionOutcome,
     Verdict,
@@ -57,17 +55,17 @@ from cachewarden.protocol import (
     SetPaused,
     Settle,
     Settled,
-    StandingDecision,
 )
 from cachewarden.settings import CacheOptimizerSettings
 from coordination import projection
 from coordination.approvals import REF_PREFIX, ApprovalBook
 from coordination.ballot_records import BALLOT_HANDLERS
 from coordination.catching_up import CATCH_UP, CatchingUp
+from coordination.cycle_pace import CyclePace
 from coordination.decision_log import DecisionLog
 from coordination.fleet_memory import FleetMemory
 from coordination.mode_desk import ModeDesk
-from coordination.orders import order_of
+from coordination.orders import born, decision_of, order_of
 from coordination.pausing import PauseDesk
 from coordination.peer_desk import PeerDesk
 from coordination.release_gate import held_back
@@ -97,6 +95,7 @@ class Coordinator:
         self._catching_up = CatchingUp(min(settings.lease_ttl_ms, 60_000))
         self._hurry = False
         """Whether somebody waits for the next cycle."""
+        self._pace = CyclePace(settings.cycle_interval_ms, settings.idle_factor, settings.cool_down_ms)
         self._cycle = 0
         self._stage, self._deadlines = "idle", StageDeadlines()
         self._force: tuple[str, ...] = ()
@@ -131,6 +130,11 @@ class Coordinator:
     def state(self, now_ms: int) -> FleetState:
         """Return everything that is known, as one value."""
         return self._memory.state(now_ms, self._cycle, self._stage, self._life_ms)
+
+    @property
+    def progress(self) -> tuple[int, int, str]:
+        """Return (when this life began, number of the newest cycle, its stage)."""
+        return self._life_ms, self._cycle, self._stage
 
     def has_news(self, seen: tuple[int, int]) -> bool:
         """Whether a watcher that has seen (life, version) lacks something; never before the journal was replayed."""
@@ -222,6 +226,7 @@ class Coordinator:
         return tuple(effects)
 
     def _hasten(self, now_ms: int) -> tuple[Effect, ...]:
+        self._pace.rouse(now_ms)
         self._hurry = self._stage != "idle"
         return () if self._hurry else (SetTimer(ref="cycle", due_ms=now_ms),)
 
@@ -246,7 +251,7 @@ class Coordinator:
             *self._modes.replay(event.records),
             *projection.register(now_ms),
             *self._peers.step(event, self._memory, now_ms),
-            self._born(len(event.records)),
+            born(self.name, len(event.records), self._fleet.names),
             self._catching_up.begin(event.records, now_ms),
             SetTimer(ref="cycle", due_ms=now_ms + 500),
             self._next_beat(now_ms),
@@ -255,20 +260,18 @@ class Coordinator:
     def _next_beat(self, now_ms: int) -> SetTimer:
         return SetTimer(ref="heartbeat", due_ms=now_ms + self._settings.agent_heartbeat_interval * 1000)
 
-    def _born(self, replayed: int) -> Record:
-        payload = {"replayed_records": replayed, "services": list(self._fleet.names)}
-        return Record(kind=RecordKind.AGENT_STARTED, service=None, subject_id=self.name, payload=payload)
-
     def _on_timer(self, ref: str, now_ms: int) -> tuple[Effect, ...]:
         if ref == "cycle":
             return self._begin(now_ms) if self._stage == "idle" else ()
         if ref == CATCH_UP:
             return self._catching_up.ask(now_ms)
         if ref == "heartbeat":
-            told = projection.heartbeat(now_ms, self._settings.blackboard_kept_ms, self._life)
+            interval_ms = self._settings.agent_heartbeat_interval * 1000
+            told = projection.heartbeat(now_ms, interval_ms, self._settings.blackboard_kept_ms, self._life)
             return (*told, self._next_beat(now_ms))
         if ref == f"deadline:{self._cycle}:{self._stage}":
             self._memory.lives.note_trouble(AGENT_OF_STAGE[self._stage], self._deadlines.missed(self._cycle))
+            self._pace.rouse(now_ms)
             return self._end(now_ms)
         return self._pauses.again(ref)
 
@@ -290,11 +293,19 @@ class Coordinator:
 
     def _end(self, now_ms: int, pause_ms: int | None = None) -> tuple[Effect, ...]:
         self._deadlines.end(now_ms)
-        self._stage, self._force = "idle", ()
-        pause_ms = 0 if self._hurry else self._settings.cycle_interval_ms if pause_ms is None else pause_ms
-        self._hurry = False
+        if pause_ms is None:
+            said = {p.service: self._log.gist(p.service) for p in self._proposals.values()}
+            pause_ms = self._pace.pause_ms(self._snapshots, said, now_ms, busy=self._is_busy(now_ms))
+        pause_ms = 0 if self._hurry else pause_ms
+        self._stage, self._force, self._hurry = "idle", (), False
         told = self._peers.end_cycle(self._cycle, self._memory, now_ms)
         return (*told, SetTimer(ref="cycle", due_ms=now_ms + pause_ms))
+
+    def _is_busy(self, now_ms: int) -> bool:
+        """Whether the next cycle may find something else although no cache shows it: then it comes after the usual
+        pause."""
+        waits = self._hurry or self._force or self._approvals.open or any(map(self._memory.missing, self._fleet.names))
+        return bool(waits or self._memory.anything_in_flight(now_ms) or self._peers.intents(now_ms))
 
     def _answers(self, message: Any, stage: str) -> bool:
         awaited = self._stage == stage and message.cycle == self._cycle
@@ -375,15 +386,7 @@ class Coordinator:
             verdict = self._verdicts.get(resolution.proposal_id)
             if proposal is None or verdict is None:
                 continue
-            self._memory.note_standing(
-                StandingDecision(
-                    service=proposal.service,
-                    decided_at_ms=now_ms,
-                    proposal=proposal,
-                    verdict=verdict,
-                    resolution=resolution,
-                )
-            )
+            self._memory.note_standing(decision_of(proposal, verdict, resolution, now_ms))
             order = None
             consented = self._approvals.missing(proposal, now_ms) is None
             if resolution.outcome is ResolutionOutcome.GO and not self._memory.paused and consented:
@@ -412,11 +415,13 @@ class Coordinator:
         effects += self._peers.note_execution(execution, self._memory, now_ms)
         if execution.state.final:
             self._log.forget(execution.proposal.service)
+            self._pace.rouse(now_ms, changed=True)
             if self._stage == "idle" and execution.state is not ExecutionState.ABANDONED:
                 effects += self._end(now_ms, pause_ms=_AFTER_CHANGE_MS)
         return tuple(effects)
 
     def _on_run_cycle(self, message: RunCycle, _sender: str, now_ms: int) -> tuple[Effect, ...]:
+        self._pace.rouse(now_ms)
         self._force = tuple(sorted({*self._force, *message.force}))
         return self._begin(now_ms) if self._stage == "idle" else ()
 
@@ -425,15 +430,7 @@ class Coordinator:
         # budgets see it.
         if self._memory.paused or self._memory.in_flight(message.proposal.service) or sender == self.name:
             return ()
-        self._memory.note_standing(
-            StandingDecision(
-                service=message.proposal.service,
-                decided_at_ms=now_ms,
-                proposal=message.proposal,
-                verdict=message.verdict,
-                resolution=message.resolution,
-            )
-        )
+        self._memory.note_standing(decision_of(message.proposal, message.verdict, message.resolution, now_ms))
         return self._send_order(self._order(message.proposal, message.verdict, message.resolution), now_ms)
 
     def _on_submit(self, message: SubmitProposal, _sender: str, now_ms: int) -> tuple[Effect, ...]:

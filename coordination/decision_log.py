@@ -46,6 +46,10 @@ class DecisionLog:
             *projection.plan_settled(proposal, verdict, resolution, now_ms),
         )
 
+    def gist(self, service: str) -> str:
+        """Return what was told of a service last, without figures; empty before anything was."""
+        return self._told.get(service, "")
+
     def recorded(self, ref: str) -> Execute | None:
         """Return the order that waited for this record, None where none did."""
         return self._recording.pop(ref, ("", None))[1]

@@ -337,6 +337,10 @@ class FleetMemory:
             return handed[0]
         return None
 
+    def anything_in_flight(self, now_ms: int) -> bool:
+        """Whether any service is being changed."""
+        return bool(self._running) or any(self.in_flight(name, now_ms) for name in self._handed_over)
+
     def history(self, now_ms: int) -> dict[str, History]:
         """Return what bears on the next decision, for every service of the fleet."""
         self._now_ms = now_ms

@@ -64,7 +64,11 @@ class PeerDesk:
         self._fleet = fleet
         self._names = frozenset(fleet.names)
         self._modes: Mapping[str, Mode] = {s.name: s.mode for s in fleet.services}
-        self._watch = PeerWatch(settings.blackboard_poll_ms, int(settings.redis_timeout * 1000))
+        self._voters = frozenset(v.voter_id for v in parse_voters(settings.ballot_voters))
+        timeout_ms = int(settings.redis_timeout * 1000)
+        # A vote is closed by the looks after its deadline, so where peers vote each look counts.
+        idle_factor = 1 if self._voters else settings.idle_factor
+        self._watch = PeerWatch(settings.blackboard_poll_ms, timeout_ms, idle_factor=idle_factor)
         self._gate = ReleaseGate(self._watch)
         self._since: dict[tuple[str, str], int] = {}
         """Service and matter of what we want now, to when it was announced first."""
@@ -78,8 +82,9 @@ class PeerDesk:
         self._begun: frozenset[tuple[str, str]] = frozenset()
         """Keys of the plans in sight that were seen being carried out, and are not merely wanted again."""
         self._objections: tuple[PeerPlan, ...] = ()
+        self._nothing_left = False
+        """Whether a look that finds nothing changes nothing."""
         self._ballots = 0
-        self._voters = frozenset(v.voter_id for v in parse_voters(settings.ballot_voters))
         self._told: tuple[PeerHealth | None, int] = (None, 0)
         self._figures: tuple[Any, ...] = ()
         """What `_told` was made of."""
@@ -103,6 +108,7 @@ class PeerDesk:
 
     def step(self, event: Any, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
         """Take `Started`, or an event that concerns this desk."""
+        heeded = self._watch.heed(now_ms, engaged=self._engaged(memory, now_ms))
         if not isinstance(event, Started) and event.ref.startswith(TASK_REF):
             effects = self._tasks.step(event, now_ms)
         elif not isinstance(event, Started) and event.ref.startswith(RELEASE_REF):
@@ -119,7 +125,12 @@ class PeerDesk:
         if not isinstance(event, (Started, TimerFired)):
             self._tell(memory, now_ms)
         memory.note_intents(self.intents(now_ms), now_ms)
-        return effects
+        # In this order: a look that is over has set its timer last.
+        return (*heeded, *effects)
+
+    def _engaged(self, memory: FleetMemory, now_ms: int) -> bool:
+        """Whether anything of ours is under way or in question that a peer may be in the way of."""
+        return self._gate.holds_anything or self._conflicts.holds_anything or memory.anything_in_flight(now_ms)
 
     def note_chain(self, message: ChainChecked, now_ms: int) -> tuple[Effect, ...]:
         """Take a check of the journal: tell what is news in it, and look for requests where it has moved."""
@@ -132,7 +143,8 @@ class PeerDesk:
 
     def intents(self, now_ms: int) -> tuple[Intent, ...]:
         """Return what peers hold now; everything, while nobody knows what they hold."""
-        held = self._conflicts.intents((*self._plans_in_sight, *self._objections), now_ms)
+        plans = (*self._plans_in_sight, *self._objections)
+        held = self._conflicts.intents(plans, now_ms) if plans or self._conflicts.holds_anything else ()
         if self._watch.readable(now_ms) or PeerPower.HOLD not in self._powers:
             return held
         unread = (
@@ -217,7 +229,8 @@ class PeerDesk:
         """End the tasks that waited for this change."""
         self._conflicts.note_started(execution.proposal.service)
         asked = self._requests.note_execution(execution, memory, now_ms)
-        return (*self._tasks.note_execution(execution, memory, now_ms), *asked)
+        heeded = self._watch.heed(now_ms, engaged=self._engaged(memory, now_ms))
+        return (*heeded, *self._tasks.note_execution(execution, memory, now_ms), *asked)
 
     @property
     def _plans_in_sight(self) -> tuple[PeerPlan, ...]:
@@ -226,6 +239,8 @@ class PeerDesk:
     # --- One look ---------------------------------------------------------------------------------------------------
 
     def _on_read(self, event: PeersRead, memory: FleetMemory, now_ms: int) -> tuple[Effect, ...]:
+        if self._nothing_left and self._watch.holds_nothing:
+            return ()
         effects: list[Effect] = list(self._read_knowledge(now_ms))
         running = {e.proposal.service: e.proposal for e in memory.executions if not e.state.final}
         effects += self._read_objections(running, memory, now_ms)
@@ -241,6 +256,15 @@ class PeerDesk:
         pending, claimed = (event.tasks_of(state) for state in ("pending", "claimed"))
         pending = pending if PeerPower.ASK in self._powers else ()
         effects += self._tasks.look(pending, claimed, event.tasks, now_ms)
+        self._nothing_left = not (
+            self._reader.holds_anything
+            or self._conflicts.holds_anything
+            or self._objections
+            or self._begun
+            or self._tasks.in_work
+            or self._ballots
+            or self._voters
+        )
         return tuple(effects)
 
     def _read_knowledge(self, now_ms: int) -> list[Effect]:

@@ -47,6 +47,11 @@ class PeerReader:
         self.bad = self.violations = 0
         """Records that could not be used, and that carried another hash, since the start."""
 
+    @property
+    def holds_anything(self) -> bool:
+        """Whether the last look has shown any item."""
+        return bool(self._read)
+
     def read(self, items: Iterable[KnowledgeRecord], where: str, now_ms: int) -> list[Record]:
         """Take the items of one look; returns what the journal is told of those that were refused."""
         told: list[Record] = []

@@ -62,6 +62,8 @@ _TTL_MS_SETTLED_MIN: Final = 60_000
 _TTL_MS_UNDER_WAY: Final = 3_600_000
 _TTL_MS_FINISHED: Final = 24 * 3_600_000
 _CHAIN_AGAIN_MS: Final = 60_000
+_TIDY_MS: Final = 300_000
+"""About how often the blackboard is tidied up: what is over stays there for a day, so nobody waits for it."""
 
 _PROPOSAL_ID_PREFIX: Final = "p-"
 """How `agents/drafting.py` begins the id of a proposal; anything else that a conflict names is somebody's intent."""
@@ -85,10 +87,13 @@ def register(now_ms: int) -> tuple[Publish, ...]:
     return (_publish("register_agent", **_ourselves(), at_ms=now_ms),)
 
 
-def heartbeat(now_ms: int, kept_ms: int, life: str = "") -> tuple[Publish, ...]:
-    """Say that we live (an agent that was forgotten is registered again by it), and tidy up: what is over stays
-    `kept_ms`. `life` is whose claims of tasks are in force as long as it is heard of."""
+def heartbeat(now_ms: int, interval_ms: int, kept_ms: int, life: str = "") -> tuple[Publish, ...]:
+    """Say that we live (an agent that was forgotten is registered again by it), every `interval_ms`, and every few
+    minutes tidy up: what is over stays `kept_ms`. `life` is whose claims of tasks are in force as long as it is heard
+    of."""
     beat = _publish("heartbeat", **_ourselves(), at_ms=now_ms, life=life)
+    if now_ms // _TIDY_MS == (now_ms - interval_ms) // _TIDY_MS:
+        return (beat,)
     return (beat, _publish("tidy", at_ms=now_ms, kept_ms=kept_ms))
 
 

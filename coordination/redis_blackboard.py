@@ -69,6 +69,8 @@ class RedisBlackboard:
         self._store = RedisRecords(url, timeout_s=timeout_s, max_connections=max_connections)
         self._redis = self._store.redis
         self._pages = RedisPages(self._store.redis)
+        self._counts_ours = True
+        """Whether the server tells how much of an index is ours."""
         self._streams: list[AsyncGenerator[dict[str, Any], None]] = []
         self._prefix, self._agent_id, self._timeout_s = prefix, agent_id, timeout_s
         self._tasks = RedisTasks(
@@ -233,26 +235,49 @@ class RedisBlackboard:
         return self._key(*_AREAS[area][0]), more
 
     async def pages(self, cursors: Mapping[str, str]) -> dict[str, BoardPage]:
-        """Return a page of each area; see the port. An index that is of another type is read, and fails, as ever."""
+        """Return a page of each area; see the port. An index that is of another type is read, and fails, as ever.
 
+        What is empty, or holds only what we wrote, is not read: most of what stands among the knowledge is ours.
+        """
         asked = {area: self._indexes_of(area) for area in cursors}
-
-        async def sizes() -> list[Any]:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for index, more in asked.values():
-                    pipe.zcard(index)
-                    if more is not None:
-                        pipe.scard(more)
-                return list(await pipe.execute(raise_on_error=False))
-
-        answers = iter(await self._store.guarded(sizes()))
-        held = {area: [next(answers), *([next(answers)] if more else [])] for area, (_, more) in asked.items()}
-        # What is no number is an error, and reading the area says which.
-        empty = {area for area, sizes_of in held.items() if all(size == 0 for size in sizes_of)}
+        held = await self._store.guarded(self._held(asked))
         return {
-            area: BoardPage(records=()) if area in empty and not cursor else await self.page(area, cursor)
+            area: await self.page(area, cursor) if area in held or cursor else BoardPage(records=())
             for area, cursor in cursors.items()
         }
+
+    async def _held(self, asked: Mapping[str, tuple[str, str | None]]) -> frozenset[str]:
+        """Return the areas that hold anything of others, or that cannot be told about.
+
+        An index and its share that is ours are counted in one transaction: counted one after the other, something of
+        ours that is written in between would hide something of a peer that was there before.
+        """
+        own = self._key("agents", self._agent_id, "knowledge")
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for area, (index, more) in asked.items():
+                pipe.zcard(index)
+                if self._counts_ours and area.startswith("knowledge:"):
+                    pipe.zintercard(2, (index, own))
+                elif more is not None:
+                    pipe.scard(more)
+            told = await self._store.answers(pipe)
+        if told is None and self._counts_ours:
+            # A server before 7.0 does not know `ZINTERCARD`, or its ACL denies it.
+            self._counts_ours = False
+            return await self._held(asked)
+        if told is None:
+            # Reading the areas says what is wrong.
+            return frozenset(asked)
+        answers = iter(told)
+        held: set[str] = set()
+        for area, (_, more) in asked.items():
+            size, ours = next(answers), 0
+            if self._counts_ours and area.startswith("knowledge:"):
+                ours = next(answers)
+            # What is no number is an error, and reading the area says which.
+            if size != ours or (more is not None and next(answers) != 0):
+                held.add(area)
+        return frozenset(held)
 
     # --- Tasks ------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from cachewarden.errors import BlackboardUnavailable, InvariantViolation
 from coordination import blackboard_records as records
@@ -63,6 +63,14 @@ class RedisRecords:
             return await work
         except (RedisError, OSError, TimeoutError) as error:
             raise BlackboardUnavailable(str(error) or type(error).__name__) from error
+
+    @staticmethod
+    async def answers(pipe: Any) -> list[Any] | None:
+        """Return the answers of a transaction, errors among them; None where the server refuses one of its commands."""
+        try:
+            return list(await pipe.execute(raise_on_error=False))
+        except ResponseError:
+            return None
 
     def readable(self, parse: Parser, text: Any) -> dict[str, Any] | None:
         """Return the parsed record; None, counted and logged, where it is bad."""

@@ -78,6 +78,10 @@ class ReleaseGate:
         self._waiting: dict[str, _Waiting] = {}
         self._passed: list[Passed] = []
 
+    @property
+    def holds_anything(self) -> bool:
+        return bool(self._waiting)
+
     def enter(self, order: Execute, since_ms: int, now_ms: int) -> tuple[Effect, ...]:
         """Announce a change; `since_ms` is when its matter was announced first."""
         key = order.proposal.proposal_id

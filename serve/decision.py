@@ -80,8 +80,8 @@ class DecisionOutcome:
 
 
 def max_age_ms_of(settings: CacheOptimizerSettings) -> int:
-    """Return how old a state may be to be decided on: three cycles."""
-    return 3 * settings.cycle_interval_ms
+    """Return how old a state may be to be decided on: the longest pause between two cycles, and two cycles more."""
+    return (2 + settings.idle_factor) * settings.cycle_interval_ms
 
 
 def fresh_state(state: FleetState | None, now_ms: int, max_age_ms: int) -> FleetState:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from agents.actuator import Actuator
@@ -89,9 +90,7 @@ class Deployment:
         self._dice = dice.fork(f"deployment:{name}")
         self._note = note
         self._lives: dict[str, int] = {}
-        self.nodes = {
-            f"{name}-{n}": Node(name=f"{name}-{n}", time=time, clock=NodeClock(time)) for n in range(1, nodes + 1)
-        }
+        self.nodes = {n: self._node(n) for n in (f"{name}-{number}" for number in range(1, nodes + 1))}
         names = list(self.nodes)
         self.placed = {agent: names[0] if agent in _NEAR or nodes == 1 else names[-1] for agent in AGENTS}
         self.shells: dict[str, NodeShell] = {}
@@ -155,6 +154,11 @@ class Deployment:
             return None
         return shell.agent.state(self.node_of("coordinator").clock.now_ms())
 
+    def progress(self) -> tuple[int, int, str]:
+        """Return (life, cycle, stage) of the coordinator; zeros while it does not live."""
+        shell = self.shells.get("coordinator")
+        return shell.agent.progress if shell is not None and isinstance(shell.agent, Coordinator) else (0, 0, "")
+
     def tell(self, to: str, message: Any, sender: str = "api") -> None:
         """Deliver a message from outside (the API, a person, a peer), if the agent lives."""
         shell = self.shells.get(to)
@@ -173,6 +177,22 @@ class Deployment:
             node.name, self.placed[effect.to], lambda: self.tell(effect.to, effect.message, sender=sender)
         )
 
+    def _node(self, name: str) -> Node:
+        beats = partial(self._post_beats, name)
+        return Node(name=name, time=self._time, clock=NodeClock(self._time), send_beats=beats)
+
+    def _post_beats(self, node: str, beats: list[Received]) -> None:
+        """Carry the signs of life of a node's agents: they travel together, and come together or not at all."""
+        if node == self.placed["coordinator"]:
+            self._hear_beats(beats)
+        else:
+            self._network.post(node, self.placed["coordinator"], partial(self._hear_beats, beats))
+
+    def _hear_beats(self, beats: list[Received]) -> None:
+        shell = self.shells.get("coordinator")
+        if shell is not None:
+            shell.deliver_all(beats)
+
     def _broke(self, agent: str, event: Any, error: Exception) -> None:
         told = f"{type(error).__name__}: {error}"
         self._note(AgentBroke(at_ms=self._time.now_ms(), deployment=self.name, agent=agent, event=event, error=told))
@@ -187,8 +207,8 @@ class Deployment:
             "validator": lambda: Validator(self.constitution, fleet, settings),
             "consensus": lambda: Consensus(fleet, settings),
             "actuator": lambda: Actuator(holder=f"{self.name}:{life}", settings=settings, fleet=fleet),
-            "auditor": lambda: Auditor(checkpoint=self.checkpoint),
-            "coordinator": lambda: Coordinator(fleet, settings),
+            "auditor": lambda: Auditor(checkpoint=self.checkpoint, idle_factor=settings.idle_factor),
+            "coordinator": lambda: Coordinator(fleet, settings, life=f"{self.name}:{life}"),
         }
         return builders[agent]()
 

@@ -12,11 +12,20 @@ import zlib
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
+
 __all__ = ["Dice"]
 
 T = TypeVar("T")
 _MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
 _TO_UNIT = 2.0**-53
+_ROLLS_MIN = 32
+_ROLLS_MAX = 512
+"""How many rolls are made at once: few at first, as many parts of a world roll hardly ever."""
+_STEPS = np.arange(1, _ROLLS_MAX + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def _mixed(value: int) -> int:
@@ -28,22 +37,32 @@ def _mixed(value: int) -> int:
 class Dice:
     """One sequence of rolls."""
 
-    __slots__ = ("_seed", "_state")
+    __slots__ = ("_count", "_rolled", "_seed", "_state")
 
     def __init__(self, seed: int) -> None:
         self._seed = seed & _MASK
         self._state = _mixed(self._seed)
+        self._rolled: list[int] = []
+        """Rolls that were made already, the next one last."""
+        self._count = _ROLLS_MIN
 
     def fork(self, name: str) -> Dice:
         """Return dice of their own for `name`; how often these were rolled does not matter."""
         return Dice(_mixed(self._seed ^ (zlib.crc32(name.encode()) << 17)) ^ 0x5851F42D4C957F2D)
 
     def _next(self) -> int:
-        # `_mixed`, written out: worlds roll a hundred thousand times an hour.
-        self._state = value = (self._state + 0x9E3779B97F4A7C15) & _MASK
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-        return value ^ (value >> 31)
+        return self._rolled.pop() if self._rolled else self._roll_on()
+
+    def _roll_on(self) -> int:
+        """Make the next rolls at once, as worlds roll a hundred thousand times an hour; return the first of them."""
+        count = self._count
+        value = np.uint64(self._state) + _STEPS[:count]
+        self._state = (self._state + count * _GAMMA) & _MASK
+        self._count = min(2 * count, _ROLLS_MAX)
+        value = (value ^ (value >> _30)) * _FIRST
+        value = (value ^ (value >> _27)) * _SECOND
+        self._rolled = (value ^ (value >> _31))[::-1].tolist()
+        return self._rolled.pop()
 
     def unit(self) -> float:
         """Return a number in [0, 1)."""
@@ -57,7 +76,8 @@ class Dice:
         """Return a whole number in low..high, both included; raises ValueError where high < low."""
         if high < low:
             raise ValueError(f"nothing lies between `{low}` and `{high}`")
-        return low + self._next() % (high - low + 1)
+        rolled = self._rolled
+        return low + (rolled.pop() if rolled else self._roll_on()) % (high - low + 1)
 
     def uniform(self, low: float, high: float) -> float:
         """Return a number in [low, high)."""

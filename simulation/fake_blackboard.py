@@ -18,6 +18,7 @@ from cachewarden.messages import AGENT_ID, CONSTITUTIONAL_HASH
 from cachewarden.ports import BoardPage
 from coordination import blackboard_records as records
 from coordination.blackboard_records import BadRecord
+from simulation.versioned_texts import VersionedTexts
 
 __all__ = ["EventStream", "FakeBlackboard"]
 
@@ -40,19 +41,17 @@ class FakeBlackboard:
         self.bad_records = 0
         self.agents: dict[str, str] = {}
         self.active: set[str] = set()
-        self.knowledge: dict[tuple[str, str], str] = {}
-        self.tasks: dict[str, str] = {}
-        self.conflicts: dict[str, str] = {}
+        self.knowledge: VersionedTexts[tuple[str, str]] = VersionedTexts()
+        self.tasks: VersionedTexts[str] = VersionedTexts()
+        self.conflicts: VersionedTexts[str] = VersionedTexts()
         self._lives: dict[tuple[str, str], int] = {}
         """Agent and life to when it counts as gone."""
         self._streams: list[weakref.ref[EventStream]] = []
         self._bad_seen: set[tuple[str, str]] = set()
         self._read_before: dict[tuple[Any, str], dict[str, Any] | BadRecord] = {}
         self._times: dict[str, int | None] = {}
-        self._texts: dict[str, dict[Any, str]] = {}
-        """All records of a kind as they stood when they were last read."""
-        self._paged: dict[str, list[dict[str, Any]]] = {}
-        """What was wanted of each area then."""
+        self._paged: dict[str, tuple[VersionedTexts[Any], int, list[dict[str, Any]]]] = {}
+        """Area to the records that it was last read from, their version, and what was wanted of them."""
         self._scanned: dict[str, int] = {}
         self._bad_news: dict[str, int] = {}
         """Area to the bad records that no page has counted yet."""
@@ -98,12 +97,14 @@ class FakeBlackboard:
     async def add_knowledge(self, item: Mapping[str, Any]) -> str:
         """Write an item of ours; it always expires, after a day if it does not say when. Returns its id."""
         self._require_available()
-        record = _own(records.parse_knowledge, item)
+        record, text = _own(records.parse_knowledge, item)
         written_ms = records.time_ms(record["timestamp"]) or 0
         expires_ms = records.time_ms(record["expires_at"])
         ttl_ms = _DEFAULT_TTL_MS if expires_ms is None else max(2_000, expires_ms - written_ms)
-        record["expires_at"] = records.iso_utc(written_ms + ttl_ms)
-        self.knowledge[record["space"], record["id"]] = text = json.dumps(record)
+        if expires_ms != written_ms + ttl_ms:
+            record["expires_at"] = records.iso_utc(written_ms + ttl_ms)
+            text = json.dumps(record)
+        self.knowledge[record["space"], record["id"]] = text
         # Written by us a moment ago: whoever looks at it next need not read it.
         self._keep(records.parse_knowledge, text, record)
         self._ours.add(("knowledge", record["id"]))
@@ -173,34 +174,28 @@ class FakeBlackboard:
         return {a: await self.page(a, c) if a in held or c else empty for a, c in cursors.items()}
 
     async def held(self, areas: Sequence[str]) -> frozenset[str]:
-        """Return the areas whose index holds anything; that of knowledge holds ours too."""
+        """Return the areas whose index holds anything that is not ours."""
         self._require_available()
-        # An index of knowledge holds ours too, one of tasks or conflicts only those of its state.
-        return frozenset(
-            area
-            for area in areas
-            if self._wanted(area) or self._bad_news.get(area) or (area[0] == "k" and self._scanned[area])
-        )
+        return frozenset(area for area in areas if self._wanted(area) or self._bad_news.get(area))
 
     def _wanted(self, area: str) -> list[dict[str, Any]]:
         """Return the readable records of an area, ours left out of knowledge; worked out anew where texts changed."""
         kind, _, part = area.partition(":")
-        texts = cast(dict[Any, str], getattr(self, kind))
-        if self._texts.get(kind) != texts:
-            self._texts[kind] = dict(texts)
-            self._paged = {known: page for known, page in self._paged.items() if not known.startswith(kind)}
-        if area not in self._paged:
+        texts: VersionedTexts[Any] = getattr(self, kind)
+        known = self._paged.get(area)
+        if known is not None and known[0] is texts and known[1] == texts.version:
+            return known[2]
+        if kind == "knowledge":
             held = [(i, text) for (space, i), text in self.knowledge.items() if space == part]
-            held = held if kind == "knowledge" else list(texts.items())
-            self._paged[area] = self._selected(area, held)
-            self._scanned[area] = len(held)
-        return self._paged[area]
+        else:
+            held = list(texts.items())
+        self._paged[area], self._scanned[area] = (texts, texts.version, self._selected(area, held)), len(held)
+        return self._paged[area][2]
 
     def _selected(self, area: str, held: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         kind, _, part = area.partition(":")
         parse = {"knowledge": records.parse_knowledge, "tasks": records.parse_task}.get(kind, records.parse_conflict)
-        wanted: list[dict[str, Any]] = []
-        bad = 0
+        wanted, bad = list[dict[str, Any]](), 0
         for record_id, text in held:
             record = self._parsed(parse, text)
             if isinstance(record, BadRecord) or record["id"] != record_id:
@@ -220,9 +215,9 @@ class FakeBlackboard:
     async def create_task(self, task: Mapping[str, Any], claimed_by: str | None = None) -> str:
         """Write a task, pending or claimed at once. One of that id that is there already stays as it is."""
         self._require_available()
-        record = _own(records.parse_task, task)
+        record, text = _own(records.parse_task, task)
         if record["id"] not in self.tasks:
-            self.tasks[record["id"]] = json.dumps(record)
+            self.tasks[record["id"]] = text
             self._ours.add(("tasks", record["id"]))
             shown = {"task_id": record["id"], "task_type": record["task_type"], "priority": record["priority"]}
             self._publish("task_created", records.time_ms(record["created_at"]) or 0, shown)
@@ -297,9 +292,9 @@ class FakeBlackboard:
     async def report_conflict(self, conflict: Mapping[str, Any]) -> str:
         """Write an open conflict. One of that id that is there already stays as it is. Returns the id."""
         self._require_available()
-        record = _own(records.parse_conflict, conflict)
+        record, text = _own(records.parse_conflict, conflict)
         if record["id"] not in self.conflicts:
-            self.conflicts[record["id"]] = json.dumps(record)
+            self.conflicts[record["id"]] = text
             self._ours.add(("conflicts", record["id"]))
             names = ("conflict_type", "severity", "involved_agents")
             shown = {"conflict_id": record["id"]} | {k: record[k] for k in names}
@@ -337,9 +332,7 @@ class FakeBlackboard:
         """Keep what we wrote bounded; see the port."""
         self._require_available()
         self._expire()
-        for kind, record_id in sorted(self._ours):
-            if kind == "knowledge":
-                continue
+        for kind, record_id in sorted(own for own in self._ours if own[0] != "knowledge"):
             record = await (self.task(record_id) if kind == "tasks" else self.conflict(record_id))
             if record is not None and (kind, record_id) not in self._expires_ms:
                 await self._age(kind, record, at_ms, kept_ms)
@@ -391,7 +384,10 @@ class FakeBlackboard:
         event = records.parse_event(channel, text)
         if isinstance(event, BadRecord):
             self.bad_records += 1
-            return
+        else:
+            self._hand_out(event)
+
+    def _hand_out(self, event: dict[str, Any]) -> None:
         for known in self._streams:
             stream = known()
             if stream is not None:
@@ -400,6 +396,10 @@ class FakeBlackboard:
                     stream.on_event()
 
     def _publish(self, event_type: str, at_ms: int, data: Mapping[str, Any]) -> None:
+        if event_type != "task_completed":
+            # What is ours is well formed, and all but results of tasks is as JSON gives it back.
+            self._hand_out({"event_type": event_type, "timestamp": records.iso_utc(at_ms), "data": dict(data)})
+            return
         self.publish_text(f"events:{event_type}", records.event_message(event_type, at_ms, data))
 
     async def close(self) -> None:
@@ -440,8 +440,11 @@ def _place(record: Mapping[str, Any]) -> tuple[int, str]:
     return int(record.get("priority", 0)), str(record["id"])
 
 
-def _own(parse: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    checked: dict[str, Any] | BadRecord = parse(json.dumps(dict(record)))
+def _own(parse: Any, record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return a record of ours as it is read back, and its text."""
+    text = json.dumps(dict(record))
+    checked: dict[str, Any] | BadRecord = parse(text)
     if isinstance(checked, BadRecord):
         raise InvariantViolation(f"a record of ours does not fit the blackboard: {checked.reason}")
-    return checked
+    # Where nothing was missing it is what was written.
+    return checked, text if checked == record else json.dumps(checked)

@@ -9,7 +9,7 @@ It decides nothing. INVARIANT: no state of a server is touched but by a call tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,14 +21,17 @@ from cachewarden.ports import BoardPage, RecordDraft, ReencodePass, Spread, TtlP
 from simulation.fake_blackboard import EventStream, FakeBlackboard
 from simulation.fake_leases import FakeLeaseStore
 from simulation.model_cache import ModelCache
-from simulation.network import Host, Network, NoAnswer, Unreachable
+from simulation.network import Host, Network, NoAnswer, Unreachable, Work
 from simulation.stores import CrashingJournal
-from simulation.virtual_time import Pending, drive
+from simulation.virtual_time import Pending
 
 __all__ = ["Link", "LinkedBlackboard", "LinkedJournal", "LinkedLeases", "LinkedTarget"]
 
 _APPENDS_MAX = 50
-Work = Callable[[], Coroutine[Any, Any, Any]]
+_REFUSED = "the server refuses connections"
+_SILENT = "the server gave no answer in time"
+_NO_JOURNAL = partial(JournalUnavailable, _REFUSED), partial(JournalUnavailable, _SILENT)
+_NO_BOARD = partial(BlackboardUnavailable, _REFUSED), partial(BlackboardUnavailable, _SILENT)
 
 
 class Link:
@@ -40,9 +43,14 @@ class Link:
         self._host = host
         self._timeout_ms = timeout_ms
 
-    def call(self, work: Work) -> Awaitable[Any]:
-        """Have `work` done at the server; raises Unreachable and NoAnswer where it is awaited."""
-        return self._network.call(self._node, self._host, lambda: drive(work()), self._timeout_ms)
+    def call(
+        self,
+        work: Work,
+        unreachable: Callable[[], Exception] = Unreachable,
+        no_answer: Callable[[], Exception] = NoAnswer,
+    ) -> Pending:
+        """Have `work` done at the server; awaiting it raises what the two say where there is no answer."""
+        return self._network.call(self._node, self._host, work, self._timeout_ms, unreachable, no_answer)
 
     def told(self, news: Pending) -> Callable[[], None]:
         """Return what the server calls where it has something to send by itself: `news` is there once it arrives."""
@@ -80,11 +88,13 @@ class LinkedJournal:
 
     async def read(self, after_seq: int = 0, limit: int = 1_000, *, skimmed: Sequence[str] = ()) -> list[AuditRecord]:
         """Read on from a place."""
-        return list(await self._call(lambda: self._journal.read(after_seq, limit, skimmed=skimmed)))
+        records: list[AuditRecord] = await self._call(partial(self._journal.read, after_seq, limit, skimmed=skimmed))
+        return records
 
     async def read_back(self, kinds: Sequence[str] = (), limit: int | None = None) -> list[AuditRecord]:
         """Read the records of some kinds."""
-        return list(await self._call(lambda: self._journal.read_back(kinds, limit)))
+        records: list[AuditRecord] = await self._call(partial(self._journal.read_back, kinds, limit))
+        return records
 
     async def head(self) -> tuple[int, str]:
         """Return (seq, hash) of the newest record."""
@@ -94,13 +104,8 @@ class LinkedJournal:
     async def close(self) -> None:
         """Nothing to give back."""
 
-    async def _call(self, work: Work) -> Any:
-        try:
-            return await self._link.call(work)
-        except Unreachable:
-            raise JournalUnavailable("the server refuses connections") from None
-        except NoAnswer:
-            raise JournalUnavailable("the server gave no answer in time") from None
+    def _call(self, work: Work) -> Pending:
+        return self._link.call(work, *_NO_JOURNAL)
 
 
 class LinkedLeases:
@@ -124,13 +129,8 @@ class LinkedLeases:
         lease: Lease | None = await self._call(lambda: self._store.holder(service))
         return lease
 
-    async def _call(self, work: Work) -> Any:
-        try:
-            return await self._link.call(work)
-        except Unreachable:
-            raise BlackboardUnavailable("the server refuses connections") from None
-        except NoAnswer:
-            raise BlackboardUnavailable("the server gave no answer in time") from None
+    def _call(self, work: Work) -> Pending:
+        return self._link.call(work, *_NO_BOARD)
 
 
 class LinkedBlackboard:
@@ -140,18 +140,14 @@ class LinkedBlackboard:
         self._link = link
         self._blackboard = blackboard
 
-    def __getattr__(self, operation: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    def __getattr__(self, operation: str) -> Any:
+        # What it returns can be awaited once, which is all that is done with what a port returns.
         call = partial(self._call, getattr(self._blackboard, operation))
         self.__dict__[operation] = call
         return call
 
-    async def _call(self, method: Callable[..., Coroutine[Any, Any, Any]], *positional: Any, **named: Any) -> Any:
-        try:
-            return await self._link.call(partial(method, *positional, **named))
-        except Unreachable:
-            raise BlackboardUnavailable("the server refuses connections") from None
-        except NoAnswer:
-            raise BlackboardUnavailable("the server gave no answer in time") from None
+    def _call(self, method: Callable[..., Coroutine[Any, Any, Any]], *positional: Any, **named: Any) -> Pending:
+        return self._link.call(partial(method, *positional, **named), *_NO_BOARD)
 
     async def pages(self, cursors: Mapping[str, str]) -> dict[str, BoardPage]:
         """Ask which areas hold anything, then read those: a round trip each, as with the adapter."""
@@ -161,7 +157,8 @@ class LinkedBlackboard:
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Subscribe; the stream fails where the server went down in between."""
-        return _LinkedEvents(self._link, await self.__getattr__("events")())
+        # Not by `__getattr__`, which would put the fake's own stream, one that ends, in the place of this method.
+        return _LinkedEvents(self._link, await self._call(self._blackboard.events))
 
 
 class _LinkedEvents:
@@ -199,6 +196,8 @@ class LinkedTarget:
         self._link = link
         self._cache = cache
         self.service = cache.service
+        self._refused = partial(TargetUnavailable, cache.service, "connection refused")
+        self._silent = partial(TargetUnavailable, cache.service, "no answer in time")
 
     async def observe(
         self, *, sample_keys: int, capture_ms: int, capture_lines: int, capture_rate: float, value_keys: int = 0
@@ -289,18 +288,8 @@ class LinkedTarget:
 
         return held
 
-    async def _read(self, work: Work) -> Any:
-        try:
-            return await self._link.call(work)
-        except Unreachable:
-            raise TargetUnavailable(self.service, "connection refused") from None
-        except NoAnswer:
-            raise TargetUnavailable(self.service, "no answer in time") from None
+    def _read(self, work: Work) -> Pending:
+        return self._link.call(work, self._refused, self._silent)
 
-    async def _write(self, command: str, work: Work) -> Any:
-        try:
-            return await self._link.call(work)
-        except Unreachable:
-            raise TargetUnavailable(self.service, "connection refused") from None
-        except NoAnswer:
-            raise TargetTimeout(self.service, command) from None
+    def _write(self, command: str, work: Work) -> Pending:
+        return self._link.call(work, self._refused, partial(TargetTimeout, self.service, command))

@@ -69,7 +69,7 @@ _DEFAULT: Mapping[str, Often] = {
     "wrong_hash": Often(per_hour=1.0),
     "forged_order": Often(per_hour=1.0),
     "garbage": Often(per_hour=1.0),
-    "replay": Often(per_hour=1.5, values=("5", "40", "400")),
+    "replay": Often(per_hour=1.5, values=("3", "8", "60")),
 }
 
 MIXES: Mapping[str, Mapping[str, Often]] = {

@@ -10,15 +10,18 @@ time at which the request arrived.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from cachewarden.errors import CachewardenError
 from simulation.dice import Dice
-from simulation.virtual_time import Pending, VirtualTime
+from simulation.virtual_time import Pending, VirtualTime, drive
 
-__all__ = ["Host", "Network", "NoAnswer", "Unreachable", "Weather"]
+__all__ = ["Host", "Network", "NoAnswer", "Unreachable", "Weather", "Work"]
+
+Work = Callable[[], Coroutine[Any, Any, Any]]
+"""What is done at a server. It is a coroutine since ports are; none of them waits."""
 
 
 class Unreachable(Exception):
@@ -109,16 +112,24 @@ class Network:
         share = self.weather.drop_share
         return bool(self.cuts and self.is_cut(source, target)) or (share > 0.0 and self.dice.chance(share))
 
-    async def call(self, source: str, host: Host, work: Callable[[], Any], timeout_ms: int) -> Any:
-        """Have `work` carried out on `host` and return its result.
+    def call(
+        self,
+        source: str,
+        host: Host,
+        work: Work,
+        timeout_ms: int,
+        unreachable: Callable[[], Exception] = Unreachable,
+        no_answer: Callable[[], Exception] = NoAnswer,
+    ) -> Pending:
+        """Have `work` carried out on `host` and return its result, to be awaited.
 
-        Raises what `work` raises (as far as it is an error of ours), `Unreachable` where the server is known not to
-        have got it, `NoAnswer` after `timeout_ms`.
+        Awaiting raises what `work` raises (as far as it is an error of ours), `unreachable` where the server is known
+        not to have got it, `no_answer` after `timeout_ms`.
         """
         self.calls += 1
-        call = _Call(self, source, host, work, timeout_ms)
+        call = _Call(self, source, host, work, timeout_ms, unreachable, no_answer)
         call.send()
-        return await call.answer
+        return call.answer
 
     def push(self, host: Host, target: str, deliver: Callable[[], None]) -> None:
         """Carry what a server sends by itself; nothing arrives where the way is cut."""
@@ -137,22 +148,35 @@ class _Call:
         "_ends_ms",
         "_host",
         "_network",
+        "_no_answer",
         "_refusal",
         "_result",
         "_source",
         "_timeout_ms",
+        "_unreachable",
         "_waits",
         "_work",
         "answer",
     )
 
-    def __init__(self, network: Network, source: str, host: Host, work: Callable[[], Any], timeout_ms: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        source: str,
+        host: Host,
+        work: Work,
+        timeout_ms: int,
+        unreachable: Callable[[], Exception],
+        no_answer: Callable[[], Exception],
+    ) -> None:
         self.answer = Pending()
         self._network = network
         self._source = source
         self._host = host
         self._work = work
         self._timeout_ms = timeout_ms
+        self._unreachable = unreachable
+        self._no_answer = no_answer
         self._ends_ms = network.time.now_ms() + timeout_ms
         self._waits = False
         self._result: Any = None
@@ -178,7 +202,7 @@ class _Call:
             self._network.time.at(self._ends_ms, self._give_up)
 
     def _give_up(self) -> None:
-        self.answer.fail(NoAnswer())
+        self.answer.fail(self._no_answer())
 
     def _retry(self) -> None:
         if not self._network.is_cut(self._source, self._host.name):
@@ -187,14 +211,14 @@ class _Call:
     def _arrive(self) -> None:
         host, time = self._host, self._network.time
         if not host.up:
-            self._refusal = Unreachable()
+            self._refusal = self._unreachable()
         elif host.busy_until_ms > time.now_ms():
             self._lose_patience()
             time.at(host.busy_until_ms, self._arrive)
             return
         else:
             try:
-                self._result = self._work()
+                self._result = drive(self._work())
             except CachewardenError as error:
                 self._refusal = error
         self._back()

@@ -66,11 +66,29 @@ class Node:
     name: str
     time: VirtualTime
     clock: NodeClock
+    send_beats: Callable[[list[m.Received]], None]
+    """Brings the signs of life of all agents here to whoever waits for them, together."""
     up: bool = True
     paused: int = 0
     """How many reasons there are to hold it."""
     shells: dict[str, NodeShell] = field(default_factory=dict)
     _held: deque[Callable[[], None]] = field(default_factory=deque)
+    _boots: int = 0
+    _beating: bool = False
+
+    def beat_on(self) -> None:
+        """See to it that whoever lives here gives signs of life from now on, all of them at once."""
+        if not self._beating:
+            self._beating = True
+            self.time.post(_BEAT_MS, partial(self._next_beat, self._boots))
+
+    def _next_beat(self, boots: int) -> None:
+        if boots == self._boots:
+            self.run(self._beat)
+
+    def _beat(self) -> None:
+        self.send_beats([shell.life_sign for shell in self.shells.values()])
+        self.time.post(_BEAT_MS, partial(self._next_beat, self._boots))
 
     def run(self, action: Callable[[], None]) -> None:
         """Run a part of some program of this node, or hold it back while the node is paused."""
@@ -90,7 +108,8 @@ class Node:
 
     def die(self) -> None:
         """End everything that runs here."""
-        self.up = False
+        self.up = self._beating = False
+        self._boots += 1
         self._held.clear()
         for shell in list(self.shells.values()):
             shell.die()
@@ -132,21 +151,29 @@ class NodeShell:
         self._mirror: deque[m.Publish] = deque()
         self._mirroring = False
         # In the simulator a life has nothing to add to its beats, so each is the same.
-        self._life_sign = m.Send(
-            to="coordinator", message=AgentBeat(name=agent.name, started_at_ms=ports.clock.now_ms())
-        )
-        self._next_beat = partial(node.run, self._beat)
+        beat = AgentBeat(name=agent.name, started_at_ms=ports.clock.now_ms())
+        self.life_sign = m.Received(sender=agent.name, message=beat)
         self.undelivered = 0
 
     def start(self) -> None:
         """Beat, replay what the journal knows, then serve the inbox."""
-        self._beat()
+        self._send(m.Send(to="coordinator", message=self.life_sign.message))
+        self._node.beat_on()
         self._spawn(self._begin())
 
     def deliver(self, event: Any) -> None:
         """Put an event into the inbox."""
         if self.alive:
             self._inbox.append(event)
+            if self._node.paused:
+                self._node.run(self._pump)
+            else:
+                self._pump()
+
+    def deliver_all(self, events: list[m.Received]) -> None:
+        """Put events that came together into the inbox."""
+        if self.alive:
+            self._inbox.extend(events)
             self._node.run(self._pump)
 
     def die(self) -> None:
@@ -176,16 +203,20 @@ class NodeShell:
                 await self._node.time.wait(_JOURNAL_RETRY_MS)
 
     def _pump(self) -> None:
-        while self.alive and self._ready and not self._taking and self._inbox:
+        inbox, clock = self._inbox, self._ports.clock
+        while inbox and self.alive and self._ready and not self._taking:
+            event = inbox.popleft()
             self._taking = True
-            event = self._inbox.popleft()
             try:
-                effects = self.agent.step(event, self._ports.clock.now_ms())
+                effects = self.agent.step(event, clock.now_ms())
             except Exception as error:
                 # A bug in `step`: whoever runs the node begins a new life, and a checker tells.
                 self._on_break(event, error)
                 return
-            if self._heavy and effects:
+            if not effects:
+                self._taking = False
+                continue
+            if self._heavy:
                 self._node.time.post(self._think_ms(), partial(self._node.run, partial(self._release, effects)))
                 return
             self._perform_all(effects)
@@ -200,14 +231,14 @@ class NodeShell:
     def _perform_all(self, effects: tuple[m.Effect, ...]) -> None:
         records: list[m.Record] = []
         for effect in effects:
-            if isinstance(effect, m.Record):
-                records.append(effect)
+            if isinstance(effect, m.SetTimer):
+                self._set_timer(effect)
             elif isinstance(effect, m.Send):
                 self._send(effect)
+            elif isinstance(effect, m.Record):
+                records.append(effect)
             elif isinstance(effect, m.Publish):
                 self._publish(effect)
-            elif isinstance(effect, m.SetTimer):
-                self._set_timer(effect)
             else:
                 self._spawn(self._perform(effect))
         if records:
@@ -226,17 +257,11 @@ class NodeShell:
         if old is not None:
             old.cancel()
         ref = effect.ref
-        self._timers[ref] = self._node.time.after(delay_ms, lambda: self._fire(ref))
+        self._timers[ref] = self._node.time.after(delay_ms, partial(self._fire, ref))
 
     def _fire(self, ref: str) -> None:
         self._timers.pop(ref, None)
         self.deliver(m.TimerFired(ref=ref))
-
-    def _beat(self) -> None:
-        if not self.alive:
-            return
-        self._send(self._life_sign)
-        self._node.time.post(_BEAT_MS, self._next_beat)
 
     def _publish(self, effect: m.Publish) -> None:
         self._mirror.append(effect)

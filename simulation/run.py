@@ -18,6 +18,7 @@ from simulation.facts import FencedWrite
 from simulation.fault_words import FaultSpec
 from simulation.faults import schedule
 from simulation.mixes import draw_faults
+from simulation.quickening import quicken_loaded
 from simulation.recording import Recording
 from simulation.scenario import Scenario, ScenarioError
 from simulation.world import START_MS, World, default_constitution
@@ -90,6 +91,7 @@ def run_once(
 
     `faults` replaces what the scenario and its mix would give (as shrinking does), `mix` the mix of the scenario.
     """
+    quicken_loaded("cachewarden", "agents", "coordination", "simulation")
     planned = draw_faults(scenario, seed, mix) if faults is None else faults
     world = World(scenario, seed, constitution=_constitution(), checkers=checkers_of(scenario))
     schedule(world, planned)

@@ -65,7 +65,7 @@ class VirtualTime:
     def wait(self, delay_ms: int) -> Pending:
         """Return something to await that is there after `delay_ms`."""
         pending = Pending()
-        self.post(delay_ms, lambda: pending.resolve(None))
+        self.post(delay_ms, partial(pending.resolve, None))
         return pending
 
     def halt(self) -> None:

@@ -11,7 +11,7 @@ INVARIANT: bytes given out plus bytes left over equal the budget; the modelled w
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -62,6 +62,16 @@ class Curve:
             raise ValueError(f"what `{self.service}` may count on must not fall with more memory")
         if min(self.lookups_per_s, self.weight, self.minimum_bytes, self.current_bytes) < 0:
             raise ValueError(f"lookups, weight and memory of `{self.service}` must not be negative")
+
+    def between(self, lowest: int, highest: int) -> tuple[list[float], list[float]]:
+        """Return the two ends and all points between them: bytes, and the worth of the hits there."""
+        sizes, ratios = self._points
+        inner = slice(bisect_right(sizes, lowest), bisect_left(sizes, highest))
+        points, hits = [float(lowest), *map(float, sizes[inner])], [self.at(lowest), *ratios[inner]]
+        if highest > lowest:
+            points.append(float(highest))
+            hits.append(self.at(highest))
+        return points, [ratio * self.worth for ratio in hits]
 
     def at(self, memory_bytes: float) -> float:
         """Return the hit ratio at that memory."""
@@ -131,8 +141,8 @@ class _Position:
     curve: Curve
     lowest: int
     highest: int
-    hull_bytes: npt.NDArray[np.float64]
-    hull_hits: npt.NDArray[np.float64]
+    hull_bytes: list[float]
+    hull_hits: list[float]
     given: int
 
 
@@ -224,11 +234,10 @@ def _position(curve: Curve, total_bytes: int, max_step_share: float | None) -> _
         lowest = max(lowest, curve.current_bytes - reach)
         highest = max(lowest, min(highest, curve.current_bytes + reach))
     highest = min(highest, max(lowest, total_bytes))
-    inner = curve.bytes[(curve.bytes > lowest) & (curve.bytes < highest)]
-    points = np.concatenate([[lowest], inner, [highest] if highest > lowest else []]).astype(np.float64)
-    hits = np.interp(points, curve.bytes, curve.hit_ratio) * curve.worth
+    points, hits = curve.between(lowest, highest)
     corners = _hull(points, hits)
-    return _Position(curve, lowest, highest, points[corners], hits[corners], lowest)
+    hull_bytes, hull_hits = [points[i] for i in corners], [hits[i] for i in corners]
+    return _Position(curve, lowest, highest, hull_bytes, hull_hits, lowest)
 
 
 def _bytes_for(curve: Curve, hit_ratio: float) -> int:
@@ -245,7 +254,7 @@ def _bytes_for(curve: Curve, hit_ratio: float) -> int:
     return min(found, curve.current_bytes)
 
 
-def _hull(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> list[int]:
+def _hull(x: Sequence[float], y: Sequence[float]) -> list[int]:
     """Return the corners of the upper concave hull of points with rising x (Andrew's monotone chain)."""
     corners: list[int] = []
     for i in range(len(x)):
@@ -266,8 +275,11 @@ def _hand_out(positions: list[_Position], left: int, step_bytes: int, *, over_cl
     """
     segments: list[tuple[float, int, int]] = []
     for order, position in enumerate(positions):
-        rise, run = np.diff(position.hull_hits), np.diff(position.hull_bytes)
-        segments.extend((-rise[i] / run[i], order, i) for i in range(len(run)) if rise[i] > 0)
+        sizes, hits = position.hull_bytes, position.hull_hits
+        for i in range(len(sizes) - 1):
+            rise = hits[i + 1] - hits[i]
+            if rise > 0:
+                segments.append((-rise / (sizes[i + 1] - sizes[i]), order, i))
     segments.sort()
     for _, order, i in segments:
         position = positions[order]

@@ -34,14 +34,12 @@ class Liveness(Checker):
             self._quiet_since_ms = world.now_ms
         found: list[str] = []
         for name, deployment in world.deployments.items():
-            state = deployment.fleet_state()
-            life, cycle = (0, 0) if state is None else (state.life_ms, state.cycle)
+            life, cycle, stage = deployment.progress()
             if self._cycles.get(name, (-1, -1, 0))[:2] != (life, cycle):
                 self._cycles[name] = (life, cycle, world.now_ms)
             stood_ms = world.now_ms - self._cycles[name][2]
             if world.now_ms - self._quiet_since_ms > _SETTLED_MS and stood_ms > _CYCLE_MS_MAX:
-                phase = "" if state is None else f": {state.phase}"
-                found.append(f"{name}: cycle {cycle} has been the last for {stood_ms / 1000:.0f} s{phase}")
+                found.append(f"{name}: cycle {cycle} ({stage}) has been the last for {stood_ms / 1000:.0f} s")
         return found
 
     def at_end(self, world: WorldView) -> Sequence[str]:

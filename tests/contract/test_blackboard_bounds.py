@@ -107,7 +107,7 @@ async def test_a_year_of_changes_leaves_the_blackboard_as_large_as_a_day_does():
         at_ms = T0 + number * interval_ms
         board.clock_ms = at_ms
         await one_cycle(board, number, at_ms)
-        await perform(board, projection.heartbeat(at_ms, DAY_MS))
+        await perform(board, projection.heartbeat(at_ms, interval_ms, DAY_MS))
         if number % _CHANGES_PER_DAY == 0:
             sizes.append(board.size)
     first_days, last_days = sizes[2:10], sizes[-8:]

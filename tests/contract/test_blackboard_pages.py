@@ -111,6 +111,30 @@ async def test_pages_of_all_areas_are_those_of_each_and_empty_where_nothing_stan
     }
 
 
+async def test_what_a_peer_has_written_is_seen_however_much_of_ours_stands_beside_it(any_board):
+    for number in range(3):
+        await any_board.add_knowledge(item(f"ours{number}", NOW, agent_id=US))
+    pages = await any_board.pages(dict.fromkeys(BOARD_AREAS, ""))
+    assert pages["knowledge:performance"].records == ()
+    await any_board.add_knowledge(item("theirs", NOW))
+    await any_board.add_knowledge(item("ours3", NOW, agent_id=US))
+    pages = await any_board.pages(dict.fromkeys(BOARD_AREAS, ""))
+    assert [r["id"] for r in pages["knowledge:performance"].records] == ["theirs"]
+
+
+@pytest.mark.parametrize("denied", ["-zintercard", "-zintercard -scard"])
+async def test_a_server_that_does_not_count_what_is_ours_is_read_as_a_whole(server, board, denied):
+    await board.add_knowledge(item("ours", NOW, agent_id=US))
+    await board.add_knowledge(item("theirs", NOW))
+    server.admin.execute_command("ACL", "SETUSER", "asker", "on", ">asker", "~*", "&*", "+@all", *denied.split())
+    limited = RedisBlackboard(f"{server.url.replace('redis://', 'redis://asker:asker@')}/0", timeout_s=5.0)
+    for _ in range(2):
+        pages = await limited.pages(dict.fromkeys(BOARD_AREAS, ""))
+        assert [r["id"] for r in pages["knowledge:performance"].records] == ["theirs"]
+        assert pages["tasks:pending"].records == ()
+    await limited.close()
+
+
 async def test_a_look_at_all_areas_goes_on_at_the_cursor_of_each(any_board):
     for number in range(520):
         await any_board.create_task(task(f"t{number:04}") | {"input_data": {"filler": "x" * 3_000}})

@@ -169,5 +169,5 @@ async def test_an_objection_is_an_open_conflict_that_names_us_and_the_service_an
 async def test_every_record_of_the_examples_survives_our_tidying(board, peer, server):
     for heading in ("Create a task", "Object to a plan"):
         peer.run(heading)
-    await perform(board, projection.heartbeat(now_ms(), 60_000))
+    await perform(board, projection.heartbeat(now_ms(), 300_000, 60_000))
     assert server.admin.exists(f"bb:tasks:{peer.names['task_id']}", f"bb:conflicts:{peer.names['conflict_id']}") == 2

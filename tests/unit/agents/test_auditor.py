@@ -274,3 +274,40 @@ def test_whatever_happens_an_untouched_journal_never_alarms(events):
     world.journal.available = True
     world.tick()
     assert all(t.ok for t in world.told)
+
+
+def pauses(world, passes):
+    found = []
+    for _ in range(passes):
+        world.tick()
+        found.append((world.due_ms - world.now_ms) // 10_000)
+    return found
+
+
+def test_a_journal_that_nobody_writes_to_is_read_more_rarely_step_by_step_up_to_the_bound():
+    world = World(idle_factor=4)
+    world.write(5)
+    world.start()
+    found = pauses(world, 20)
+    assert found[:6] == [1] * 6
+    assert found[-3:] == [4, 4, 4]
+    assert sorted(found) == found
+
+
+def test_a_new_record_brings_the_pace_of_the_auditor_back():
+    world = World(idle_factor=4)
+    world.write(5)
+    world.start()
+    pauses(world, 20)
+    world.write(1)
+    # The pass that finds it was planned before; the ones after it come after the usual interval.
+    assert pauses(world, 3)[1:] == [1, 1]
+
+
+def test_a_journal_that_is_broken_or_gone_is_read_at_the_usual_pace():
+    world = World(idle_factor=4)
+    world.write(5)
+    world.start()
+    pauses(world, 20)
+    del world.journal.records[3:]
+    assert pauses(world, 3)[1:] == [1, 1]

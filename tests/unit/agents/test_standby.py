@@ -172,6 +172,9 @@ def test_a_lease_is_kept_after_a_change_and_renewed_until_somebody_else_has_it()
     assert timer.due_ms == T0 + 20_000
     [renewal] = leads.step(m.TimerFired(ref=timer.ref), T0)
     assert isinstance(renewal, m.AcquireLease)
+    # Between two changes nothing of ours is to be let in, so the fence of the last one stands.
+    assert not kept.fenced
+    assert not renewal.fenced
     assert leads.step(m.LeaseDenied(ref=renewal.ref, service="sessions", holder="they", reason="r"), T0) == ()
     assert not leads.leads(lease_of())
 

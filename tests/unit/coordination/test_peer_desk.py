@@ -8,8 +8,8 @@ import pytest
 
 from agents.consensus import Consensus
 from cachewarden.claims import UNREAD_BOARD
-from cachewarden.machine import EffectFailed, Received, Started, TimerFired
-from cachewarden.messages import ResolutionOutcome
+from cachewarden.machine import EffectFailed, Received, SetTimer, Started, TimerFired
+from cachewarden.messages import Execution, ExecutionState, ResolutionOutcome
 from cachewarden.peer_input import PeersRead, ReadPeers
 from cachewarden.ports import BOARD_AREAS, BoardPage
 from cachewarden.protocol import Settle
@@ -40,8 +40,8 @@ def item(item_id, *, agent, **content):
 class Life:
     """One life of a desk and what its looks bring."""
 
-    def __init__(self, poll_ms=SETTINGS.blackboard_poll_ms):
-        self.settings = SETTINGS.model_copy(update={"blackboard_poll_ms": poll_ms})
+    def __init__(self, poll_ms=SETTINGS.blackboard_poll_ms, **settings):
+        self.settings = SETTINGS.model_copy(update={"blackboard_poll_ms": poll_ms} | settings)
         self.memory = FleetMemory(FLEET, self.settings)
         self.desk = PeerDesk(FLEET, self.settings)
         self.desk.step(Started(), self.memory, NOW)
@@ -56,7 +56,11 @@ class Life:
             pages = {area: BoardPage(records=(), cursor=cursor, bad=0) for area in BOARD_AREAS}
             pages["knowledge:performance"] = BoardPage(records=tuple(records), cursor=cursor, bad=0)
             event = PeersRead(ref=read.ref, pages=pages)
-        self.desk.step(event, self.memory, now_ms)
+        return next_look(self.desk.step(event, self.memory, now_ms))
+
+    def looks(self, count):
+        """Return when the look after each of so many is due."""
+        return [due for _ in range(count) for due in self.look()]
 
     def holder(self, now_ms=NOW):
         return self.desk.holder_of(proposal("cart"), self.memory, now_ms)
@@ -180,3 +184,51 @@ def test_a_plan_that_was_carried_out_and_given_up_puts_the_old_value_back(status
 
 def test_a_plan_that_was_carried_out_and_ended_otherwise_puts_nothing_back():
     assert stages("in_progress", "denied") == set()
+
+
+def next_look(effects):
+    return [e.due_ms for e in effects if isinstance(e, SetTimer) and e.ref == "peers:poll"]
+
+
+def test_after_any_number_of_empty_looks_the_first_plan_holds_and_its_end_frees():
+    life = Life()
+    for _ in range(12):
+        life.look()
+    assert life.holder() is None
+    plan = item("p", agent="tuner", status="in_progress", priority=5, service="cart")
+    life.look(records=(plan,))
+    assert life.holder() == "tuner"
+    life.look()
+    assert life.holder() is None
+    life.look()
+    assert life.holder() is None
+    life.look(records=(plan,))
+    assert life.holder() == "tuner"
+
+
+def test_from_the_beginning_of_a_change_on_no_look_is_left_out():
+    life = Life()
+    for _ in range(12):
+        life.look()
+    change = Execution(
+        execution_id="e",
+        proposal=proposal("cart"),
+        state=ExecutionState.OBSERVING,
+        started_at_ms=NOW,
+        updated_at_ms=NOW,
+    )
+    life.memory.note_execution(change, NOW)
+    due = next_look(life.desk.note_execution(change, life.memory, NOW))
+    assert due == [NOW + SETTINGS.blackboard_poll_ms]
+    for _ in range(12):
+        [read] = [e for e in life.desk.step(TimerFired(ref="peers:poll"), life.memory, NOW) if isinstance(e, ReadPeers)]
+        empty = {area: BoardPage(records=(), cursor="", bad=0) for area in BOARD_AREAS}
+        seen = life.desk.step(PeersRead(ref=read.ref, pages=empty), life.memory, NOW)
+        assert next_look(seen) == [NOW + SETTINGS.blackboard_poll_ms]
+
+
+def test_where_peers_may_vote_no_look_is_ever_left_out():
+    life = Life(ballot_voters="judge:validator:1.0")
+    for _ in range(20):
+        assert life.look() == [NOW + SETTINGS.blackboard_poll_ms]
+    assert Life().looks(20)[-1] == NOW + SETTINGS.idle_factor * SETTINGS.blackboard_poll_ms

@@ -172,3 +172,96 @@ def test_a_round_over_several_looks_is_as_old_as_its_first_look():
     eye.watch.step(POLL, NOW + 5_000)
     eye.watch.step(answer("peers:look:3", "a", "b"), NOW + 5_010)
     assert eye.watch.whole_ms[AREA] == NOW + 5_000
+
+
+class PatientEye(Eye):
+    """One that may take its time."""
+
+    def __init__(self, idle_factor=4):
+        super().__init__()
+        self.watch = PeerWatch(5_000, 1_000, idle_factor=idle_factor)
+        self.watch.step(Started(), NOW)
+
+    def pauses(self, looks):
+        """Return the pauses after so many looks that find nothing."""
+        found = []
+        for _ in range(looks):
+            self.look()
+            found.append(due(self.see())[0] - NOW)
+        return found
+
+
+def test_where_nobody_writes_looks_come_more_rarely_step_by_step_up_to_the_bound():
+    assert PatientEye().pauses(9) == [5_000] * 5 + [10_000, 20_000, 20_000, 20_000]
+    assert PatientEye(idle_factor=3).pauses(9)[-2:] == [15_000, 15_000]
+
+
+def test_with_a_factor_of_one_each_look_comes_after_the_interval():
+    assert set(PatientEye(idle_factor=1).pauses(20)) == {5_000}
+
+
+def test_a_record_a_failed_look_or_a_hint_brings_the_pace_back():
+    for wake in (lambda e: e.see("a"), lambda e: e.fail()):
+        eye = PatientEye()
+        eye.pauses(9)
+        eye.look()
+        assert due(wake(eye)) == [NOW + 5_000]
+    eye = PatientEye()
+    eye.pauses(9)
+    hint = eye.watch.step(Hinted(ref="peers:hint"), NOW)
+    assert due(hint)[0] <= NOW + 500
+    assert eye.pauses(6) == [5_000] * 5 + [10_000]
+
+
+def test_without_a_hint_to_wait_for_nobody_is_patient():
+    eye = PatientEye()
+    eye.pauses(9)
+    lost = EffectFailed(ref="peers:hint", effect="AwaitHint", kind="BlackboardUnavailable", reason="r")
+    eye.look()
+    eye.watch.step(lost, NOW)
+    # The look that is under way waits for hints again.
+    assert [type(e) for e in eye.see()] == [AwaitHint, SetTimer]
+
+
+def test_what_begins_brings_the_next_look_forward_and_while_it_lasts_none_is_left_out():
+    eye = PatientEye()
+    eye.pauses(9)
+    assert due(eye.watch.heed(NOW, engaged=True)) == [NOW + 5_000]
+    assert eye.watch.heed(NOW, engaged=True) == ()
+    assert set(eye.pauses(9)) == {5_000}
+    assert eye.watch.heed(NOW, engaged=False) == ()
+    assert eye.pauses(1) == [20_000]
+
+
+def test_what_begins_just_before_a_look_does_not_put_it_off():
+    eye = PatientEye()
+    eye.pauses(9)
+    assert eye.watch.heed(NOW + 16_000, engaged=True) == ()
+
+
+def test_a_look_that_comes_later_on_purpose_is_no_outage_and_one_that_does_not_come_is():
+    eye = PatientEye()
+    eye.look()
+    eye.watch.step(PeersRead(ref="peers:look:1", pages={a: page() for a in BOARD_AREAS}), NOW)
+    for _ in range(8):
+        eye.look()
+        eye.watch.step(PeersRead(ref=f"peers:look:{eye.looks}", pages={a: page() for a in BOARD_AREAS}), NOW)
+    longest_ms = 20_000 + 2 * 5_000 + 1_000
+    assert eye.watch.readable(NOW + longest_ms)
+    assert not eye.watch.readable(NOW + longest_ms + 1)
+
+
+def test_what_was_found_and_is_gone_is_no_longer_held():
+    eye = PatientEye()
+    eye.look()
+    eye.see("a")
+    assert not eye.watch.holds_nothing
+    eye.look()
+    eye.see()
+    assert not eye.watch.holds_nothing
+    eye.look()
+    eye.see()
+    assert eye.watch.holds_nothing
+    eye.look()
+    eye.fail()
+    assert not eye.watch.holds_nothing

@@ -110,7 +110,7 @@ def operations(effects) -> list[str]:
 async def test_we_present_ourselves_with_our_four_capabilities():
     board = FakeBlackboard()
     await perform(board, projection.register(NOW))
-    await perform(board, projection.heartbeat(NOW + 30_000, 86_400_000))
+    await perform(board, projection.heartbeat(NOW + 30_000, 30_000, 86_400_000))
     [agent] = await board.active_agents()
     assert agent["agent_id"] == "cache_performance_optimizer"
     assert agent["agent_type"] == "performance_optimization"
@@ -309,3 +309,14 @@ async def test_the_checkpoint_and_the_alarm_stand_apart_on_the_blackboard():
     alarm, mark = await board.query_knowledge("compliance")
     assert (alarm["knowledge_type"], alarm["priority"]) == ("audit_chain_alarm", 1)
     assert mark["content"]["checkpoint"] == {"seq": 5, "hash": "a" * 64, "at_ms": NOW}
+
+
+def test_the_blackboard_is_tidied_up_every_few_minutes_and_not_with_every_beat():
+    def tidied(interval_ms):
+        beats = range(NOW, NOW + 1_800_000, interval_ms)
+        told = [e.operation for at_ms in beats for e in projection.heartbeat(at_ms, interval_ms, 86_400_000)]
+        assert told.count("heartbeat") == len(beats)
+        return told.count("tidy")
+
+    assert tidied(30_000) == 6
+    assert tidied(600_000) == 3

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachewarden.codec import canonical_json, decode, digest, to_jsonable
+from cachewarden.codec import canonical_json, decode, digest, kept, to_jsonable
 from cachewarden.messages import KnobChange, TtlRule
 
 CHANGE = KnobChange(knob="maxmemory", before="1048576", after="2097152")
@@ -52,3 +52,22 @@ def test_equal_values_have_equal_bytes(value: object):
 def test_a_ttl_rule_beyond_the_declared_staleness_cannot_even_be_made():
     with pytest.raises(ValueError, match="max staleness"):
         TtlRule(pattern="a:", written_ttl_ms=10, extended_ttl_ms=1000, max_staleness_ms=999)
+
+
+def test_what_is_kept_is_worked_out_once_per_object_and_still_goes_by_its_name():
+    asked = []
+
+    @kept(2)
+    def length(value: object) -> int:
+        """Return the length."""
+        asked.append(value)
+        return len(str(value))
+
+    one, other = [1], [1]
+    assert [length(one), length(one), length(other)] == [3, 3, 3]
+    assert asked == [one, other]
+    assert asked[1] is other
+    assert (length.__name__, length.__doc__) == ("length", "Return the length.")
+    length([2])
+    length(one)
+    assert len(asked) == 4

@@ -79,7 +79,7 @@ async def test_without_a_journal_nothing_is_decided_or_done(site: Site):
 
 
 async def test_a_stale_state_is_503_and_says_how_old_it_is(site: Site):
-    site.backend.clock_ms = NOW_MS + 60_000
+    site.backend.clock_ms = NOW_MS + 60_001
     response = await site.ask("POST", "/api/v1/cache/optimize", json={"service_name": "constitutional_ai"})
     assert response.status_code == 503
     assert "too old" in response.json()["error"]["message"]

@@ -18,9 +18,12 @@ def call(time, network, host, work=lambda: "done", timeout_ms=1_000):
     """Start a call; returns a list that will hold its result or its error."""
     ended = []
 
+    async def carried_out():
+        return work()
+
     async def ask():
         try:
-            ended.append(await network.call("a-1", host, work, timeout_ms))
+            ended.append(await network.call("a-1", host, carried_out, timeout_ms))
         except (JournalUnavailable, NoAnswer, Unreachable) as error:
             ended.append(type(error))
 
