@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
-from benchmarks.autopilot_simulated import OVERHEAD_BYTES, Change, run_autopilot
+from benchmarks.autopilot_simulated import OVERHEAD_BYTES, Change, SimulatedCache, run_autopilot
 from benchmarks.autopilot_static import best_static, hits_of
 from benchmarks.autopilot_streams import ENTRY_BYTES, MIXES, Stream, streams_of
 from cachewarden.cachemodel.eviction import EvictionConfig, index
@@ -40,7 +41,9 @@ def measure(name: str, given: argparse.Namespace) -> None:
     each = max(entries // len(streams), LEAST_BYTES) + OVERHEAD_BYTES
     entries = (each - OVERHEAD_BYTES) * len(streams)
     print(
-        f"\n{name}: {given.minutes:g} minutes, {entries / 2**20:.1f} MiB for entries ({given.memory:.0%} of all keys)"
+        f"\n{name}: {given.minutes:g} minutes, counted from minute {from_ms / 60_000:g} on, the autopilot begins at "
+        f"minute {given.begin * given.minutes:g}; {given.scale:.0%} of the keys, {entries / 2**20:.1f} MiB for entries "
+        f"({given.memory:.0%} of all of them), floors {100 * given.floor_below:g} points below the default"
     )
     default = {s.name: hits_of(index(s.trace), EvictionConfig(each - OVERHEAD_BYTES), from_ms) for s in streams}
     reads = {s.name: int(np.sum(s.trace.time_ms >= from_ms)) for s in streams}
@@ -76,6 +79,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
         given.seed,
         log=given.log,
         feed_ms=int(given.feed * 60_000),
+        begin_ms=int(given.begin * duration_ms),
     )
     found = {n: (h - counted[0][n][0], k - counted[0][n][1]) for n, (h, k) in counted[-1].items()}
     print(f"  autopilot played in {perf_counter() - started:.0f} s")
@@ -90,6 +94,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
         )
     _summary(default, {c.name: c.hits for c in best}, {n: h for n, (h, _) in found.items()}, reads)
     _periods(streams, {c.name: c.config for c in best}, each - OVERHEAD_BYTES, [*marks, duration_ms], counted)
+    _losses(streams, {c.name: c.config for c in best}, caches, [*marks, duration_ms])
     lru_split = sum(c.lru_hits for c in best)
     print(f"  of which by the split alone, under LRU: {lru_split / sum(reads.values()):.2%}")
     _changes(changes)
@@ -139,6 +144,35 @@ def _periods(
         print(f"  {since / 60_000:.0f}-{until / 60_000:.0f} min: {closed}; {', '.join(texts)}")
 
 
+def _losses(
+    streams: Sequence[Stream],
+    best: Mapping[str, EvictionConfig],
+    caches: Mapping[str, SimulatedCache],
+    marks: Sequence[int],
+) -> None:
+    """Print, period by period, what the autopilot's sizes alone cost against the best static configuration, and what
+    its eviction policies alone cost."""
+    lost: dict[str, list[float]] = {"sizes": [], "policies": []}
+    for since, until in pairwise(marks):
+        asked, missed = 0, dict.fromkeys(lost, 0)
+        for stream in streams:
+            indexed, wanted = index(stream.trace), best[stream.name]
+            had = caches[stream.name].configured
+            mixed = {
+                "sizes": [(at_ms, replace(wanted, capacity_bytes=c.capacity_bytes)) for at_ms, c in had],
+                "policies": [(at_ms, replace(c, capacity_bytes=wanted.capacity_bytes)) for at_ms, c in had],
+            }
+            asked += int(np.sum((stream.trace.time_ms >= since) & (stream.trace.time_ms < until)))
+            most = hits_of(indexed, wanted, since) - hits_of(indexed, wanted, until)
+            for name, timeline in mixed.items():
+                (_, first), *later = timeline
+                missed[name] += most - (hits_of(indexed, first, since, later) - hits_of(indexed, first, until, later))
+        for name, misses in missed.items():
+            lost[name].append(100.0 * misses / max(asked, 1))
+    for name, points in lost.items():
+        print(f"  points lost by {name} alone, period by period: {', '.join(f'{p:.2f}' for p in points)}")
+
+
 def _changes(changes: list[Change]) -> None:
     done = [c for c in changes if c.realised is not None]
     held = sum(c.inside for c in done)
@@ -156,6 +190,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=0.15, help="of what all keys take")
     parser.add_argument("--scale", type=float, default=1.0, help="share of every stream's keys, for a quick look")
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the time that is not counted")
+    parser.add_argument("--begin", type=float, default=0.0, help="share of the time after which the autopilot begins")
     parser.add_argument("--periods", type=int, default=4, help="print the share of the gap of so many parts, too")
     parser.add_argument("--floor-below", type=float, default=0.05, help="floor of a service, below its default ratio")
     parser.add_argument("--seed", type=int, default=1)

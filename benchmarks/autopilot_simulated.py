@@ -62,6 +62,8 @@ class SimulatedCache:
         self._rng = np.random.default_rng(seed)
         self._row = 0
         self.now_ms = 0
+        self.configured: list[tuple[int, EvictionConfig]] = [(0, self.config)]
+        """When which configuration began to hold."""
         self._missed: list[int] = []
         """Rows of captured reads that missed."""
         self._capture_from: int | None = None
@@ -132,6 +134,7 @@ class SimulatedCache:
         residents = self._residents()
         hot = residents[np.argsort(-self._running.table[state.COL.access, residents], kind="stable")[:_HOT_KEYS]]
         self._running.change(ScheduledChange(self.now_ms, config))
+        self.configured.append((self.now_ms, config))
         if keep_hot:
             hot = hot[self._running.table[state.COL.slot, hot] >= 0]
             access = self._running.table[state.COL.access]
@@ -252,8 +255,11 @@ def run_autopilot(
     seed: int,
     log: bool = False,
     feed_ms: int = 0,
+    begin_ms: int = 0,
 ) -> tuple[list[dict[str, tuple[int, int]]], list[Change], dict[str, SimulatedCache], dict[str, str]]:
     """Run the whole time; with `feed_ms` captures are replaced by the accesses of that long.
+
+    Until `begin_ms` the caches run alone: nobody looks at them.
 
     Returns hits and lookups per service up to each of `marks_ms` and up to the end, the changes, the caches as they
     ended, and the last reason for doing nothing.
@@ -266,7 +272,8 @@ def run_autopilot(
             one.cache.advance(now_ms)
         if len(counted) < len(marks_ms) and now_ms >= marks_ms[len(counted)]:
             counted.append({n: (s.cache.hits, s.cache.lookups) for n, s in services.items()})
-        loop.cycle(now_ms)
+        if now_ms >= begin_ms:
+            loop.cycle(now_ms)
     counted.append({n: (s.cache.hits, s.cache.lookups) for n, s in services.items()})
     print(f"  of the memory {np.mean(loop.held_shares):.1%} was given to services on average")
     return counted, loop.changes, {n: s.cache for n, s in services.items()}, loop.idle

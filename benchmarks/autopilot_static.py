@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.autopilot_streams import ENTRY_BYTES, Stream
-from cachewarden.cachemodel.eviction import EvictionConfig, IndexedTrace, index, replay_indexed
+from cachewarden.cachemodel.eviction import (
+    EvictionConfig,
+    IndexedTrace,
+    ReplaySchedule,
+    ScheduledChange,
+    index,
+    replay_indexed,
+)
 
 __all__ = ["StaticChoice", "best_static", "hits_of"]
 
@@ -36,8 +43,15 @@ class StaticChoice:
     """With the same memory under LRU."""
 
 
-def hits_of(indexed: IndexedTrace, config: EvictionConfig, measure_from_ms: int) -> int:
-    return replay_indexed(indexed, config, measure_from_ms).hits
+def hits_of(
+    indexed: IndexedTrace,
+    config: EvictionConfig,
+    measure_from_ms: int,
+    changes: Sequence[tuple[int, EvictionConfig]] = (),
+) -> int:
+    """Return the hits from `measure_from_ms` on; `changes` say what holds later, and from when on."""
+    schedule = ReplaySchedule(tuple(ScheduledChange(at_ms, later) for at_ms, later in changes))
+    return replay_indexed(indexed, config, measure_from_ms, schedule=schedule).hits
 
 
 def best_static(
