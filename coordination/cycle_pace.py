@@ -19,7 +19,7 @@ from typing import Final
 
 from cachewarden.observation import Snapshot
 
-__all__ = ["CyclePace", "Sight"]
+__all__ = ["CyclePace", "Sight", "longest_pause_ms"]
 
 _ALIKE: Final = 3
 """Cycles in a row that say the same before pauses grow."""
@@ -31,6 +31,11 @@ _LOOKUPS_RATIO: Final = 1.25
 """Traffic is the same while lookups per second lie within this factor of those when the pace slowed down."""
 _HIT_RATIO_STEP: Final = 0.02
 """And the hit ratio within this distance: what the default rollback margin takes for a difference."""
+
+
+def longest_pause_ms(interval_ms: int, idle_factor: int) -> int:
+    """Return how far apart two cycles come at most."""
+    return max(interval_ms, min(interval_ms * idle_factor, _LONGEST_MS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,5 +105,4 @@ class CyclePace:
         if not 0 < self._awake_until_ms - now_ms <= self._rest_ms:
             self._alike += 1
         doublings = min(max(0, self._alike - _ALIKE + 1), _DOUBLINGS_MAX)
-        pause_ms = self._interval_ms * min(1 << doublings, self._idle_factor)
-        return max(self._interval_ms, min(pause_ms, _LONGEST_MS))
+        return longest_pause_ms(self._interval_ms, min(1 << doublings, self._idle_factor))

@@ -101,7 +101,7 @@ def require_contact(context: Context) -> None:
 
 
 async def known_state(context: Context) -> FleetState:
-    """Return the newest state; raises StateTooOld where it is missing, older than three cycles, or unconfirmed."""
+    """Return the newest state; raises StateTooOld where it is missing, too old, or unconfirmed."""
     state = await context.backend.state()
     known = fresh_state(state, context.backend.now_ms(), max_age_ms_of(context.backend.settings))
     require_contact(context)

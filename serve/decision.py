@@ -31,6 +31,7 @@ from cachewarden.policy.second_opinion import carried
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
+from coordination.cycle_pace import longest_pause_ms
 from serve.answers import checks_of, compliance_of, improvement_of
 from serve.courses import Apply, Asked, Course, already_so, confirmed, course_of
 from serve.docket import Docket, Grounds
@@ -81,7 +82,8 @@ class DecisionOutcome:
 
 def max_age_ms_of(settings: CacheOptimizerSettings) -> int:
     """Return how old a state may be to be decided on: the longest pause between two cycles, and two cycles more."""
-    return (2 + settings.idle_factor) * settings.cycle_interval_ms
+    interval_ms = settings.cycle_interval_ms
+    return 2 * interval_ms + longest_pause_ms(interval_ms, settings.idle_factor)
 
 
 def fresh_state(state: FleetState | None, now_ms: int, max_age_ms: int) -> FleetState:
@@ -151,7 +153,7 @@ def decide(
     each step when it ends.
 
     Raises ConstitutionalComplianceError for a wrong hash, UnknownService, and StateTooOld where the state is missing
-    or older than three cycles.
+    or older than the longest pause and two cycles.
     """
     request = asked.request
     if request.constitutional_hash != CONSTITUTIONAL_HASH:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from coordination.cycle_pace import CyclePace
+from coordination.cycle_pace import CyclePace, longest_pause_ms
 from tests.unit.policy.builders import snapshot
 
 NOW = 1_800_000_000_000
@@ -121,3 +121,11 @@ def test_no_look_grows_too_old_for_the_constitution_by_it():
     assert [loop.cycle() for _ in range(6)][-1] * INTERVAL_MS == 90_000
     loop = Loop(interval_ms=600_000)
     assert {loop.cycle() * INTERVAL_MS for _ in range(6)} == {600_000}
+
+
+@pytest.mark.parametrize(
+    ("interval_ms", "factor", "longest_ms"),
+    [(10_000, 4, 40_000), (10_000, 60, 90_000), (10_000, 1, 10_000), (3_600_000, 4, 3_600_000), (1_000, 60, 60_000)],
+)
+def test_pauses_grow_to_what_the_setting_permits_and_a_look_may_be_old(interval_ms: int, factor: int, longest_ms: int):
+    assert longest_pause_ms(interval_ms, factor) == longest_ms
