@@ -27,6 +27,7 @@ from cachewarden.machine import (
     TimerFired,
 )
 from cachewarden.messages import RecordKind
+from cachewarden.pauses import longest_pause_ms
 from cachewarden.protocol import ChainChecked
 
 __all__ = ["Auditor"]
@@ -46,7 +47,7 @@ class Auditor:
 
     `checkpoint` is the newest one that was kept outside the journal. `interval_ms` lies between two passes,
     `full_interval_ms` between two that begin at the first record, `checkpoint_interval_ms` between two checkpoint
-    records. While nothing is written, `idle_factor` intervals lie between two passes at most.
+    records. While nothing is written, `idle_factor` intervals (90 s) lie between two passes at most.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Auditor:
         if isinstance(event, TimerFired) and event.ref != _TIMER:
             return ()
         doublings = min(max(0, self._alike - _ALIKE + 1), _DOUBLINGS_MAX)
-        pause_ms = self._interval_ms * min(1 << doublings, self._idle_factor)
+        pause_ms = longest_pause_ms(self._interval_ms, min(1 << doublings, self._idle_factor))
         again = SetTimer(ref=_TIMER, due_ms=now_ms + pause_ms)
         stalled = not 0 <= now_ms - self._page_at_ms < self._interval_ms * _STALLED_INTERVALS
         if self._verifier is not None and not stalled:

@@ -140,7 +140,7 @@ class ReadCounters(Effect):
 class AcquireLease(Effect):
     """Take or renew the lease on a cache for `ttl_ms` and raise its fence; answered by LeaseGranted / LeaseDenied.
 
-    Without `fenced` it is a lease on something that is no cache, as the fleet's memory budget.
+    Without `fenced` it is a lease on something that is no cache, as the fleet's memory budget, or one that is kept on.
     """
 
     service: str

@@ -5,10 +5,9 @@ where nothing has changed. After `_ALIKE` cycles that saw and said the same, eac
 `idle_factor` intervals. The first cycle that sees or says something else brings the usual pace back, and so does
 everything that asks for a cycle (`rouse`).
 
-It decides nothing but when. INVARIANT: a pause is never shorter than the interval; it is never longer than
-`idle_factor` intervals, nor than `_LONGEST_MS` where the interval is not; and it is the interval while a change is in
-flight, after one until the service has cooled down, while a plan awaits approval, while a peer holds anything, and
-while a service is not seen.
+It decides nothing but when. INVARIANT: a pause is never shorter than the interval, nor longer than
+`pauses.longest_pause_ms`; and it is the interval after a cycle that found a change in flight or a service that cools
+down, a plan that awaits approval, a peer that holds anything, or a service that is not seen.
 """
 
 from __future__ import annotations
@@ -18,24 +17,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from cachewarden.observation import Snapshot
+from cachewarden.pauses import longest_pause_ms
 
-__all__ = ["CyclePace", "Sight", "longest_pause_ms"]
+__all__ = ["CyclePace", "Sight"]
 
 _ALIKE: Final = 3
 """Cycles in a row that say the same before pauses grow."""
 _DOUBLINGS_MAX: Final = 10
-_LONGEST_MS: Final = 90_000
-"""Whoever orders a change between two cycles is judged by the last look, and the constitution that comes with the
-project takes none that is older than two minutes."""
 _LOOKUPS_RATIO: Final = 1.25
 """Traffic is the same while lookups per second lie within this factor of those when the pace slowed down."""
 _HIT_RATIO_STEP: Final = 0.02
 """And the hit ratio within this distance: what the default rollback margin takes for a difference."""
-
-
-def longest_pause_ms(interval_ms: int, idle_factor: int) -> int:
-    """Return how far apart two cycles come at most."""
-    return max(interval_ms, min(interval_ms * idle_factor, _LONGEST_MS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 from cachewarden.board_records import BoardRecord, ConflictRecord, KnowledgeRecord
 from cachewarden.machine import Effect, EffectFailed, SetTimer, Started, TimerFired
+from cachewarden.pauses import longest_pause_ms
 from cachewarden.peer_input import AwaitHint, Hinted, PeersRead, ReadPeers
 from cachewarden.ports import BOARD_AREAS
 
@@ -44,8 +45,8 @@ _EMPTY_LOOKS: Final = 6
 
 class PeerWatch:
     """`interval_ms` lies between two rounds without hints; 0 means that nobody looks. A look may take `timeout_ms`.
-    `idle_factor` intervals lie between them at most, where hints are waited for, nobody has written anything for a
-    while and nothing is in flight; 1 keeps the pace whatever happens."""
+    `idle_factor` intervals (within `pauses.longest_pause_ms`) lie between them at most, where hints are waited for,
+    nobody has written anything for a while and nothing is in flight; 1 keeps the pace whatever happens."""
 
     def __init__(self, interval_ms: int, timeout_ms: int = 0, *, idle_factor: int = 1) -> None:
         self._idle_factor = idle_factor
@@ -119,7 +120,7 @@ class PeerWatch:
         if self._engaged or not self._awaiting or self._empty < _EMPTY_LOOKS:
             return self._interval_ms
         doublings = min(self._empty - _EMPTY_LOOKS + 1, _DOUBLINGS_MAX)
-        return self._interval_ms * min(1 << doublings, self._idle_factor)
+        return longest_pause_ms(self._interval_ms, min(1 << doublings, self._idle_factor))
 
     def heed(self, now_ms: int, *, engaged: bool) -> tuple[Effect, ...]:
         """Take note whether something is in flight. From the moment that it is, looks come at the usual pace."""
@@ -223,9 +224,10 @@ class PeerWatch:
 
     def _on_failed(self, event: EffectFailed, now_ms: int) -> tuple[Effect, ...]:
         if event.ref == _HINT:
-            # The next look, which comes anyway, waits for hints again.
-            self._awaiting = False
-            return ()
+            # The next look waits for hints again, and without hints no pause is a long one.
+            self._awaiting, self._empty = False, 0
+            late = self._due_ms > now_ms + self._interval_ms
+            return self._look_at(now_ms + self._interval_ms) if late and not self._looking else ()
         if event.ref != self._ref:
             return ()
         self._looking, self._looked_ms = False, now_ms

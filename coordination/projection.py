@@ -62,7 +62,7 @@ _TTL_MS_SETTLED_MIN: Final = 60_000
 _TTL_MS_UNDER_WAY: Final = 3_600_000
 _TTL_MS_FINISHED: Final = 24 * 3_600_000
 _CHAIN_AGAIN_MS: Final = 60_000
-_TIDY_MS: Final = 300_000
+_TIDY_MS: Final = 60_000
 """About how often the blackboard is tidied up: what is over stays there for a day, so nobody waits for it."""
 
 _PROPOSAL_ID_PREFIX: Final = "p-"
@@ -88,8 +88,8 @@ def register(now_ms: int) -> tuple[Publish, ...]:
 
 
 def heartbeat(now_ms: int, interval_ms: int, kept_ms: int, life: str = "") -> tuple[Publish, ...]:
-    """Say that we live (an agent that was forgotten is registered again by it), every `interval_ms`, and every few
-    minutes tidy up: what is over stays `kept_ms`. `life` is whose claims of tasks are in force as long as it is heard
+    """Say that we live (an agent that was forgotten is registered again by it), every `interval_ms`, and every
+    minute tidy up: what is over stays `kept_ms`. `life` is whose claims of tasks are in force as long as it is heard
     of."""
     beat = _publish("heartbeat", **_ourselves(), at_ms=now_ms, life=life)
     if now_ms // _TIDY_MS == (now_ms - interval_ms) // _TIDY_MS:

@@ -271,11 +271,14 @@ class RedisBlackboard:
         answers = iter(told)
         held: set[str] = set()
         for area, (_, more) in asked.items():
-            size, ours = next(answers), 0
+            # As many answers as were asked for above, whatever they say.
+            size, ours, beside = next(answers), 0, 0
             if self._counts_ours and area.startswith("knowledge:"):
                 ours = next(answers)
+            elif more is not None:
+                beside = next(answers)
             # What is no number is an error, and reading the area says which.
-            if size != ours or (more is not None and next(answers) != 0):
+            if size != ours or beside != 0:
                 held.add(area)
         return frozenset(held)
 

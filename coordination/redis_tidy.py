@@ -26,8 +26,8 @@ BATCH: Final = 200
 """Least number of ids of each kind in one call, about: SSCAN may give some more."""
 BATCH_MAX: Final = 5_000
 ROUND_CALLS: Final = 60
-"""A round over all ids of a kind takes about so many calls, up to `BATCH_MAX * ROUND_CALLS` ids: half an hour of
-heartbeats. So an index holds no more than what lives and what has died within that half hour."""
+"""A round over all ids of a kind takes about so many calls, up to `BATCH_MAX * ROUND_CALLS` ids: an hour at one
+call a minute. So an index holds no more than what lives and what has died within that hour."""
 
 _TTL_MS_MIN: Final = 1_000
 

@@ -26,12 +26,12 @@ from cachewarden.messages import (
 )
 from cachewarden.models import CacheOptimizationResponse
 from cachewarden.observation import Snapshot
+from cachewarden.pauses import longest_pause_ms
 from cachewarden.policy.engine import refusal
 from cachewarden.policy.second_opinion import carried
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
-from coordination.cycle_pace import longest_pause_ms
 from serve.answers import checks_of, compliance_of, improvement_of
 from serve.courses import Apply, Asked, Course, already_so, confirmed, course_of
 from serve.docket import Docket, Grounds

@@ -157,6 +157,28 @@ async def test_an_area_of_which_only_the_cores_set_knows_a_record_is_read(server
     assert [t["id"] for t in pages["tasks:pending"].records] == ["theirs"]
 
 
+@pytest.mark.parametrize("core_indexes", [False, True])
+async def test_whatever_else_is_open_nothing_of_a_peer_is_passed_over(server, core_indexes):
+    ours, theirs = (
+        RedisBlackboard(f"{server.url}/0", timeout_s=5.0, core_indexes=core_indexes, agent_id=agent)
+        for agent in (US, "peer")
+    )
+    try:
+        # As many of ours in one area as of theirs in another: counts that were taken for each other would agree.
+        await ours.report_conflict(conflict("c"))
+        await ours.add_knowledge(item_of("plan-of-ours", NOW))
+        await theirs.add_knowledge(item_of("answer", NOW, space="coordination", agent_id="peer"))
+        await theirs.create_task(task("t"))
+        pages = await ours.pages(dict.fromkeys(BOARD_AREAS, ""))
+    finally:
+        await ours.close()
+        await theirs.close()
+    # What stands in the core's index as well may come twice.
+    assert {c["id"] for c in pages["conflicts:open"].records} == {"c"}
+    assert {k["id"] for k in pages["knowledge:coordination"].records} == {"answer"}
+    assert {t["id"] for t in pages["tasks:pending"].records} == {"t"}
+
+
 async def test_an_index_that_is_no_index_fails_the_look_as_it_did(server, board):
     server.admin.set("bb:tasks:pending:priority", "garbage")
     with pytest.raises(BlackboardUnavailable):

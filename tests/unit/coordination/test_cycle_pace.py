@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from coordination.cycle_pace import CyclePace, longest_pause_ms
+from cachewarden.pauses import longest_pause_ms
+from coordination.cycle_pace import CyclePace
 from tests.unit.policy.builders import snapshot
 
 NOW = 1_800_000_000_000

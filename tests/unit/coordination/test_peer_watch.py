@@ -213,6 +213,15 @@ def test_a_record_a_failed_look_or_a_hint_brings_the_pace_back():
     assert eye.pauses(6) == [5_000] * 5 + [10_000]
 
 
+def test_a_subscription_that_breaks_in_a_long_pause_ends_it():
+    eye = PatientEye()
+    eye.pauses(9)
+    broken = EffectFailed(ref="peers:hint", effect="AwaitHint", kind="BlackboardUnavailable", reason="gone")
+    assert due(eye.watch.step(broken, NOW + 1_000)) == [NOW + 6_000]
+    # A second one changes nothing: the look is near enough.
+    assert due(eye.watch.step(broken, NOW + 1_000)) == []
+
+
 def test_without_a_hint_to_wait_for_nobody_is_patient():
     eye = PatientEye()
     eye.pauses(9)
