@@ -311,12 +311,12 @@ async def test_the_checkpoint_and_the_alarm_stand_apart_on_the_blackboard():
     assert mark["content"]["checkpoint"] == {"seq": 5, "hash": "a" * 64, "at_ms": NOW}
 
 
-def test_the_blackboard_is_tidied_up_every_few_minutes_and_not_with_every_beat():
+def test_the_blackboard_is_tidied_up_every_minute_and_not_with_every_beat():
     def tidied(interval_ms):
         beats = range(NOW, NOW + 1_800_000, interval_ms)
         told = [e.operation for at_ms in beats for e in projection.heartbeat(at_ms, interval_ms, 86_400_000)]
         assert told.count("heartbeat") == len(beats)
         return told.count("tidy")
 
-    assert tidied(30_000) == 6
+    assert tidied(30_000) == 30
     assert tidied(600_000) == 3
