@@ -30,7 +30,8 @@ QUIET: Final[Mapping[str, str]] = {
     # Nobody reads what Ray measures of itself where there is no dashboard; our own figures are at `/metrics`.
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
-    "RAY_task_events_report_interval_ms": "10000",
+    # Never: the head keeps what every call of an actor was for a dashboard, some 60 MiB per hour up to 100,000 calls.
+    "RAY_task_events_report_interval_ms": "0",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
     # One node has nobody to tell ten times a second what it has.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
