@@ -3,7 +3,8 @@
 Three fleets serve the same requests: the default (equal split, allkeys-lru), the best static configuration (eviction
 policy, LFU parameters and split found by exhaustive replay of the whole future), and the autopilot, which starts as the
 default and knows only what its collector sees. Printed are hit ratios over the time after the warm-up, and the share of
-the gap between the first two that the third one closes.
+the gap between the first two that the third one closes; beside it what a planner would close that knows all requests of
+the past (but none to come) and acts on them at once.
 
 Run: `python -m benchmarks.autopilot held-a --traces DIR`; a mix is a name of `autopilot_streams.MIXES` or a list of
 trace files separated by commas.
@@ -21,7 +22,7 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.autopilot_simulated import OVERHEAD_BYTES, Change, SimulatedCache, run_autopilot
-from benchmarks.autopilot_static import best_static, hits_of
+from benchmarks.autopilot_static import best_of_past, best_static, hits_of
 from benchmarks.autopilot_streams import ENTRY_BYTES, MIXES, Stream, streams_of
 from cachewarden.cachemodel.eviction import EvictionConfig, index
 from cachewarden.fleet import Fleet, Service
@@ -92,7 +93,12 @@ def measure(name: str, given: argparse.Namespace) -> None:
             f"{choice.hits / n:7.2%} {_words(choice.config):28} {hits / lookups:7.2%} {_words(cache.config):28} "
             f"floor {floors[stream.name]:.1%}{' BROKEN' if hits / lookups < floors[stream.name] - 0.001 else ''}"
         )
-    _summary(default, {c.name: c.hits for c in best}, {n: h for n, (h, _) in found.items()}, reads)
+    most, ours = {c.name: c.hits for c in best}, {n: h for n, (h, _) in found.items()}
+    _summary(default, most, ours, reads)
+    if given.past:
+        least = LEAST_BYTES - OVERHEAD_BYTES
+        past = best_of_past(streams, entries, least, from_ms, given.floor_below, int(given.past * 60_000))
+        _ceiling(given.past, default, most, ours, past)
     _periods(streams, {c.name: c.config for c in best}, each - OVERHEAD_BYTES, [*marks, duration_ms], counted)
     _losses(streams, {c.name: c.config for c in best}, caches, [*marks, duration_ms])
     lru_split = sum(c.lru_hits for c in best)
@@ -115,6 +121,21 @@ def _summary(default: dict[str, int], best: dict[str, int], found: dict[str, int
     print(
         f"  all: default {low / total:.2%}, best static {high / total:.2%}, autopilot {ours / total:.2%}: "
         f"gap {100 * gap / total:.2f} points, {closed}"
+    )
+
+
+def _ceiling(
+    minutes: float, default: dict[str, int], best: dict[str, int], found: dict[str, int], past: dict[str, int]
+) -> None:
+    """Print what the past alone can tell, and how much of that the autopilot has got."""
+    low, known = sum(default.values()), sum(past.values())
+    gap, told = sum(best.values()) - low, known - low
+    if gap <= 0 or told <= 0:
+        print("  the past alone tells nothing to gain")
+        return
+    print(
+        f"  what was best in all of the past, taken over at once each {minutes:g} min: {told / gap:.1%} of the gap "
+        f"closed; the autopilot got {(sum(found.values()) - low) / told:.1%} of that"
     )
 
 
@@ -192,6 +213,9 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the time that is not counted")
     parser.add_argument("--begin", type=float, default=0.0, help="share of the time after which the autopilot begins")
     parser.add_argument("--periods", type=int, default=4, help="print the share of the gap of so many parts, too")
+    parser.add_argument(
+        "--past", type=float, default=3.0, help="minutes between plans of who knows the past; 0: without"
+    )
     parser.add_argument("--floor-below", type=float, default=0.05, help="floor of a service, below its default ratio")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], help="a setting, as `capture_ms=60000`")

@@ -1,7 +1,8 @@
 """The best static configuration of a fleet, found by replaying every stream under every configuration at every size.
 
 It knows the future, which no autopilot does: each service gets the eviction policy, the LFU parameters and the memory
-that were best for what was going to happen.
+that were best for what was going to happen. What the past alone can tell is `best_of_past`: the same search over what
+has been, again and again, applied at once and without caution. What lies between the two is no planner's to gain.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cachewarden.cachemodel.eviction import (
     replay_indexed,
 )
 
-__all__ = ["StaticChoice", "best_static", "hits_of"]
+__all__ = ["StaticChoice", "best_of_past", "best_static", "hits_of"]
 
 _LFU = tuple((log, decay) for log in (1, 10) for decay in (1, 5, 30))
 CONFIGURATIONS = (
@@ -96,6 +97,35 @@ def best_static(
         lru = hits_of(one, EvictionConfig(size), measure_from_ms)
         found.append(StaticChoice(stream.name, tried[best], max(hits[best], lru), lru))
     return found
+
+
+def best_of_past(
+    streams: Sequence[Stream],
+    total_bytes: int,
+    least_bytes: int,
+    measure_from_ms: int,
+    floor_below: float,
+    every_ms: int,
+) -> dict[str, int]:
+    """Return the hits from `measure_from_ms` on of a fleet that gets, each `every_ms`, what was best until then.
+
+    It begins with the equal split under LRU. A floor lies `floor_below` under what that gave over the same past.
+    """
+    each = EvictionConfig(total_bytes // len(streams))
+    indexed = [index(stream.trace) for stream in streams]
+    changes: list[list[tuple[int, EvictionConfig]]] = [[] for _ in streams]
+    until_ms = max(int(stream.trace.time_ms[-1]) for stream in streams)
+    for now_ms in range(every_ms, until_ms, every_ms):
+        past = [
+            replace(s, trace=s.trace.rows(slice(0, int(np.searchsorted(s.trace.time_ms, now_ms))))) for s in streams
+        ]
+        floors = [hits_of(index(s.trace), each, 0) / max(len(s.trace), 1) - floor_below for s in past]
+        for later, choice in zip(changes, best_static(past, total_bytes, least_bytes, 0, floors), strict=True):
+            later.append((now_ms, choice.config))
+    return {
+        stream.name: hits_of(one, each, measure_from_ms, later)
+        for stream, one, later in zip(streams, indexed, changes, strict=True)
+    }
 
 
 def _sized(config: EvictionConfig, size: int) -> EvictionConfig:
