@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -351,6 +352,7 @@ def as_server_reads(knob_name: str, value: str) -> str | None:
     return str(number) if number < 1 << 64 else None
 
 
+@lru_cache(maxsize=1_024)
 def supported(knob_name: str, server: str, version: str) -> bool:
     """Say whether a server of that name and version has the knob."""
     knob = KNOBS.get(knob_name)

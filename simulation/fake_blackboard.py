@@ -10,6 +10,7 @@ import json
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, cast
 
 from cachewarden.board_records import BoardRecord, ConflictRecord, TaskRecord
@@ -41,7 +42,7 @@ class FakeBlackboard:
         self.bad_records = 0
         self.agents: dict[str, str] = {}
         self.active: set[str] = set()
-        self.knowledge: VersionedTexts[tuple[str, str]] = VersionedTexts()
+        self.knowledge: VersionedTexts[tuple[str, str]] = VersionedTexts(itemgetter(0))
         self.tasks: VersionedTexts[str] = VersionedTexts()
         self.conflicts: VersionedTexts[str] = VersionedTexts()
         self._lives: dict[tuple[str, str], int] = {}
@@ -182,14 +183,15 @@ class FakeBlackboard:
         """Return the readable records of an area, ours left out of knowledge; worked out anew where texts changed."""
         kind, _, part = area.partition(":")
         texts: VersionedTexts[Any] = getattr(self, kind)
+        version = texts.version(part if kind == "knowledge" else "")
         known = self._paged.get(area)
-        if known is not None and known[0] is texts and known[1] == texts.version:
+        if known is not None and known[0] is texts and known[1] == version:
             return known[2]
         if kind == "knowledge":
             held = [(i, text) for (space, i), text in self.knowledge.items() if space == part]
         else:
             held = list(texts.items())
-        self._paged[area], self._scanned[area] = (texts, texts.version, self._selected(area, held)), len(held)
+        self._paged[area], self._scanned[area] = (texts, version, self._selected(area, held)), len(held)
         return self._paged[area][2]
 
     def _selected(self, area: str, held: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

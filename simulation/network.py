@@ -129,7 +129,7 @@ class Network:
         self.calls += 1
         call = _Call(self, source, host, work, timeout_ms, unreachable, no_answer)
         call.send()
-        return call.answer
+        return call
 
     def push(self, host: Host, target: str, deliver: Callable[[], None]) -> None:
         """Carry what a server sends by itself; nothing arrives where the way is cut."""
@@ -137,8 +137,8 @@ class Network:
             self.time.post(self.delay_ms(), deliver)
 
 
-class _Call:
-    """One call on its way.
+class _Call(Pending):
+    """One call on its way, and its own answer.
 
     Whoever calls waits for `timeout_ms` from the sending on; the end of the patience is entered only where something
     keeps the answer from coming before, since of a thousand calls hardly one is not answered.
@@ -156,7 +156,6 @@ class _Call:
         "_unreachable",
         "_waits",
         "_work",
-        "answer",
     )
 
     def __init__(
@@ -169,7 +168,7 @@ class _Call:
         unreachable: Callable[[], Exception],
         no_answer: Callable[[], Exception],
     ) -> None:
-        self.answer = Pending()
+        super().__init__()
         self._network = network
         self._source = source
         self._host = host
@@ -202,7 +201,7 @@ class _Call:
             self._network.time.at(self._ends_ms, self._give_up)
 
     def _give_up(self) -> None:
-        self.answer.fail(self._no_answer())
+        self.fail(self._no_answer())
 
     def _retry(self) -> None:
         if not self._network.is_cut(self._source, self._host.name):
@@ -231,10 +230,10 @@ class _Call:
         delay_ms = network.delay_ms()
         if network.time.now_ms() + delay_ms >= self._ends_ms:
             self._lose_patience()
-        network.time.post(delay_ms, self._tell)
+        network.time.post(delay_ms, self._told)
 
-    def _tell(self) -> None:
+    def _told(self) -> None:
         if self._refusal is None:
-            self.answer.resolve(self._result)
+            self.resolve(self._result)
         else:
-            self.answer.fail(self._refusal)
+            self.fail(self._refusal)

@@ -145,7 +145,7 @@ class Task:
         self._work = work
         self._on_end = on_end
         self._closed = self._running = False
-        self._wake = partial(gate, self._go_on)
+        self._gate = gate
 
     def start(self) -> None:
         self._go_on()
@@ -172,6 +172,9 @@ class Task:
             self._work.close()
             return
         pending.then(self._wake)
+
+    def _wake(self) -> None:
+        self._gate(self._go_on)
 
 
 def drive(work: Coroutine[Any, Any, Any]) -> Any:

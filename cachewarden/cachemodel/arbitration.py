@@ -53,12 +53,14 @@ class Curve:
         object.__setattr__(self, "_points", (sizes, ratios))
         if any(b <= a for a, b in pairwise(sizes)) or any(b - a < -1e-9 for a, b in pairwise(ratios)):
             raise ValueError(f"curve of `{self.service}` must rise in bytes and must not fall in hit ratio")
-        if not (self.hit_ratio[0] >= 0 and self.hit_ratio[-1] <= 1 + 1e-9 and 0 <= self.floor_hit_ratio <= 1):
+        if not (ratios[0] >= 0 and ratios[-1] <= 1 + 1e-9 and 0 <= self.floor_hit_ratio <= 1):
             raise ValueError(f"hit ratios and floor of `{self.service}` must lie within 0 to 1")
-        sure = self.hit_ratio if self.sure_hit_ratio is None else self.sure_hit_ratio
-        if len(sure) != len(self.hit_ratio) or not np.all((sure <= self.hit_ratio + 1e-9) & (sure >= 0.0)):
+        sure = ratios if self.sure_hit_ratio is None else self.sure_hit_ratio.tolist()
+        if len(sure) != len(ratios) or not all(
+            0.0 <= low <= most + 1e-9 for low, most in zip(sure, ratios, strict=True)
+        ):
             raise ValueError(f"what `{self.service}` may count on must lie within 0 and its hit ratio")
-        if np.any(np.diff(sure) < -1e-9):
+        if any(b - a < -1e-9 for a, b in pairwise(sure)):
             raise ValueError(f"what `{self.service}` may count on must not fall with more memory")
         if min(self.lookups_per_s, self.weight, self.minimum_bytes, self.current_bytes) < 0:
             raise ValueError(f"lookups, weight and memory of `{self.service}` must not be negative")
