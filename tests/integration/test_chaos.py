@@ -71,6 +71,7 @@ class Nodes:
 
     def start(self, plan) -> None:
         import ray
+        from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
 
         from cluster.ingress import ALWAYS
@@ -79,6 +80,8 @@ class Nodes:
 
         os.environ.update({k: v for k, v in {**ALWAYS, **QUIET}.items() if k not in os.environ})
         self._times += 1
+        # On a machine where Ray has never run: `Cluster` writes its address into Ray's usual folder, wherever its own is.
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
         head = {**_NODE, "include_dashboard": False, "temp_dir": str(self._folder / str(self._times))}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.workers = [self.cluster.add_node(**_NODE) for _ in range(2)]
