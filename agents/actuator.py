@@ -80,7 +80,7 @@ class Actuator:
         self._growth = GrowthGate(settings, fleet)
         self._growing: Run | None = None
         """The change under whose intention the budget is held."""
-        self._standby = Standby(settings.lease_ttl_ms, fleet.names, self._is_own, self._is_running, self._is_closed)
+        self._standby = Standby(settings.lease_ttl_ms, fleet.names, self._is_running, self._ended_ms, self._is_closed)
         self._leads = Leads(settings.lead_ms, self._holds)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
@@ -118,7 +118,7 @@ class Actuator:
             return self._settle(run, (*stopped, *execution.step(run, event, now_ms)), now_ms)
         if isinstance(event, LeaseGranted) and run.phase is Phase.LEASING and run.resumed is None:
             # Whoever began it has lost the lease, and nobody has ended it yet: first that, then something new.
-            unended = self._standby.unended(run.service)
+            unended = self._standby.unended(run.service, now_ms)
             if unended is not None:
                 execution.cancel(run, f"`{unended}` on this cache has not ended yet", now_ms)
         return self._settle(run, execution.step(run, event, now_ms), now_ms)
@@ -377,9 +377,8 @@ class Actuator:
             r.service == service and (r.lease is not None or r.phase is Phase.LEASING) for r in self._runs.values()
         )
 
-    def _is_own(self, execution_id: str) -> bool:
-        ended = any(done.execution_id == execution_id for done in self._finished.values())
-        return ended or self._is_running(execution_id)
+    def _ended_ms(self, execution_id: str) -> int | None:
+        return next((d.updated_at_ms for d in self._finished.values() if d.execution_id == execution_id), None)
 
     def _is_running(self, execution_id: str) -> bool:
         return any(run.execution_id == execution_id for run in self._runs.values())

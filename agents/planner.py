@@ -12,8 +12,9 @@ the budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -274,19 +275,26 @@ def curve_of(appraisal: Prospects, service: Service) -> Curve:
     at the low end of the prediction, so that the less is known of a service the more it keeps.
     """
     floor = service.hit_ratio_floor
-    # More memory never costs hits; a dip is noise of the replay.
-    expected = np.clip(np.maximum.accumulate(appraisal.curve_hit_ratio), 0.0, 1.0)
+    # A curve has a dozen points, for which arrays cost more than they save.
+    expected = _risen(appraisal.curve_hit_ratio)
+    sure = [min(low, most) for low, most in zip(_risen(appraisal.curve_low), expected, strict=True)]
     return Curve(
         service=service.name,
         bytes=np.asarray(appraisal.curve_bytes, dtype=np.int64),
-        hit_ratio=expected,
+        hit_ratio=np.array(expected),
         lookups_per_s=appraisal.snapshot.lookups_per_s,
         weight=service.weight,
         minimum_bytes=service.minimum_memory_bytes,
         floor_hit_ratio=min(max(floor + appraisal.above_usual, floor / 2.0), 1.0) if floor > 0.0 else 0.0,
         current_bytes=appraisal.snapshot.maxmemory_bytes,
-        sure_hit_ratio=np.minimum(np.clip(np.maximum.accumulate(appraisal.curve_low), 0.0, 1.0), expected),
+        sure_hit_ratio=np.array(sure),
     )
+
+
+def _risen(hit_ratios: Iterable[float]) -> list[float]:
+    """Return hit ratios by size as arbitration takes them: more memory never costs hits, a dip is noise of the
+    replay."""
+    return [min(max(ratio, 0.0), 1.0) for ratio in accumulate(hit_ratios, max)]
 
 
 def _propose(

@@ -154,7 +154,8 @@ class LookRing:
         self._looks.append(look)
         self._forget()
         self._steps.take(window, elapsed.ms)
-        return replace(window, hit_ratio_step=self._steps.root_mean_square())
+        step = self._steps.root_mean_square()
+        return window if step is None else replace(window, hit_ratio_step=step)
 
     def _base(self, newest_lookups: int) -> _Look | None:
         """Return the oldest look within the window, else the youngest one beyond it, else None. Where too few lookups

@@ -4,7 +4,8 @@ Several optimizers may run on one fleet. Whoever changes a cache holds its lease
 (`Leads`): it leads that cache. The others read the journal on (`Standby`): they tell their own coordinator of changes
 that are not theirs, so that cool-down, budgets and damping are those of all, and try for the lease of what is not
 finished. While the leader lives they are denied. Once it is gone they get it, look into the journal once more, and
-only if the change is still open do they take it up as a new life of their own would.
+only if the change is still open do they take it up as a new life of their own would. So is a change of our own whose
+ending was confirmed, and was among what the journal's server then lost.
 
 It never writes to a cache. INVARIANT: a change is taken up only under a new lease, by what the journal says after the
 lease was granted; so one that was ended in the meantime is not touched.
@@ -42,6 +43,9 @@ GROWTH: Final = "growth"
 
 _LATELY_MS: Final = 600_000
 """So long an ending counts for who may not have seen its outcome yet, and is kept for a journal that loses its tail."""
+_CONFIRMED_MS: Final = 60_000
+"""An ending of ours that was confirmed so long ago stands in whatever is read now, unless the journal has lost it. No
+answer to a question from before it is under way that long; the look after the lease would see through one that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,9 @@ class Turn:
 
 
 class Standby:
-    """Follows the journal. `own` says which changes are or were ours, `running` which of them we carry out or uphold
-    now, `busy` which services are being changed by us. A kept TTL rule has ended, yet somebody has to uphold it.
+    """Follows the journal. `running` says which changes we carry out or uphold now, `ended_ms` when one of ours has
+    ended (None: it is not ours, or long forgotten), `busy` which services are being changed by us. A kept TTL rule has
+    ended, yet somebody has to uphold it.
 
     Other fleets may write into the same journal: only `services` concern us.
     """
@@ -68,13 +73,13 @@ class Standby:
         self,
         lease_ttl_ms: int,
         services: Iterable[str],
-        own: Callable[[str], bool],
         running: Callable[[str], bool],
+        ended_ms: Callable[[str], int | None],
         busy: Callable[[str], bool],
     ) -> None:
         self._ttl_ms = lease_ttl_ms
         self._services = frozenset(services)
-        self._own, self._running, self._busy = own, running, busy
+        self._running, self._ended_ms, self._busy = running, ended_ms, busy
         self._tail = JournalTail()
         self._records: dict[str, list[AuditRecord]] = {}
         """Execution id to its records, of all changes that are not over or were not ten minutes ago."""
@@ -101,12 +106,23 @@ class Standby:
         found = self._found()
         return (*(c for c in found.finished if now_ms - c.updated_ms < _LATELY_MS), *found.unfinished)
 
-    def unended(self, service: str) -> str | None:
-        """Return a change on a service that is not ours and has no ending as far as we have read, if there is one."""
+    def unended(self, service: str, now_ms: int) -> str | None:
+        """Return a change on a service that we do not carry out and that has no ending as far as we have read, if there
+        is one."""
         for change in self._found().unfinished:
-            if change.proposal.service == service and not self._own(change.execution_id):
+            if change.proposal.service == service and self._is_open(change.execution_id, now_ms):
                 return change.execution_id
         return None
+
+    def _own(self, execution_id: str) -> bool:
+        return self._running(execution_id) or self._ended_ms(execution_id) is not None
+
+    def _is_open(self, execution_id: str, now_ms: int) -> bool:
+        """Whether a change without an ending in the journal is one that nobody here is about to end."""
+        if self._running(execution_id):
+            return False
+        ended_ms = self._ended_ms(execution_id)
+        return ended_ms is None or now_ms - ended_ms >= _CONFIRMED_MS
 
     def step(self, event: Any, now_ms: int) -> Turn:
         """Take an event whose ref begins with `standby:`."""
@@ -137,7 +153,7 @@ class Standby:
             self._aside, self._known = [], None
         found = self._found()
         told = self._tell([*found.finished, *found.unfinished])
-        open_still = {c.execution_id: c for c in found.unfinished if not self._own(c.execution_id)}
+        open_still = {c.execution_id: c for c in found.unfinished if self._is_open(c.execution_id, now_ms)}
         open_still |= {c.execution_id: c for c in found.standing if not self._running(c.execution_id)}
         self._prune(now_ms)
         if step == GROWTH:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from cachewarden.errors import InvariantViolation, StaleFencingToken, TargetTimeout
 from cachewarden.fleet import Service
@@ -169,18 +168,19 @@ class ModelCache(FakeServer):
     ) -> Observation:
         """Look once; there are no keys to be sampled, captured or read."""
         del capture_lines, capture_rate
-        seen = await self.counters()
         asked = {"sample": sample_keys > 0, "access": capture_ms > 0, "values": value_keys > 0}
-        missing = {part: "a model has no keys" for part, wanted in asked.items() if wanted}
-        return replace(seen, incomplete={**seen.incomplete, **missing})
+        return self._look({part: "a model has no keys" for part, wanted in asked.items() if wanted})
 
     async def counters(self) -> Observation:
         """INFO, latency and knobs; see the port."""
+        return self._look({})
+
+    def _look(self, incomplete: Mapping[str, str]) -> Observation:
         self._answer()
         self._advance()
         now_ms = self._clock.now_ms()
         config_get = "CONFIG GET" not in self.denied
-        missing = {} if config_get else {"knobs": self.denied["CONFIG GET"]}
+        missing = incomplete if config_get else {"knobs": self.denied["CONFIG GET"], **incomplete}
         policy, keys = self._knobs["maxmemory-policy"], self._resident_keys()
         lookups, slow = int(self._hits) + int(self._misses), int(self._slow)
         info = {

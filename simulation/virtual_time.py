@@ -136,6 +136,8 @@ class Task:
     `gate` is asked to run each part of it: a process that is paused holds it back.
     """
 
+    __slots__ = ("_closed", "_gate", "_on_end", "_running", "_work")
+
     def __init__(
         self,
         work: Coroutine[Any, Any, Any],

@@ -33,8 +33,10 @@ def half() -> list[AuditRecord]:
 class Watcher:
     """One who stands by and reads the journal that a test writes."""
 
-    def __init__(self, own: set[str] = frozenset(), busy: set[str] = frozenset()) -> None:
-        self.standby = Standby(TTL_MS, FLEET.names, own.__contains__, own.__contains__, busy.__contains__)
+    def __init__(
+        self, running: set[str] = frozenset(), ended_ms: dict[str, int] | None = None, busy: set[str] = frozenset()
+    ) -> None:
+        self.standby = Standby(TTL_MS, FLEET.names, running.__contains__, (ended_ms or {}).get, busy.__contains__)
         self.standby.start((), T0)
         self.journal: list[AuditRecord] = []
 
@@ -125,8 +127,35 @@ def test_a_change_that_ended_just_before_the_grant_is_left_alone_and_the_lease_g
 
 def test_changes_of_our_own_and_services_that_we_are_changing_are_left_to_themselves():
     [key] = {r.payload["execution_id"] for r in half()}
-    assert Watcher.tries(Watcher(own={key}).read(half())) == []
+    assert Watcher.tries(Watcher(running={key}).read(half())) == []
+    assert Watcher.tries(Watcher(ended_ms={key: T0}).read(half(), now_ms=T0 + 59_000)) == []
     assert Watcher.tries(Watcher(busy={"sessions"}).read(half())) == []
+
+
+def test_a_change_of_our_own_whose_confirmed_ending_the_journal_has_lost_is_taken_up_again():
+    [key] = {r.payload["execution_id"] for r in half()}
+    watcher = Watcher(ended_ms={key: T0})
+    late_ms = T0 + 60_000
+    turn = watcher.read(half(), now_ms=late_ms)
+    # Nobody else carries it out, so nobody is told of it.
+    assert watcher.told(turn) == []
+    assert watcher.standby.unended("sessions", late_ms) == key
+    [effect] = watcher.tries(turn)
+    [check] = watcher.standby.step(grant(effect), late_ms).effects
+    turn = watcher.read((), check.ref.removeprefix("standby:"), now_ms=late_ms)
+    assert turn.adopt is not None
+    assert turn.adopt.execution_id == key
+
+
+def test_an_ending_of_our_own_that_an_old_answer_did_not_hold_is_found_by_the_look_after_the_lease():
+    [key] = {r.payload["execution_id"] for r in half()}
+    watcher = Watcher(ended_ms={key: T0})
+    late_ms = T0 + 300_000
+    [effect] = watcher.tries(watcher.read(half(), now_ms=late_ms))
+    [check] = watcher.standby.step(grant(effect), late_ms).effects
+    turn = watcher.read(journal_of_a_change()[-1:], check.ref.removeprefix("standby:"), now_ms=late_ms)
+    assert turn.adopt is None
+    assert [type(e) for e in turn.effects] == [m.ReleaseLease]
 
 
 def test_changes_of_another_fleet_on_the_same_journal_are_none_of_ours():
