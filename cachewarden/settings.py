@@ -217,6 +217,12 @@ class CacheOptimizerSettings(BaseSettings):
     decisions_in_flight_max: int = Field(
         128, ge=1, le=10_000, description="decisions of one replica at once; 503 beyond it"
     )
+    requests_waiting_max: int = Field(
+        1_000,
+        ge=0,
+        le=100_000,
+        description="requests of one replica that wait for a cache or a cycle; beyond it they are answered at once",
+    )
     body_timeout_s: float = Field(10.0, gt=0.0, le=300.0, description="seconds within which a body must have come")
     api_replicas: int = Field(1, ge=1, le=1_000, description="processes that answer the API on Ray Serve")
     api_replicas_max: int | None = Field(

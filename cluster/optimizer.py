@@ -169,9 +169,7 @@ class CachePerformanceOptimizer:
                 backend=backend,
                 telemetry=Telemetry(),
                 started_s=time.perf_counter(),
-                admission=Admission(
-                    backend.settings.requests_per_s_per_token, backend.settings.decisions_in_flight_max
-                ),
+                admission=Admission.of(backend.settings),
                 wait_s=self._wait_s,
             )
         return self._context

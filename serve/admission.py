@@ -1,16 +1,20 @@
-"""Whether there is room for a request: a rate for each token, and a bound on decisions that are being made at once.
+"""Whether there is room for a request: a rate for each token, a bound on decisions that are being made at once, and one
+on requests that wait for what becomes of theirs.
 
 Whatever is refused is refused at once, with the time after which to ask again, so that overload does not make a queue
-in which everybody waits. Times are seconds of a monotonic clock, given by the caller. INVARIANT: no bucket ever holds
+in which everybody waits. Who finds no place to wait is told what is known by then: his decision is made already. Times are seconds of a monotonic clock, given by the caller. INVARIANT: no bucket ever holds
 more than its burst, and what was entered is left again, however it ends.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
 
+from cachewarden.settings import CacheOptimizerSettings
 from serve.errors import ApiError
 
 __all__ = ["Admission", "TokenBucket"]
@@ -40,18 +44,26 @@ class TokenBucket:
 
 
 class Admission:
-    """`rate_per_s` for each caller, with a burst of one second's worth; `decisions_max` at once. Use `with` around a
-    decision."""
+    """`rate_per_s` for each caller, with a burst of one second's worth; `decisions_max` at once, and `waiting_max` that
+    wait afterwards. Use `with` around a decision, and `with ... .place_to_wait()` around what comes then."""
 
-    def __init__(self, rate_per_s: float, decisions_max: int) -> None:
+    def __init__(self, rate_per_s: float, decisions_max: int, waiting_max: int) -> None:
         self._rate_per_s = rate_per_s
         self._decisions_max = decisions_max
+        self._waiting_max = waiting_max
         self._buckets: dict[str, TokenBucket] = {}
         self.deciding = 0
         self.limited = 0
         """Requests refused for their token's rate."""
         self.shed = 0
         """Decisions refused because too many were being made."""
+        self.waiting = 0
+        """Requests that wait for a cache or a cycle."""
+
+    @classmethod
+    def of(cls, settings: CacheOptimizerSettings) -> Admission:
+        """Return what the settings of a deployment allow."""
+        return cls(settings.requests_per_s_per_token, settings.decisions_in_flight_max, settings.requests_waiting_max)
 
     def charge(self, caller: str, now_s: float) -> None:
         """Charge one request to a caller; raises ApiError 429 where his rate is used up."""
@@ -86,3 +98,13 @@ class Admission:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.deciding -= 1
+
+    @contextmanager
+    def place_to_wait(self) -> Iterator[bool]:
+        """Say whether the request may wait. Its client may have gone long ago: it is the wait that takes the place."""
+        room = self.waiting < self._waiting_max
+        self.waiting += room
+        try:
+            yield room
+        finally:
+            self.waiting -= room

@@ -150,7 +150,7 @@ def create_app(
     """
     telemetry = Telemetry()
     settings = backend.settings
-    admission = Admission(settings.requests_per_s_per_token, settings.decisions_in_flight_max)
+    admission = Admission.of(settings)
     store = tokens if tokens is not None else TokenStore(backend.settings.state_dir)
     app = CacheApi(
         title="cachewarden",

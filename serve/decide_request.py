@@ -122,13 +122,11 @@ async def _answered(context: Context, asked: Asked, watch: Stopwatch) -> CacheOp
         decision_ms = sum(watch.laps_ms.get(step, 0.0) for step in DECISION_STEPS)
         await context.backend.record([outcome.record])
     watch.lap("journal_ms")
-    if outcome.wants_cycle:
-        outcome = await _after_forced_cycle(context, asked, outcome)
-        watch.lap("cycle_ms")
     response = outcome.response
-    if outcome.execute is not None:
-        response = await _carry_out(context, outcome, asked.apply)
-        watch.lap("actuation_ms")
+    if outcome.wants_cycle or outcome.execute is not None:
+        with context.admission.place_to_wait() as room:
+            patient = asked if room or asked.apply != "auto" else replace(asked, apply="async")
+            response = await _seen_through(context, patient, outcome, watch)
     context.telemetry.steps(watch.laps_ms)
     measured = {
         **watch.laps_ms,
@@ -137,6 +135,20 @@ async def _answered(context: Context, asked: Asked, watch: Stopwatch) -> CacheOp
     }
     # The response was made for this request, and a copy of it costs more than a lookup.
     response.performance_metrics = measured
+    return response
+
+
+async def _seen_through(
+    context: Context, asked: Asked, outcome: DecisionOutcome, watch: Stopwatch
+) -> CacheOptimizationResponse:
+    """Run the cycle that a decision asks for, and carry out the change that it has found."""
+    if outcome.wants_cycle:
+        outcome = await _after_forced_cycle(context, asked, outcome)
+        watch.lap("cycle_ms")
+    if outcome.execute is None:
+        return outcome.response
+    response = await _carry_out(context, outcome, asked.apply)
+    watch.lap("actuation_ms")
     return response
 
 

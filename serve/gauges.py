@@ -33,6 +33,8 @@ class Moment:
     journal_waiting: int = 0
     """Records of this replica that wait for their turn to be written."""
     deciding: int = 0
+    waiting: int = 0
+    """Requests of this replica that wait for a cache or a cycle."""
     refused: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -59,6 +61,7 @@ def _replica(moment: Moment) -> list[Metric]:
         _gauge("cachewarden_state_known", "1 if a fleet state has been received", float(moment.state is not None)),
         _gauge("cachewarden_journal_waiting", "records that wait to be written", float(moment.journal_waiting)),
         _gauge("cachewarden_decisions_in_flight", "decisions that are being made now", float(moment.deciding)),
+        _gauge("cachewarden_requests_waiting", "requests that wait for a cache or a cycle", float(moment.waiting)),
     ]
     refused = CounterMetricFamily(
         "cachewarden_requests_refused",

@@ -290,6 +290,7 @@ async def prometheus(request: Request) -> Response:
         state_age_s=context.backend.state_age_s(),
         journal_waiting=context.backend.journal_waiting(),
         deciding=context.admission.deciding,
+        waiting=context.admission.waiting,
         refused={"rate": context.admission.limited, "room": context.admission.shed},
     )
     return Response(telemetry.render(moment), media_type=CONTENT_TYPE)

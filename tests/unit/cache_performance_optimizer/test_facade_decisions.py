@@ -41,7 +41,7 @@ def context_of(backend: MemoryBackend) -> Context:
         backend=backend,
         telemetry=Telemetry(),
         started_s=0.0,
-        admission=Admission(rate_per_s=1_000.0, decisions_max=100),
+        admission=Admission(rate_per_s=1_000.0, decisions_max=100, waiting_max=100),
         wait_s=0.0,
     )
 

@@ -273,6 +273,7 @@ class MemoryBackend:
         self.clock_ms = NOW_MS
         self.looks: dict[str, Snapshot] = {}
         self.age_s: float | None = 0.1
+        self.waits = 0
 
     def now_ms(self) -> int:
         return self.clock_ms
@@ -290,6 +291,7 @@ class MemoryBackend:
         return self.age_s
 
     async def changed(self, timeout_s: float) -> None:
+        self.waits += 1
         await asyncio.sleep(0.002)
 
     async def snapshot(self, service: str) -> Snapshot | None:

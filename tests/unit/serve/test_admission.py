@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from serve_world import MemoryBackend, Site, proposal, standing, state
 
+from cachewarden.protocol import RunCycle
 from cachewarden.settings import CacheOptimizerSettings
 from serve.admission import Admission, TokenBucket
 from serve.errors import ApiError
@@ -34,7 +35,7 @@ def test_a_clock_that_goes_back_fills_no_bucket():
 
 
 def test_one_token_does_not_pay_for_another():
-    admission = Admission(rate_per_s=1.0, decisions_max=10)
+    admission = Admission(rate_per_s=1.0, decisions_max=10, waiting_max=10)
     admission.charge("a", 0.0)
     with pytest.raises(ApiError) as refused:
         admission.charge("a", 0.0)
@@ -45,7 +46,7 @@ def test_one_token_does_not_pay_for_another():
 
 
 def test_room_that_was_taken_is_given_back_however_the_decision_ends():
-    admission = Admission(rate_per_s=1.0, decisions_max=1)
+    admission = Admission(rate_per_s=1.0, decisions_max=1, waiting_max=1)
     with admission:
         with pytest.raises(ApiError) as refused, admission:
             raise AssertionError("there was no room")
@@ -55,6 +56,36 @@ def test_room_that_was_taken_is_given_back_however_the_decision_ends():
     with admission:
         pass
     assert (admission.deciding, admission.shed) == (0, 1)
+
+
+def test_a_place_to_wait_is_given_back_however_the_wait_ends():
+    admission = Admission(rate_per_s=1.0, decisions_max=1, waiting_max=1)
+    with admission.place_to_wait() as first, admission.place_to_wait() as second:
+        assert (first, second, admission.waiting) == (True, False, 1)
+    with pytest.raises(KeyError), admission.place_to_wait():
+        raise KeyError("a change that failed")
+    assert admission.waiting == 0
+
+
+async def test_a_change_whose_request_finds_no_place_to_wait_is_handed_over_and_answered_at_once(tmp_path):
+    limits = CacheOptimizerSettings(_env_file=None, requests_waiting_max=0)
+    site = Site(MemoryBackend(state(standing=standing(proposal())), limits), tmp_path)
+    waited = await site.ask("POST", OPTIMIZE.replace("never", "auto"), json=GOOD)
+    assert waited.status_code == 200
+    assert len(site.backend.executed) == 1
+    assert len(site.backend.records) == 1
+    assert site.backend.waits == 0
+
+
+async def test_a_forced_cycle_whose_request_finds_no_place_to_wait_is_begun_and_answered_at_once(tmp_path):
+    limits = CacheOptimizerSettings(_env_file=None, requests_waiting_max=0)
+    site = Site(MemoryBackend(state(), limits), tmp_path)
+    asked = {**GOOD, "force_optimization": True}
+    response = await site.ask("POST", OPTIMIZE.replace("never", "auto"), json=asked)
+    assert response.status_code == 200
+    assert site.backend.commands == [RunCycle(force=("constitutional_ai",))]
+    assert "ask again for what it found" in response.text
+    assert site.backend.waits == 0
 
 
 async def test_a_token_that_asks_too_often_is_told_so_on_every_route(tmp_path):
