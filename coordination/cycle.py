@@ -193,9 +193,9 @@ class Coordinator:
         if event.ref.startswith(REF_PREFIX):
             asked, effects = self._approvals.recorded(event.ref)
             return (*effects, *self._hasten(now_ms)) if asked else effects
-        self._pauses.recorded(event.ref, event.record)
+        paused = self._pauses.recorded(event.ref, event.record)
         order = self._log.recorded(event.ref)
-        return () if order is None else self._send_order(order, now_ms)
+        return paused if order is None else (*paused, *self._send_order(order, now_ms))
 
     def _hindrance(self, order: Execute, now_ms: int) -> str | None:
         """Return what has come between since the decision: a peer, a pause, the end of the approval."""

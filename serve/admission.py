@@ -2,8 +2,9 @@
 on requests that wait for what becomes of theirs.
 
 Whatever is refused is refused at once, with the time after which to ask again, so that overload does not make a queue
-in which everybody waits. Who finds no place to wait is told what is known by then: his decision is made already. Times are seconds of a monotonic clock, given by the caller. INVARIANT: no bucket ever holds
-more than its burst, and what was entered is left again, however it ends.
+in which everybody waits. Who finds no place to wait is told what is known by then: his decision is made already. Times
+are seconds of a monotonic clock, given by the caller. INVARIANT: no bucket ever holds more than its burst, and what was
+entered is left again, however it ends.
 """
 
 from __future__ import annotations

@@ -411,6 +411,33 @@ def test_a_pause_that_the_journal_did_not_take_is_written_again_until_it_did():
     assert desk.coordinator.step(TimerFired(ref=timer.ref), NOW) == ()
 
 
+def _records(effects: tuple[Effect, ...]) -> list[str]:
+    return [e.kind for e in effects if isinstance(e, Record)]
+
+
+@pytest.mark.parametrize("answer", ["confirm", "refuse"])
+def test_a_resumption_is_written_once_the_journal_has_answered_the_pause_before_it(answer):
+    desk = _Desk()
+    pause = desk.hear(SetPaused(paused=True, by="ann", reason="alarm"))
+    resumption = desk.hear(SetPaused(paused=False, by="ann", reason="all is well"))
+    # It counts at once all the same.
+    assert not desk.coordinator.state(NOW).paused
+    assert _sent(resumption, SetPaused)
+    assert (_records(pause), _records(resumption)) == (["paused"], [])
+    written = getattr(desk, answer)(pause)
+    assert _records(written) == ["resumed"]
+    assert _records(desk.confirm(written)) == []
+
+
+def test_of_orders_that_wait_for_a_slow_journal_only_the_newest_is_written():
+    desk = _Desk()
+    pause = desk.hear(SetPaused(paused=True, by="ann", reason="alarm"))
+    desk.hear(SetPaused(paused=False, by="ann", reason="all is well"))
+    desk.hear(SetPaused(paused=True, by="bob", reason="no, it is not"))
+    written = [e for e in desk.confirm(pause) if isinstance(e, Record)]
+    assert [(e.kind, e.payload["by"]) for e in written] == [("paused", "bob")]
+
+
 def test_a_pause_of_another_deployment_is_learned_from_the_journal_and_so_is_its_end():
     desk = _Desk()
     _catch_up(desk, _record(2, RecordKind.PAUSED, {"reason": "elsewhere"}))
