@@ -26,7 +26,7 @@ from agents.execution_table import BEFORE_STEPS, Phase
 from agents.growth_gate import GROWTH_REF, Admitted, GrowthGate, grows, sizes_of
 from agents.lease_queue import LeaseQueue
 from agents.recovery import REPLAY_KINDS, Unfinished, read_journal
-from agents.standby import GROWTH, LEAD_REF, STANDBY_REF, Leads, Standby
+from agents.standby import GROWTH, LEAD_REF, STANDBY_REF, Endings, Leads, Standby
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
@@ -35,6 +35,7 @@ from cachewarden.machine import (
     LeaseGranted,
     Received,
     Record,
+    Recorded,
     ReleaseLease,
     Send,
     SetTimer,
@@ -80,7 +81,15 @@ class Actuator:
         self._growth = GrowthGate(settings, fleet)
         self._growing: Run | None = None
         """The change under whose intention the budget is held."""
-        self._standby = Standby(settings.lease_ttl_ms, fleet.names, self._is_running, self._ended_ms, self._is_closed)
+        self._endings = Endings()
+        self._standby = Standby(
+            settings.lease_ttl_ms,
+            fleet.names,
+            self._is_working,
+            self._is_running,
+            self._endings.ended_ms,
+            self._is_closed,
+        )
         self._leads = Leads(settings.lead_ms, self._holds)
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
@@ -94,6 +103,8 @@ class Actuator:
             return self._on_started(event, now_ms)
         if isinstance(event, Received):
             return self._on_message(event.message, now_ms)
+        if isinstance(event, Recorded):
+            self._endings.note(event.record, now_ms)
         if event.ref.startswith(STANDBY_REF):
             return self._on_standby(event, now_ms)
         if event.ref.startswith(LEAD_REF):
@@ -118,7 +129,7 @@ class Actuator:
             return self._settle(run, (*stopped, *execution.step(run, event, now_ms)), now_ms)
         if isinstance(event, LeaseGranted) and run.phase is Phase.LEASING and run.resumed is None:
             # Whoever began it has lost the lease, and nobody has ended it yet: first that, then something new.
-            unended = self._standby.unended(run.service, now_ms)
+            unended = self._standby.unended(run.service)
             if unended is not None:
                 execution.cancel(run, f"`{unended}` on this cache has not ended yet", now_ms)
         return self._settle(run, execution.step(run, event, now_ms), now_ms)
@@ -154,6 +165,7 @@ class Actuator:
         for record in event.records:
             if record.kind in PAUSE_KINDS:
                 self._pauses.counts(record)
+            self._endings.note(record, record.at_ms)
         self._fleet = with_modes(self._filed, modes_of(event.records, self._filed))
         effects: list[Effect] = [self._standby.start(event.records, now_ms)]
         for change in found.finished:
@@ -321,7 +333,10 @@ class Actuator:
                 why = f"kill switch: {record.payload.get('reason', '')}"
                 self._killed = now_ms if resumed_ms is None else resumed_ms, why
                 effects += self._on_cancel("*", why, now_ms, begun_before_ms=resumed_ms)
-        if turn.adopt is not None and not self._silent(turn.adopt.proposal.service):
+        ending = self._endings.again(turn)
+        if ending is not None:
+            effects += self._unneeded(ending, leading=True)
+        elif turn.adopt is not None and not self._silent(turn.adopt.proposal.service):
             wishes = self._fleet.find(turn.adopt.proposal.service)
             run, first = execution.resume(turn.adopt, self._settings, now_ms, wishes)
             self._runs[run.key] = run
@@ -342,6 +357,7 @@ class Actuator:
         del self._runs[run.key]
         self._lease_queue.forget(run.key)
         self._finished.pop(run.proposal.proposal_id, None)
+        self._endings.forget(run.execution_id)
         if run.state not in _NOT_YET:
             self._passed_on[run.proposal.proposal_id] = run.execution(now_ms)
         while len(self._passed_on) > _FINISHED_KEPT:
@@ -377,8 +393,8 @@ class Actuator:
             r.service == service and (r.lease is not None or r.phase is Phase.LEASING) for r in self._runs.values()
         )
 
-    def _ended_ms(self, execution_id: str) -> int | None:
-        return next((d.updated_at_ms for d in self._finished.values() if d.execution_id == execution_id), None)
+    def _is_working(self, execution_id: str) -> bool:
+        return any(run.execution_id == execution_id and not run.governed for run in self._runs.values())
 
     def _is_running(self, execution_id: str) -> bool:
         return any(run.execution_id == execution_id for run in self._runs.values())

@@ -12,7 +12,8 @@ the budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -281,19 +282,21 @@ def curve_of(appraisal: Prospects, service: Service) -> Curve:
     return Curve(
         service=service.name,
         bytes=np.asarray(appraisal.curve_bytes, dtype=np.int64),
-        hit_ratio=np.array(expected),
+        hit_ratio=np.array(expected, dtype=np.float64),
         lookups_per_s=appraisal.snapshot.lookups_per_s,
         weight=service.weight,
         minimum_bytes=service.minimum_memory_bytes,
         floor_hit_ratio=min(max(floor + appraisal.above_usual, floor / 2.0), 1.0) if floor > 0.0 else 0.0,
         current_bytes=appraisal.snapshot.maxmemory_bytes,
-        sure_hit_ratio=np.array(sure),
+        sure_hit_ratio=np.array(sure, dtype=np.float64),
     )
 
 
-def _risen(hit_ratios: Iterable[float]) -> list[float]:
+def _risen(hit_ratios: Sequence[float]) -> list[float]:
     """Return hit ratios by size as arbitration takes them: more memory never costs hits, a dip is noise of the
-    replay."""
+    replay. Raises ValueError for what is no number."""
+    if any(map(math.isnan, hit_ratios)):
+        raise ValueError("a curve holds what is no number")
     return [min(max(ratio, 0.0), 1.0) for ratio in accumulate(hit_ratios, max)]
 
 

@@ -44,7 +44,7 @@ PERSIST = "rewrite_config"
 """What the last `step_intended` of a kept change announces where its file may be rewritten."""
 
 _INTENTIONS_KEPT = 256
-_ENDINGS = {
+ENDINGS = {
     RecordKind.CHANGE_KEPT.value: ExecutionState.KEPT,
     RecordKind.CHANGE_ROLLED_BACK.value: ExecutionState.ROLLED_BACK,
     RecordKind.CHANGE_ABANDONED.value: ExecutionState.ABANDONED,
@@ -139,7 +139,7 @@ def read_journal(records: Iterable[AuditRecord]) -> Found:
                 unreadable[key] = (record.service, f"{type(error).__name__}")
         elif key in changes:
             _follow(changes[key], record)
-        elif record.kind in _ENDINGS:
+        elif record.kind in ENDINGS:
             unreadable.pop(key, None)
     standing = _one_rule_per_pattern([c for c in changes.values() if c.standing])
     return Found(
@@ -203,8 +203,8 @@ def _follow(change: Unfinished, record: AuditRecord) -> None:
         change.rules_only = bool(payload.get("rules_only", False))
         # A kept change whose rules are being revoked is open again until that is done.
         change.outcome = None
-    elif record.kind in _ENDINGS:
-        change.outcome = _ENDINGS[record.kind]
+    elif record.kind in ENDINGS:
+        change.outcome = ENDINGS[record.kind]
         change.comparable = payload.get("comparable")
         change.hit_ratio_step, change.control_drift = payload.get("hit_ratio_step"), payload.get("control_drift")
         change.reason = str(payload.get("reason", ""))

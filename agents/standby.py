@@ -4,8 +4,8 @@ Several optimizers may run on one fleet. Whoever changes a cache holds its lease
 (`Leads`): it leads that cache. The others read the journal on (`Standby`): they tell their own coordinator of changes
 that are not theirs, so that cool-down, budgets and damping are those of all, and try for the lease of what is not
 finished. While the leader lives they are denied. Once it is gone they get it, look into the journal once more, and
-only if the change is still open do they take it up as a new life of their own would. So is a change of our own whose
-ending was confirmed, and was among what the journal's server then lost.
+only if the change is still open do they take it up as a new life of their own would. An ending of our own that was
+confirmed, and was among what the journal's server then lost, is found in the same way.
 
 It never writes to a cache. INVARIANT: a change is taken up only under a new lease, by what the journal says after the
 lease was granted; so one that was ended in the meantime is not touched.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from agents.recovery import REPLAY_KINDS, Found, Unfinished, read_journal
+from agents.recovery import ENDINGS, REPLAY_KINDS, Found, Unfinished, read_journal
 from cachewarden.journal_tail import JournalTail
 from cachewarden.machine import (
     AcquireLease,
@@ -26,6 +26,7 @@ from cachewarden.machine import (
     JournalRead,
     LeaseDenied,
     LeaseGranted,
+    Record,
     ReleaseLease,
     Send,
     SetTimer,
@@ -35,7 +36,7 @@ from cachewarden.messages import AuditRecord, ExecutionState, Lease, RecordKind
 from cachewarden.pausing import PAUSE_KINDS
 from cachewarden.protocol import ExecutionReport
 
-__all__ = ["GROWTH", "LEAD_REF", "STANDBY_REF", "Leads", "Standby", "Turn"]
+__all__ = ["GROWTH", "LEAD_REF", "STANDBY_REF", "Endings", "Leads", "Standby", "Turn"]
 
 STANDBY_REF: Final = "standby:"
 LEAD_REF: Final = "lead:"
@@ -43,9 +44,10 @@ GROWTH: Final = "growth"
 
 _LATELY_MS: Final = 600_000
 """So long an ending counts for who may not have seen its outcome yet, and is kept for a journal that loses its tail."""
+_ENDINGS_KEPT: Final = 500
 _CONFIRMED_MS: Final = 60_000
-"""An ending of ours that was confirmed so long ago stands in whatever is read now, unless the journal has lost it. No
-answer to a question from before it is under way that long; the look after the lease would see through one that is."""
+"""An ending of ours that was confirmed so long ago and has not been read may have been lost. It may also only not have
+been read yet: the look after the lease tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Turn:
 
     effects: tuple[Effect, ...] = ()
     adopt: Unfinished | None = None
+    """Still open under `lease`. One that we have ended before only needs its ending again."""
+    lease: Lease | None = None
     pauses: tuple[AuditRecord, ...] = ()
     through: bool = False
     """The journal was read to its end for whoever asked by `look(GROWTH)`."""
@@ -62,9 +66,9 @@ class Turn:
 
 
 class Standby:
-    """Follows the journal. `running` says which changes we carry out or uphold now, `ended_ms` when one of ours has
-    ended (None: it is not ours, or long forgotten), `busy` which services are being changed by us. A kept TTL rule has
-    ended, yet somebody has to uphold it.
+    """Follows the journal. `working` says which changes we carry out now, `running` which of them, or of those that
+    have ended, we uphold as well (a kept TTL rule), `ended_ms` when the ending of one of ours was confirmed (None: it
+    is not ours, has not ended, or is long forgotten), `busy` which services are being changed by us.
 
     Other fleets may write into the same journal: only `services` concern us.
     """
@@ -73,13 +77,14 @@ class Standby:
         self,
         lease_ttl_ms: int,
         services: Iterable[str],
+        working: Callable[[str], bool],
         running: Callable[[str], bool],
         ended_ms: Callable[[str], int | None],
         busy: Callable[[str], bool],
     ) -> None:
         self._ttl_ms = lease_ttl_ms
         self._services = frozenset(services)
-        self._running, self._ended_ms, self._busy = running, ended_ms, busy
+        self._working, self._running, self._ended_ms, self._busy = working, running, ended_ms, busy
         self._tail = JournalTail()
         self._records: dict[str, list[AuditRecord]] = {}
         """Execution id to its records, of all changes that are not over or were not ten minutes ago."""
@@ -106,11 +111,10 @@ class Standby:
         found = self._found()
         return (*(c for c in found.finished if now_ms - c.updated_ms < _LATELY_MS), *found.unfinished)
 
-    def unended(self, service: str, now_ms: int) -> str | None:
-        """Return a change on a service that we do not carry out and that has no ending as far as we have read, if there
-        is one."""
+    def unended(self, service: str) -> str | None:
+        """Return a change on a service that is not ours and has no ending as far as we have read, if there is one."""
         for change in self._found().unfinished:
-            if change.proposal.service == service and self._is_open(change.execution_id, now_ms):
+            if change.proposal.service == service and not self._own(change.execution_id):
                 return change.execution_id
         return None
 
@@ -119,10 +123,10 @@ class Standby:
 
     def _is_open(self, execution_id: str, now_ms: int) -> bool:
         """Whether a change without an ending in the journal is one that nobody here is about to end."""
-        if self._running(execution_id):
+        if self._working(execution_id):
             return False
         ended_ms = self._ended_ms(execution_id)
-        return ended_ms is None or now_ms - ended_ms >= _CONFIRMED_MS
+        return not self._running(execution_id) if ended_ms is None else now_ms - ended_ms >= _CONFIRMED_MS
 
     def step(self, event: Any, now_ms: int) -> Turn:
         """Take an event whose ref begins with `standby:`."""
@@ -165,7 +169,7 @@ class Standby:
                 return Turn((*told, ReleaseLease(lease=lease)), pauses=pauses)
             # Whoever takes it up goes on with that very object.
             self._known = None
-            return Turn(told, adopt=adopt, pauses=pauses)
+            return Turn(told, adopt=adopt, lease=lease, pauses=pauses)
         tries = tuple(
             AcquireLease(ref=f"{STANDBY_REF}take:{c.execution_id}", service=c.proposal.service, ttl_ms=self._ttl_ms)
             for c in open_still.values()
@@ -224,6 +228,54 @@ class Standby:
 
     def _timer(self, now_ms: int) -> Effect:
         return SetTimer(ref=f"{STANDBY_REF}timer", due_ms=now_ms + self._ttl_ms)
+
+
+class Endings:
+    """The endings of ours that the journal has confirmed: what it loses of them is written down again.
+
+    What was decided stays decided. The cache may have been changed since, by us or by hand, so nothing of such a change
+    is done or measured once more.
+    """
+
+    def __init__(self) -> None:
+        self._newest: dict[str, tuple[AuditRecord, int]] = {}
+        """Execution id to its newest ending, and when that was confirmed; the oldest first."""
+
+    def note(self, record: AuditRecord, now_ms: int) -> None:
+        """Take a record that stands in the journal; anything but an ending says nothing."""
+        if record.kind not in ENDINGS:
+            return
+        key = str(record.payload.get("execution_id", record.subject_id))
+        self._newest.pop(key, None)
+        self._newest[key] = record, now_ms
+        while len(self._newest) > _ENDINGS_KEPT:
+            self._newest.pop(next(iter(self._newest)))
+
+    def forget(self, execution_id: str) -> None:
+        """Leave a change to whoever gets its lease next."""
+        self._newest.pop(execution_id, None)
+
+    def ended_ms(self, execution_id: str) -> int | None:
+        """Return when the ending of a change was confirmed, None where none was."""
+        known = self._newest.get(execution_id)
+        return None if known is None else known[1]
+
+    def again(self, turn: Turn) -> tuple[Effect, ...] | None:
+        """Return what writes the ending of a change again that was found open, and gives the lease back; None where it
+        is not one that we have ended."""
+        known = None if turn.adopt is None else self._newest.get(turn.adopt.execution_id)
+        if known is None or turn.lease is None:
+            return None
+        ending, lease = known[0], turn.lease
+        record = Record(
+            ref=f"{STANDBY_REF}ended:{ending.subject_id}",
+            kind=ending.kind,
+            service=ending.service,
+            subject_id=ending.subject_id,
+            payload={**ending.payload, "epoch": lease.epoch},
+            fences=((lease.service, lease.epoch),),
+        )
+        return (record, ReleaseLease(lease=lease))
 
 
 class Leads:

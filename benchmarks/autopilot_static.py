@@ -2,7 +2,8 @@
 
 It knows the future, which no autopilot does: each service gets the eviction policy, the LFU parameters and the memory
 that were best for what was going to happen. What the past alone can tell is `best_of_past`: the same search over what
-has been, again and again, applied at once and without caution. What lies between the two is no planner's to gain.
+has been, again and again, applied at once and without caution. A planner that forgets may do otherwise; what lies above
+both is known to the future only.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def best_static(
         hits = [hits_of(one, config, measure_from_ms) for config in tried]
         best = int(np.argmax(hits))
         lru = hits_of(one, EvictionConfig(size), measure_from_ms)
-        found.append(StaticChoice(stream.name, tried[best], max(hits[best], lru), lru))
+        config = tried[best] if hits[best] >= lru else EvictionConfig(size)
+        found.append(StaticChoice(stream.name, config, max(hits[best], lru), lru))
     return found
 
 

@@ -1,13 +1,14 @@
 """Pausing and resuming: orders that were given here, and those of other deployments as the journal has them.
 
-An order counts at once, whatever the journal says, and is written down until the journal has it. Of itself it only
-stops, and only for a journal that does not verify. INVARIANT: only the newest order is written again, and one at a time
-is on its way to the journal, so an older one never comes after it; and what is read in the journal never ends a pause
-that is newer.
+An order counts at once, whatever the journal says. Each is sent to the journal once, the newest until the journal has
+it. Of itself it only stops, and only for a journal that does not verify. INVARIANT: one order at a time is on its way
+to the journal, in the order in which they were given, so an older one never comes after a newer one; and what is read
+in the journal never ends a pause that is newer.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
@@ -32,6 +33,8 @@ class PauseDesk:
         self._record: Record | None = None
         self._writing = ""
         """Ref of the record that is on its way. A slow journal may take it after what was sent later."""
+        self._waiting: deque[Record] = deque()
+        """What is sent next, oldest first. A kill switch stays in it though all was resumed since: others read it."""
         self._newest: tuple[str, dict[str, Any], int] | None = None
         """The newest order that the journal was known to hold, of whichever deployment: who, payload, number."""
         self._paused_in_it = False
@@ -53,7 +56,7 @@ class PauseDesk:
             payload={"by": told.by, "reason": told.reason, "kill": told.kill, "order_id": told.order_id},
         )
         # The actuator must know even when nothing is in flight: an order may be on its way to it.
-        effects: list[Effect] = [*self._write(), Send(to="actuator", message=told)]
+        effects: list[Effect] = [*self._send(self._record), Send(to="actuator", message=told)]
         if told.paused and told.kill:
             stop = CancelExecution(service="*", reason=f"kill switch, pulled by `{told.by}`: {told.reason}")
             effects.append(Send(to="actuator", message=stop))
@@ -113,24 +116,29 @@ class PauseDesk:
         self._orders += 1
         ref = f"pause:{self._orders}"
         self._record = Record(ref=ref, kind=RecordKind.PAUSED, service=None, subject_id=by, payload=payload)
-        return self._write()
+        return self._send(self._record)
 
-    def _write(self) -> tuple[Effect, ...]:
-        """Send the newest order to the journal, unless another one is still on its way there."""
-        if self._record is None or self._writing:
+    def _send(self, record: Record) -> tuple[Effect, ...]:
+        self._waiting.append(record)
+        return self._send_next()
+
+    def _send_next(self) -> tuple[Effect, ...]:
+        """Return the next order for the journal, unless another one is still on its way there."""
+        if self._writing or not self._waiting:
             return ()
-        self._writing = self._record.ref
-        return (self._record,)
+        record = self._waiting.popleft()
+        self._writing = record.ref
+        return (record,)
 
     def recorded(self, ref: str, record: AuditRecord) -> tuple[Effect, ...]:
-        """Take note that the journal has a record; returns the newest order where it has waited for that."""
+        """Take note that the journal has a record; returns the order that has waited for that."""
         if ref != self._writing:
             return ()
         self._writing = ""
         if self._record is not None and ref == self._record.ref:
             self._record = None
             self._note(record)
-        return self._write()
+        return self._send_next()
 
     def _note(self, record: AuditRecord) -> None:
         if self._newest is None or record.seq >= self._newest[2] or self._record is None:
@@ -138,13 +146,13 @@ class PauseDesk:
             self._paused_in_it = record.kind == RecordKind.PAUSED
 
     def not_recorded(self, ref: str, now_ms: int) -> tuple[Effect, ...]:
-        """Return the timer that brings it back, where the record is the newest order's, else the newest order."""
+        """Return the timer that brings it back, where the record is the newest order's, else the next order."""
         if ref != self._writing:
             return ()
         self._writing = ""
         mine = self._record is not None and ref == self._record.ref
-        return (SetTimer(ref=ref, due_ms=now_ms + _AGAIN_MS),) if mine else self._write()
+        return (SetTimer(ref=ref, due_ms=now_ms + _AGAIN_MS),) if mine else self._send_next()
 
     def again(self, ref: str) -> tuple[Effect, ...]:
         """Return the record whose timer has fired; nothing for any other timer."""
-        return self._write() if self._record is not None and ref == self._record.ref else ()
+        return self._send(self._record) if self._record is not None and ref == self._record.ref else ()

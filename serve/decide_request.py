@@ -8,6 +8,7 @@ answered, and the answer says of the change what the actuator has said of it, no
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Final
 from uuid import uuid4
@@ -124,9 +125,9 @@ async def _answered(context: Context, asked: Asked, watch: Stopwatch) -> CacheOp
     watch.lap("journal_ms")
     response = outcome.response
     if outcome.wants_cycle or outcome.execute is not None:
-        with context.admission.place_to_wait() as room:
-            patient = asked if room or asked.apply != "auto" else replace(asked, apply="async")
-            response = await _seen_through(context, patient, outcome, watch)
+        # Who is not to wait needs no place, and who finds none is answered as if he were not to.
+        with context.admission.place_to_wait() if asked.apply == "auto" else nullcontext(enter_result=True) as room:
+            response = await _seen_through(context, asked if room else replace(asked, apply="async"), outcome, watch)
     context.telemetry.steps(watch.laps_ms)
     measured = {
         **watch.laps_ms,

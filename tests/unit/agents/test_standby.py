@@ -34,9 +34,17 @@ class Watcher:
     """One who stands by and reads the journal that a test writes."""
 
     def __init__(
-        self, running: set[str] = frozenset(), ended_ms: dict[str, int] | None = None, busy: set[str] = frozenset()
+        self,
+        working: set[str] = frozenset(),
+        upheld: set[str] = frozenset(),
+        ended_ms: dict[str, int] | None = None,
+        busy: set[str] = frozenset(),
     ) -> None:
-        self.standby = Standby(TTL_MS, FLEET.names, running.__contains__, (ended_ms or {}).get, busy.__contains__)
+        ended = ended_ms or {}
+        running = working | upheld
+        self.standby = Standby(
+            TTL_MS, FLEET.names, working.__contains__, running.__contains__, ended.get, busy.__contains__
+        )
         self.standby.start((), T0)
         self.journal: list[AuditRecord] = []
 
@@ -127,24 +135,34 @@ def test_a_change_that_ended_just_before_the_grant_is_left_alone_and_the_lease_g
 
 def test_changes_of_our_own_and_services_that_we_are_changing_are_left_to_themselves():
     [key] = {r.payload["execution_id"] for r in half()}
-    assert Watcher.tries(Watcher(running={key}).read(half())) == []
+    assert Watcher.tries(Watcher(working={key}).read(half())) == []
     assert Watcher.tries(Watcher(ended_ms={key: T0}).read(half(), now_ms=T0 + 59_000)) == []
     assert Watcher.tries(Watcher(busy={"sessions"}).read(half())) == []
 
 
-def test_a_change_of_our_own_whose_confirmed_ending_the_journal_has_lost_is_taken_up_again():
+def test_a_change_of_our_own_whose_confirmed_ending_the_journal_has_lost_is_found_open():
     [key] = {r.payload["execution_id"] for r in half()}
     watcher = Watcher(ended_ms={key: T0})
     late_ms = T0 + 60_000
     turn = watcher.read(half(), now_ms=late_ms)
     # Nobody else carries it out, so nobody is told of it.
     assert watcher.told(turn) == []
-    assert watcher.standby.unended("sessions", late_ms) == key
+    # Nor does it keep us from changing the cache.
+    assert watcher.standby.unended("sessions") is None
     [effect] = watcher.tries(turn)
     [check] = watcher.standby.step(grant(effect), late_ms).effects
     turn = watcher.read((), check.ref.removeprefix("standby:"), now_ms=late_ms)
     assert turn.adopt is not None
-    assert turn.adopt.execution_id == key
+    assert (turn.adopt.execution_id, turn.lease.epoch) == (key, 9)
+
+
+def test_a_rule_that_we_uphold_whose_ending_the_journal_has_lost_is_found_too():
+    [key] = {r.payload["execution_id"] for r in half()}
+    watcher = Watcher(upheld={key}, ended_ms={key: T0})
+    assert watcher.tries(watcher.read(half(), now_ms=T0 + 59_000)) == []
+    assert len(watcher.tries(watcher.read((), now_ms=T0 + 60_000))) == 1
+    # While it is being taken back it ends by itself.
+    assert Watcher.tries(Watcher(working={key}, ended_ms={key: T0}).read(half(), now_ms=T0 + 60_000)) == []
 
 
 def test_an_ending_of_our_own_that_an_old_answer_did_not_hold_is_found_by_the_look_after_the_lease():

@@ -429,13 +429,20 @@ def test_a_resumption_is_written_once_the_journal_has_answered_the_pause_before_
     assert _records(desk.confirm(written)) == []
 
 
-def test_of_orders_that_wait_for_a_slow_journal_only_the_newest_is_written():
+@pytest.mark.parametrize("answer", ["confirm", "refuse"])
+def test_a_kill_switch_that_waits_for_a_slow_journal_is_written_though_all_was_resumed_since(answer):
     desk = _Desk()
     pause = desk.hear(SetPaused(paused=True, by="ann", reason="alarm"))
-    desk.hear(SetPaused(paused=False, by="ann", reason="all is well"))
-    desk.hear(SetPaused(paused=True, by="bob", reason="no, it is not"))
-    written = [e for e in desk.confirm(pause) if isinstance(e, Record)]
-    assert [(e.kind, e.payload["by"]) for e in written] == [("paused", "bob")]
+    waiting = desk.hear(SetPaused(paused=True, by="bob", reason="fire", kill=True))
+    assert _records(waiting) == []
+    # What is in flight here is taken back at once all the same.
+    assert _sent(waiting, CancelExecution)
+    desk.hear(SetPaused(paused=False, by="bob", reason="all is well"))
+    kill = getattr(desk, answer)(pause)
+    assert [(e.kind, e.payload["kill"]) for e in kill if isinstance(e, Record)] == [("paused", True)]
+    resumption = getattr(desk, answer)(kill)
+    assert _records(resumption) == ["resumed"]
+    assert _records(desk.confirm(resumption)) == []
 
 
 def test_a_pause_of_another_deployment_is_learned_from_the_journal_and_so_is_its_end():
