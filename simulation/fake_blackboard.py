@@ -10,6 +10,7 @@ import json
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final, cast
 
@@ -26,6 +27,7 @@ __all__ = ["EventStream", "FakeBlackboard"]
 _EVENTS_MAX: Final = 10_000
 _PAGE: Final = 500
 _PARSED_MAX: Final = 5_000
+_time_ms: Final = lru_cache(maxsize=_PARSED_MAX)(records.time_ms)
 _DEFAULT_TTL_MS: Final = 24 * 3_600_000
 _LIFE_TTL_MS: Final = 90_000
 
@@ -50,7 +52,6 @@ class FakeBlackboard:
         self._streams: list[weakref.ref[EventStream]] = []
         self._bad_seen: set[tuple[str, str]] = set()
         self._read_before: dict[tuple[Any, str], dict[str, Any] | BadRecord] = {}
-        self._times: dict[str, int | None] = {}
         self._paged: dict[str, tuple[VersionedTexts[Any], int, list[dict[str, Any]]]] = {}
         """Area to the records that it was last read from, their version, and what was wanted of them."""
         self._scanned: dict[str, int] = {}
@@ -150,11 +151,7 @@ class FakeBlackboard:
         text = item["expires_at"]
         if text is None:
             return False
-        if text not in self._times:
-            if len(self._times) >= _PARSED_MAX:
-                self._times.clear()
-            self._times[text] = records.time_ms(text)
-        expires_ms = self._times[text]
+        expires_ms = _time_ms(text)
         return expires_ms is not None and expires_ms <= self.clock_ms
 
     async def page(self, area: str, cursor: str = "") -> BoardPage:
@@ -187,12 +184,12 @@ class FakeBlackboard:
         known = self._paged.get(area)
         if known is not None and known[0] is texts and known[1] == version:
             return known[2]
+        held = list(texts.items())
         if kind == "knowledge":
-            held = [(i, text) for (space, i), text in self.knowledge.items() if space == part]
-        else:
-            held = list(texts.items())
-        self._paged[area], self._scanned[area] = (texts, version, self._selected(area, held)), len(held)
-        return self._paged[area][2]
+            held = [(i, text) for (space, i), text in held if space == part]
+        wanted, self._scanned[area] = self._selected(area, held), len(held)
+        self._paged[area] = texts, version, wanted
+        return wanted
 
     def _selected(self, area: str, held: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         kind, _, part = area.partition(":")
