@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cachewarden.cachemodel.capture_replay import CaptureReplay
+from cachewarden.cachemodel.eviction import EvictionConfig, index, replay_indexed
 from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence
 from cachewarden.cachemodel.shards import mix
 from cachewarden.cachemodel.trace import AccessTrace
@@ -116,6 +117,33 @@ def test_a_sample_of_the_keys_gives_nearly_the_same_with_a_wider_interval() -> N
 )
 def test_what_the_capture_does_not_bring_to_a_steady_state_is_left_to_the_models(wanted: CacheConfiguration) -> None:
     assert STEADY.difference(wanted, NOW) is None
+
+
+def test_a_cache_under_lru_is_told_from_the_moment_that_it_is_full() -> None:
+    # It is full after two thirds of the capture, and has exchanged a quarter of its content by the end.
+    size = replace(NOW, maxmemory_bytes=3_100 * ENTRY_BYTES)
+    taken = CaptureReplay(evidence_of(capture(20_000)), seed=1)
+    told = taken.difference(size, NOW)
+    assert told is not None
+    assert taken.difference(replace(size, eviction_policy="allkeys-lfu"), NOW) is None
+
+
+def test_once_full_it_does_not_matter_under_lru_what_a_cache_held_before() -> None:
+    whole = capture(60_000)
+    late = whole.rows(slice(30_000, 60_000))
+    size = replace(NOW, maxmemory_bytes=2_400 * ENTRY_BYTES)
+    # The same half an hour: once with all that was before, once begun with empty caches.
+    known = _difference_over_the_end(whole, size)
+    begun = _difference_over_the_end(late, size)
+    assert begun == pytest.approx(known, abs=0.004)
+
+
+def _difference_over_the_end(trace: AccessTrace, wanted: CacheConfiguration) -> float:
+    """Return what `wanted` hits more over the last 20,000 requests, by plain replays that count only those."""
+    indexed = index(trace)
+    from_ms = int(trace.time_ms[-20_000])
+    hits = [replay_indexed(indexed, EvictionConfig(config.maxmemory_bytes), from_ms).hits for config in (wanted, NOW)]
+    return (hits[0] - hits[1]) / 20_000
 
 
 def test_a_short_capture_says_nothing() -> None:
