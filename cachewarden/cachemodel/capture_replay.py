@@ -43,8 +43,8 @@ _EXCHANGES: Final = {"lru": 0.0, "lfu": 0.5, "random": 0.5}
 """How often the content must have been exchanged before hits are compared. Over 45 caches (fifteen streams, three sizes
 each) LFU that was chosen after half an exchange and ten minutes gave 0.77 points on average, after a whole one 0.64,
 and neither choice ever lost half a point. Where sizes under LRU wait for none, they are compared over more of the past,
-and large ones over nearly as much as small ones: the autopilot then closes 84 instead of 62 % of the gap on one mix and
-77 instead of 69 % on another (`benchmarks.autopilot`, held-b and held-a, all keys, no floors)."""
+and large ones over nearly as much as small ones: the autopilot then closes 84 instead of 79 % of the gap on average
+(five mixes of `benchmarks.autopilot`, all keys, no floors)."""
 _SAMPLING_SHARE = 0.5
 """Error of a difference by sampling over that of a level: two to five times smaller on nine traces."""
 _POLICY_ERROR = 0.5
