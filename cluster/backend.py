@@ -154,7 +154,10 @@ class AgentBackend:
         return found
 
     async def record(self, drafts: Sequence[RecordDraft]) -> None:
-        await self._journal.note(drafts)
+        await self._journal.begin(drafts)
+
+    def begin_record(self, drafts: Sequence[RecordDraft]) -> asyncio.Future[Any]:
+        return self._journal.begin(drafts)
 
     async def execute(self, command: Execute) -> None:
         await self._runtime.send("api", "coordinator", command)

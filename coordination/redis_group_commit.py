@@ -69,8 +69,12 @@ class GroupCommit:
         """Records that wait for their batch."""
         return self._records
 
-    async def append(self, drafts: tuple[RecordDraft, ...]) -> list[Sealed]:
-        """Return the records once they are durable; raises JournalBusy at once where too many wait."""
+    def begin(self, drafts: tuple[RecordDraft, ...]) -> asyncio.Future[list[Sealed]]:
+        """Return what will have the records once they are durable; raises JournalBusy where too many wait.
+
+        They are sent as soon as the caller gives way to the loop, or with the next batch where one is on its way.
+        Whoever wants no outcome any more cancels what was returned.
+        """
         if self._waiting and self._records + len(drafts) > self._waiting_max:
             raise JournalBusy(f"{self._records} records wait already, at most {self._waiting_max} may")
         group = Group(drafts, asyncio.get_running_loop().create_future())
@@ -78,7 +82,11 @@ class GroupCommit:
         self._records += len(drafts)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_all())
-        return await group.told
+        return group.told
+
+    async def append(self, drafts: tuple[RecordDraft, ...]) -> list[Sealed]:
+        """Return the records once they are durable; raises JournalBusy at once where too many wait."""
+        return await self.begin(drafts)
 
     async def close(self) -> None:
         """Fail what waits; what is on its way stays unknown."""

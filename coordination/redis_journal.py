@@ -19,7 +19,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from hiredis import pack_command
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -49,6 +50,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("cachewarden.journal")
 
+_ESCAPED: Final = "surrogateescape"
 _PAGE: Final = 500
 _BATCH_MAX: Final = 1_000
 _OPEN_MAX: Final = 64
@@ -79,17 +81,19 @@ class RedisJournal:
         self._stream, self._head_key = f"{prefix}:journal", f"{prefix}:journal:head"
         self._barrier_key, self._epoch_key = f"{prefix}:journal:barrier", f"{prefix}:epoch:"
         # A client that repeats by itself would hide that the outcome of the first try is unknown.
+        options: dict[str, Any] = {
+            "decode_responses": True,
+            "encoding_errors": _ESCAPED,
+            "socket_connect_timeout": timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+            "client_name": "cachewarden-journal",
+        }
         pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            timeout=timeout_s,
-            decode_responses=True,
-            encoding_errors="surrogateescape",
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            client_name="cachewarden-journal",
+            url, max_connections=max_connections, timeout=timeout_s, socket_timeout=timeout_s, **options
         )
+        # With a timeout of its own each write to a socket costs redis-py a task. The appends have one connection, and a
+        # deadline for asking and answer together.
+        self._line: Any = ConnectionPool.from_url(url, max_connections=1, socket_timeout=None, **options)
         # redis-py's types do not tell its asynchronous answers from its synchronous ones, hence Any.
         self._redis: Any = Redis.from_pool(pool)
         self._durability, self._timeout_s = durability, timeout_s
@@ -114,11 +118,15 @@ class RedisJournal:
         Raises JournalUnavailable (JournalBusy where too many wait already), LeaseLost where a fence is stale, and
         InvariantViolation for records that can never be written.
         """
-        return [sealed.record() for sealed in await self._appended(drafts)]
+        return [sealed.record() for sealed in await self.begin(drafts)] if drafts else []
 
-    async def note(self, drafts: Sequence[RecordDraft]) -> None:
-        """Append as `append` does, for those who need not see what they have written."""
-        await self._appended(drafts)
+    def begin(self, drafts: Sequence[RecordDraft]) -> asyncio.Future[Any]:
+        """Append as `append` does, for those who have something to do meanwhile and need not see what they have
+        written: awaiting what is returned raises what `append` raises, but JournalBusy and InvariantViolation for
+        drafts that are too many or none, which are raised at once."""
+        if not 0 < len(drafts) <= _BATCH_MAX:
+            raise InvariantViolation(f"a batch of {len(drafts)} records cannot be written, 1 to {_BATCH_MAX} can")
+        return self._commit.begin(tuple(drafts))
 
     @property
     def waiting(self) -> int:
@@ -155,16 +163,10 @@ class RedisJournal:
         """Fail what waits, and give the connections back."""
         await self._commit.close()
         await self._hang_up()
+        await self._line.disconnect()
         await self._redis.aclose()
 
     # --- Inside -----------------------------------------------------------------------------------------------------
-
-    async def _appended(self, drafts: Sequence[RecordDraft]) -> list[chain.Sealed]:
-        if not drafts:
-            return []
-        if len(drafts) > _BATCH_MAX:
-            raise InvariantViolation(f"a batch of {len(drafts)} records is larger than {_BATCH_MAX}")
-        return await self._commit.append(tuple(drafts))
 
     async def _guarded(self, work: Awaitable[T]) -> T:
         try:
@@ -300,7 +302,7 @@ class RedisJournal:
         arguments = (
             *(2 + len(fences), self._stream, self._head_key, *(f"{self._epoch_key}{name}" for name, _ in fences)),
             *(batch.before.text, batch.after.text, batch.records[0].seq, len(fences), *(epoch for _, epoch in fences)),
-            *(record.text for record in batch.records),
+            *(record.text.encode("utf-8", _ESCAPED) for record in batch.records),
         )
         if self._sha is None:
             self._sha = str(await self._redis.script_load(APPEND))
@@ -333,10 +335,11 @@ class RedisJournal:
     async def _evaluate(self, arguments: tuple[Any, ...]) -> Any:
         if self._durability == "reply":
             try:
-                if self._connection is None:
-                    self._connection = await self._redis.connection_pool.get_connection()
-                await self._connection.send_command("EVALSHA", self._sha, *arguments)
-                return await self._connection.read_response()
+                async with asyncio.timeout(self._timeout_s):
+                    if self._connection is None:
+                        self._connection = await self._line.get_connection()
+                    await self._connection.send_packed_command(pack_command(("EVALSHA", self._sha, *arguments)))
+                    return await self._connection.read_response()
             except ResponseError:
                 raise
             except BaseException:
@@ -357,7 +360,7 @@ class RedisJournal:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
-            await self._redis.connection_pool.release(connection)
+            await self._line.release(connection)
 
     async def _fsync(self) -> None:
         # WAITAOF waits for the writes of its own connection only, so this connection has to write something.

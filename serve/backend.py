@@ -6,8 +6,9 @@ socket, no clock, no actor handle. INVARIANT: whatever changes a cache is record
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from cachewarden.approval import DecideApproval, SubmitProposal
 from cachewarden.chain import ChainReport
@@ -96,6 +97,11 @@ class Backend(Protocol):
 
     async def record(self, drafts: Sequence[RecordDraft]) -> None:
         """Append to the journal; returns once durable. Raises JournalUnavailable."""
+        ...
+
+    def begin_record(self, drafts: Sequence[RecordDraft]) -> asyncio.Future[Any]:
+        """Append to the journal while the caller goes on: what is returned ends once the drafts are durable, and raises
+        JournalUnavailable; so does this call at once where no more may wait."""
         ...
 
     async def execute(self, command: Execute) -> None:

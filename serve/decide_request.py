@@ -7,6 +7,7 @@ answered, and the answer says of the change what the actuator has said of it, no
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -41,6 +42,11 @@ class Stopwatch:
         self.laps_ms[step] = self.laps_ms.get(step, 0.0) + (now_s - self.last_s) * 1000
         self.last_s = now_s
 
+    @property
+    def decision_ms(self) -> float:
+        """What the pure decision has taken so far."""
+        return sum(self.laps_ms.get(step, 0.0) for step in DECISION_STEPS)
+
 
 async def _decide(context: Context, asked: Asked, watch: Stopwatch) -> DecisionOutcome:
     """Decide on the newest state; raises StateTooOld where there is none that may be decided on."""
@@ -48,16 +54,31 @@ async def _decide(context: Context, asked: Asked, watch: Stopwatch) -> DecisionO
     if state is not None:
         require_contact(context)
     watch.lap("state_ms")
-    before_s = watch.last_s
-    outcome = decide(asked, state, context.grounds, context.backend.now_ms(), context.docket_of(state), watch.lap)
-    context.telemetry.decided(
-        outcome.response.state,
-        watch.last_s - before_s,
-        watch.last_s,
-        judged=outcome.verdict is not None,
-        complete=outcome.verdict_complete,
-    )
-    return outcome
+    return decide(asked, state, context.grounds, context.backend.now_ms(), context.docket_of(state), watch.lap)
+
+
+async def _recorded(context: Context, outcome: DecisionOutcome, watch: Stopwatch) -> CacheOptimizationResponse:
+    """Return the answer once the decision is durable; it is made while the journal is at work."""
+    recording = context.backend.begin_record([outcome.record])
+    try:
+        # The record leaves in this turn of the loop.
+        await asyncio.sleep(0)
+        watch.lap("journal_ms")
+        response = outcome.response
+        watch.lap("answer_ms")
+        context.telemetry.decided(
+            outcome.state,
+            watch.decision_ms / 1000,
+            watch.last_s,
+            judged=outcome.verdict is not None,
+            complete=outcome.verdict_complete,
+        )
+        await recording
+    finally:
+        # Nobody waits for it any more where the answer could not be made or the request was cut off.
+        recording.cancel()
+    watch.lap("journal_ms")
+    return response
 
 
 async def _confirmation(context: Context, proposal_id: str) -> Execution | None:
@@ -120,10 +141,8 @@ async def optimize_request(context: Context, asked: Asked, watch: Stopwatch | No
 async def _answered(context: Context, asked: Asked, watch: Stopwatch) -> CacheOptimizationResponse:
     with context.admission:
         outcome = await _decide(context, asked, watch)
-        decision_ms = sum(watch.laps_ms.get(step, 0.0) for step in DECISION_STEPS)
-        await context.backend.record([outcome.record])
-    watch.lap("journal_ms")
-    response = outcome.response
+        response = await _recorded(context, outcome, watch)
+    decision_ms = watch.decision_ms
     if outcome.wants_cycle or outcome.execute is not None:
         # Who is not to wait needs no place, and who finds none is answered as if he were not to.
         with context.admission.place_to_wait() if asked.apply == "auto" else nullcontext(enter_result=True) as room:
@@ -162,7 +181,8 @@ async def _after_forced_cycle(context: Context, asked: Asked, outcome: DecisionO
     if asked.apply != "auto" or not await _next_cycle(context, service, asked_ms):
         note = "a cycle without cool-down and minimum gain was started, ask again for what it found"
         told = outcome.response.model_copy(update={"recommendations": [*outcome.response.recommendations, note]})
-        return replace(outcome, response=told)
-    again = await _decide(context, replace(asked, decision_id=str(uuid4())), Stopwatch())
-    await context.backend.record([again.record])
+        return replace(outcome, respond=lambda: told)
+    second = Stopwatch()
+    again = await _decide(context, replace(asked, decision_id=str(uuid4())), second)
+    await _recorded(context, again, second)
     return again

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Final
 
 from cachewarden.codec import kept_digest
@@ -32,7 +33,7 @@ from cachewarden.policy.second_opinion import carried
 from cachewarden.ports import RecordDraft
 from cachewarden.protocol import Execute, FleetState
 from cachewarden.settings import CacheOptimizerSettings
-from serve.answers import checks_of, compliance_of, improvement_of
+from serve.answers import Checks, checks_of, compliance_of, improvement_of
 from serve.courses import Apply, Asked, Course, already_so, confirmed, course_of
 from serve.docket import Docket, Grounds
 
@@ -63,21 +64,28 @@ class StateTooOld(OperatingError):
         super().__init__(public_reason)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DecisionOutcome:
-    """What was decided. `record` must be durable before `execute` is sent or the response is given.
+    """What was decided. `record` must be durable before `execute` is sent or the response is given; `respond` makes the
+    response, which nothing but the asker waits for.
 
     `wants_cycle`: a forced request found nothing that may go ahead now, so a cycle with the service in `force` may
     find it.
     """
 
-    response: CacheOptimizationResponse
+    state: str
     record: RecordDraft
+    respond: Callable[[], CacheOptimizationResponse]
     proposal: Proposal | None
     verdict: Verdict | None
     verdict_complete: bool
     execute: Execute | None = None
     wants_cycle: bool = False
+
+    @cached_property
+    def response(self) -> CacheOptimizationResponse:
+        """The answer, made when it is first asked for."""
+        return self.respond()
 
 
 def max_age_ms_of(settings: CacheOptimizerSettings) -> int:
@@ -182,12 +190,13 @@ def decide(
             proposal=found.proposal,
         )
     lap("settlement_ms")
-    response = _response(asked, service, snapshot, found, verdict, at_hand, now_ms)
-    record = _record(asked, found, verdict, response, execute is not None, now_ms, known)
+    checks = NOTHING_JUDGED if verdict is None else at_hand.checks(verdict)
+    record = _record(asked, found, verdict, checks, execute is not None, now_ms, known)
     lap("answer_ms")
     return DecisionOutcome(
-        response=response,
+        state=found.state,
         record=record,
+        respond=partial(_response, asked, service, snapshot, found, verdict, checks, at_hand, now_ms),
         proposal=found.proposal,
         verdict=verdict,
         verdict_complete=complete and verdict is not None,
@@ -217,11 +226,11 @@ def _response(
     snapshot: Snapshot | None,
     found: Course,
     verdict: Verdict | None,
+    checks: Checks,
     docket: Docket,
     now_ms: int,
 ) -> CacheOptimizationResponse:
     telling = docket.telling(service, found.proposal, found.execution, verdict)
-    checks = NOTHING_JUDGED if verdict is None else docket.checks(verdict)
     notes = docket.notes(asked.request.target_metrics, service, telling)
     recommendations = [*(() if found.applied else telling.words), found.reason, *notes]
     missing = docket.state.missing.get(service.name)
@@ -251,7 +260,7 @@ def _record(
     asked: Asked,
     found: Course,
     verdict: Verdict | None,
-    response: CacheOptimizationResponse,
+    checks: Checks,
     execute: bool,
     now_ms: int,
     state: FleetState,
@@ -270,14 +279,14 @@ def _record(
         "decided_on": {"life_ms": state.life_ms, "version": state.version, "at_ms": state.at_ms},
         "state": found.state,
         "reason": found.reason,
-        "applied": response.optimization_applied,
+        "applied": found.applied,
         "will_execute": execute,
         "proposal_id": None if found.proposal is None else found.proposal.proposal_id,
         "verdict": None
         if verdict is None
         else {
             "decision": verdict.decision.value,
-            "denied_by": response.constitutional_compliance["denied_by"],
+            "denied_by": checks.denied_by,
             "proposal_digest": verdict.proposal_digest,
             "constitution_digest": verdict.constitution_digest,
             "judged_at_ms": verdict.judged_at_ms,

@@ -89,6 +89,29 @@ async def test_one_who_gave_up_before_his_batch_was_put_together_is_not_written(
     assert server.batches == [[("a",)], [("stays",)]]
 
 
+async def test_what_was_begun_is_on_its_way_once_its_maker_gives_way_and_its_maker_may_go_on_meanwhile():
+    server = Server()
+    commit = GroupCommit(server.write, waiting_max=100)
+    server.free.clear()
+    told = commit.begin(drafts("a"))
+    assert server.batches == []
+    await asyncio.sleep(0)
+    assert server.batches == [[("a",)]]
+    assert not told.done()
+    server.free.set()
+    assert [r.subject_id for r in await told] == ["a"]
+
+
+async def test_what_was_begun_and_given_up_before_its_maker_gave_way_is_not_written():
+    server = Server()
+    commit = GroupCommit(server.write, waiting_max=100)
+    commit.begin(drafts("a")).cancel()
+    stays = commit.begin(drafts("b"))
+    await turns()
+    assert server.batches == [[("b",)]]
+    assert [r.subject_id for r in await stays] == ["b"]
+
+
 async def test_a_batch_that_fails_fails_for_all_in_it_and_the_next_is_tried():
     server = Server()
     commit = GroupCommit(server.write, waiting_max=100)

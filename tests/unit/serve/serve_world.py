@@ -260,6 +260,8 @@ class MemoryBackend:
         self.known = known
         self.records: list[AuditRecord] = []
         self.journal_down = False
+        self.journal_answers: asyncio.Event | None = None
+        """Set by a test that lets the journal wait; nothing is durable before."""
         self.executed: list[Execute] = []
         self.reports: list[Execution] = []
         self.decisions: list[DecideApproval | SubmitProposal] = []
@@ -307,10 +309,15 @@ class MemoryBackend:
     async def record(self, drafts: Sequence[RecordDraft]) -> list[AuditRecord]:
         if self.journal_down:
             raise JournalUnavailable("connection refused by 10.0.0.7:6379")
+        if self.journal_answers is not None:
+            await self.journal_answers.wait()
         last = self.records[-1].hash if self.records else chain.GENESIS_HASH
         made = chain.seal_all(drafts, len(self.records) + 1, last)
         self.records += made
         return made
+
+    def begin_record(self, drafts: Sequence[RecordDraft]) -> asyncio.Future[list[AuditRecord]]:
+        return asyncio.ensure_future(self.record(drafts))
 
     async def execute(self, command: Execute) -> None:
         self.executed.append(command)

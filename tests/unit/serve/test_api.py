@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 import pytest
@@ -75,6 +76,31 @@ async def test_without_a_journal_nothing_is_decided_or_done(site: Site):
     assert response.headers["Retry-After"]
     assert response.json()["error"]["code"] == "SERVICE_UNAVAILABLE"
     assert "10.0.0.7" not in response.text
+    assert site.backend.executed == []
+
+
+@pytest.mark.constitutional
+async def test_nothing_is_answered_or_done_before_the_decision_is_durable_whatever_was_made_ready_meanwhile(site: Site):
+    durable = site.backend.journal_answers = asyncio.Event()
+    asked = asyncio.create_task(site.optimize())
+    done, _ = await asyncio.wait((asked,), timeout=0.05)
+    assert not done
+    assert (site.backend.executed, site.backend.records) == ([], [])
+    durable.set()
+    answer = await asked
+    assert [r.subject_id for r in site.backend.records] == [answer["decision_id"]]
+    assert len(site.backend.executed) == 1
+    assert {"answer_ms", "journal_ms"} <= set(answer["performance_metrics"])
+
+
+@pytest.mark.constitutional
+async def test_a_decision_whose_answer_cannot_be_made_is_not_carried_out(site: Site, monkeypatch):
+    def broken(*_: object) -> object:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("serve.decision.compliance_of", broken)
+    response = await site.ask("POST", "/api/v1/cache/optimize", json={"service_name": "constitutional_ai"})
+    assert response.status_code == 500
     assert site.backend.executed == []
 
 
