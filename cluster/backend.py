@@ -25,7 +25,17 @@ from cachewarden.messages import AuditRecord, Execution, Mode
 from cachewarden.modes import with_modes
 from cachewarden.observation import Snapshot
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import Execute, FleetBeat, FleetDelta, FleetState, RunCycle, SetMode, SetPaused
+from cachewarden.protocol import (
+    FLEET_SHAPE,
+    Execute,
+    FleetBeat,
+    FleetDelta,
+    FleetNews,
+    FleetState,
+    RunCycle,
+    SetMode,
+    SetPaused,
+)
 from cachewarden.shell import end_tasks
 from cluster.audit import verify_journal
 from cluster.clock import SystemClock
@@ -46,6 +56,7 @@ _SPACING_S = 0.005
 _AGAIN_S = 0.1
 _FIRST_S = 5.0
 _ORDER_S = 3.0
+_OTHER_VERSION = "the coordinator is of another version of cachewarden, bring agents and API to the same"
 
 
 class OrderNotTaken(OperatingError):
@@ -79,6 +90,7 @@ class AgentBackend:
         self._journal = make_journal(plan)
         self._state: FleetState | None = None
         self._confirmed_s: float | None = None
+        self._contact_problem: str | None = None
         self._changed: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._warm_jobs = RedisWarmJobs(
@@ -120,6 +132,9 @@ class AgentBackend:
     def state_age_s(self) -> float | None:
         """Return for how long the coordinator has not confirmed the state; None before the first time."""
         return None if self._confirmed_s is None else time.monotonic() - self._confirmed_s
+
+    def contact_problem(self) -> str | None:
+        return self._contact_problem
 
     def journal_waiting(self) -> int:
         return self._journal.waiting
@@ -237,8 +252,18 @@ class AgentBackend:
                 continue
             await asyncio.sleep(_SPACING_S if self._take(news, asked_s) else _AGAIN_S)
 
-    def _take(self, news: Any, asked_s: float) -> bool:
-        """Take an answer in; False where the coordinator has nothing to say yet."""
+    def _take(self, told: Any, asked_s: float) -> bool:
+        """Take an answer in; False where the coordinator has nothing to say yet, or nothing that can be used here."""
+        if told is None:
+            return False
+        shape = told.shape if isinstance(told, FleetNews) else "unknown"
+        if shape != FLEET_SHAPE:
+            if self._contact_problem is None:
+                _log.error("state of shape %s, here %s: bring agents and API to the same version", shape, FLEET_SHAPE)
+            self._contact_problem = _OTHER_VERSION
+            return False
+        self._contact_problem = None
+        news = told.news
         if isinstance(news, FleetBeat):
             state = with_beat(self._state, news)
         elif isinstance(news, FleetDelta):

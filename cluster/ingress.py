@@ -33,6 +33,8 @@ ALWAYS: Final[Mapping[str, str]] = {
     # Decisions run to their end, whatever the client does. Every process of Serve imports it: the tree has to be in its
     # PYTHONPATH, or no proxy comes up.
     _FRONT: "serve.front:middlewares",
+    # Serve's controller ends by being killed in the middle of the call that ends it, which Ray reports as a failure.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"ServeController\.graceful_shutdown failed",
 }
 FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -75,6 +75,10 @@ class Backend(Protocol):
         the first time."""
         ...
 
+    def contact_problem(self) -> str | None:
+        """Return why what the coordinator says cannot be used here, None where nothing is known against it."""
+        ...
+
     def journal_waiting(self) -> int:
         """Return how many records of this process wait for their turn to be written."""
         ...

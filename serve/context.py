@@ -19,7 +19,7 @@ from serve.telemetry import Telemetry
 from serve.warm_jobs import WarmDesk
 from serve.whatif import WhatifDesk
 
-__all__ = ["ERRORS", "Context", "context_of", "json_answer", "known_state", "require_contact"]
+__all__ = ["ERRORS", "Context", "context_of", "json_answer", "known_state", "require_contact", "require_understood"]
 
 _TEXTS: Final = {
     400: "not readable as JSON",
@@ -88,6 +88,13 @@ def context_of(request: Request) -> Context:
     return context
 
 
+def require_understood(context: Context) -> None:
+    """Raise StateTooOld where what the coordinator says cannot be used here."""
+    problem = context.backend.contact_problem()
+    if problem is not None:
+        raise StateTooOld(problem)
+
+
 def require_contact(context: Context) -> None:
     """Raise StateTooOld where the coordinator has not confirmed the state for longer than may be decided on."""
     age_s = context.backend.state_age_s()
@@ -103,6 +110,7 @@ def require_contact(context: Context) -> None:
 async def known_state(context: Context) -> FleetState:
     """Return the newest state; raises StateTooOld where it is missing, too old, or unconfirmed."""
     state = await context.backend.state()
+    require_understood(context)
     known = fresh_state(state, context.backend.now_ms(), max_age_ms_of(context.backend.settings))
     require_contact(context)
     return known

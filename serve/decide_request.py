@@ -18,7 +18,7 @@ from cachewarden.errors import JournalUnavailable
 from cachewarden.messages import Execution, ExecutionState
 from cachewarden.models import CacheOptimizationResponse
 from cachewarden.protocol import RunCycle
-from serve.context import Context, require_contact
+from serve.context import Context, require_contact, require_understood
 from serve.decision import Apply, Asked, DecisionOutcome, StateTooOld, decide, with_execution
 
 __all__ = ["DECISION_STEPS", "Stopwatch", "optimize_request"]
@@ -51,6 +51,7 @@ class Stopwatch:
 async def _decide(context: Context, asked: Asked, watch: Stopwatch) -> DecisionOutcome:
     """Decide on the newest state; raises StateTooOld where there is none that may be decided on."""
     state = await context.backend.state()
+    require_understood(context)
     if state is not None:
         require_contact(context)
     watch.lap("state_ms")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Callable
 
 import pytest
 
 from cachewarden.errors import OperatingError, SettingsError
-from cachewarden.protocol import FleetState, SetPaused
+from cachewarden.protocol import FLEET_SHAPE, FleetNews, FleetState, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 from cluster import backend as backend_module
 from cluster.backend import AgentBackend, OrderNotTaken
@@ -24,6 +25,7 @@ class Agents:
     def __init__(self) -> None:
         self.known: FleetState = state(life_ms=1)
         self.feed = StateFeed()
+        self.shape = FLEET_SHAPE
         self.loses = False
         self.gone = False
         self.step = asyncio.Event()
@@ -48,7 +50,14 @@ class Agents:
                 break
         if self.gone:
             raise OperatingError("agent `coordinator` does not answer")
-        return self.feed.news(self.known, seen)
+        return FleetNews(self.shape, self.feed.news(self.known, seen))
+
+
+async def until(holds: Callable[[], bool], patience_s: float = 5.0) -> bool:
+    end_s = time.monotonic() + patience_s
+    while not holds() and time.monotonic() < end_s:
+        await asyncio.sleep(0.005)
+    return holds()
 
 
 @pytest.fixture
@@ -125,7 +134,7 @@ async def test_an_answer_that_lay_about_while_the_replica_was_stalled_counts_fro
     await backend.state()
     await backend.close()
     asked_s = time.monotonic() - 20.0
-    assert backend._take(beat_of(backend._state), asked_s)
+    assert backend._take(FleetNews(FLEET_SHAPE, beat_of(backend._state)), asked_s)
     assert backend.state_age_s() >= 20.0
 
 
@@ -134,8 +143,31 @@ async def test_what_does_not_fit_is_asked_for_as_a_whole(served):
     await backend.state()
     await backend.close()
     strange = delta_of(state(life_ms=1, version=7), state(life_ms=1, version=8))
-    assert not backend._take(strange, 0.0)
+    assert not backend._take(FleetNews(FLEET_SHAPE, strange), 0.0)
     assert backend._state is None
+
+
+async def test_a_coordinator_of_another_version_is_not_understood_until_it_is_of_ours_again(served):
+    backend, agents = served
+    known = await backend.state()
+    assert backend.contact_problem() is None
+    agents.shape = "of-next-year"
+    agents.becomes(paused=True, pause_reason="by what we take for a reason")
+    assert await until(lambda: backend.contact_problem() is not None)
+    assert "another version" in backend.contact_problem()
+    assert backend.newest_state() is known
+    agents.shape = FLEET_SHAPE
+    agents.becomes()
+    assert await until(lambda: backend.contact_problem() is None)
+    assert backend.newest_state().paused
+
+
+async def test_a_coordinator_that_does_not_name_its_version_is_of_another(served):
+    backend, agents = served
+    await backend.close()
+    assert not backend._take(agents.known, 0.0)
+    assert "another version" in backend.contact_problem()
+    assert backend.newest_state() is None
 
 
 def test_a_spoilt_checkpoint_is_said_before_any_agent_starts(tmp_path):

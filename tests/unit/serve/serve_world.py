@@ -275,6 +275,7 @@ class MemoryBackend:
         self.clock_ms = NOW_MS
         self.looks: dict[str, Snapshot] = {}
         self.age_s: float | None = 0.1
+        self.misunderstood: str | None = None
         self.waits = 0
 
     def now_ms(self) -> int:
@@ -285,6 +286,9 @@ class MemoryBackend:
 
     async def state(self) -> FleetState | None:
         return self.known
+
+    def contact_problem(self) -> str | None:
+        return self.misunderstood
 
     def journal_waiting(self) -> int:
         return 0

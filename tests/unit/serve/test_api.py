@@ -104,6 +104,16 @@ async def test_a_decision_whose_answer_cannot_be_made_is_not_carried_out(site: S
     assert site.backend.executed == []
 
 
+@pytest.mark.constitutional
+async def test_nothing_is_decided_on_what_a_coordinator_of_another_version_says(site: Site):
+    site.backend.misunderstood = "the coordinator is of another version of cachewarden"
+    response = await site.ask("POST", "/api/v1/cache/optimize", json={"service_name": "constitutional_ai"})
+    assert response.status_code == 503
+    assert response.headers["Retry-After"]
+    assert "another version" in response.json()["error"]["message"]
+    assert (site.backend.executed, site.backend.records) == ([], [])
+
+
 async def test_a_stale_state_is_503_and_says_how_old_it_is(site: Site):
     site.backend.clock_ms = NOW_MS + 60_001
     response = await site.ask("POST", "/api/v1/cache/optimize", json={"service_name": "constitutional_ai"})
