@@ -11,6 +11,7 @@ import ray
 
 from cachewarden.host import AgentHost
 from cachewarden.shell import AgentShell
+from cachewarden.state_parcel import packed
 
 __all__ = ["actor_options", "create"]
 
@@ -50,6 +51,10 @@ class _Actor(AgentHost):
     def __init__(self, build: Callable[[], AgentShell], niceness: int) -> None:
         os.nice(niceness)
         super().__init__(build, on_end=lambda: os._exit(1))
+
+    async def watch(self, seen: tuple[int, int], timeout_s: float) -> Any:
+        """Wait for news; they come in a parcel, since whoever waits may be of another version."""
+        return packed(await super().watch(seen, timeout_s))
 
     def process_id(self) -> int:
         return os.getpid()

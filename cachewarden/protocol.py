@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from cachewarden.approval import Approval, Rest
 from cachewarden.baseline import Baseline
@@ -17,7 +16,6 @@ from cachewarden.cachemodel.scoring import Score
 from cachewarden.messages import Execution, Intent, Message, Mode, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.peer_messages import PeerHealth
-from cachewarden.protocol_shape import shape_of
 
 __all__ = [
     "AgentBeat",
@@ -360,18 +358,6 @@ class FleetDelta(Message):
     changes: FleetState
     gone: Mapping[str, tuple[str, ...]]
     order: tuple[str, ...]
-
-
-FLEET_SHAPE: Final = shape_of(FleetState, FleetDelta, FleetBeat)
-
-
-@dataclass(frozen=True, slots=True)
-class FleetNews(Message):
-    """What a watcher lacks, under the shape that its sender knows. These two fields stay as they are for ever, so that
-    one of another version can be told to be one."""
-
-    shape: str
-    news: FleetState | FleetDelta | FleetBeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

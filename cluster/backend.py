@@ -25,18 +25,9 @@ from cachewarden.messages import AuditRecord, Execution, Mode
 from cachewarden.modes import with_modes
 from cachewarden.observation import Snapshot
 from cachewarden.ports import RecordDraft
-from cachewarden.protocol import (
-    FLEET_SHAPE,
-    Execute,
-    FleetBeat,
-    FleetDelta,
-    FleetNews,
-    FleetState,
-    RunCycle,
-    SetMode,
-    SetPaused,
-)
+from cachewarden.protocol import Execute, FleetBeat, FleetDelta, FleetState, RunCycle, SetMode, SetPaused
 from cachewarden.shell import end_tasks
+from cachewarden.state_parcel import OtherVersion
 from cluster.audit import verify_journal
 from cluster.clock import SystemClock
 from cluster.wiring import Plan, checkpoint_path, make_journal
@@ -56,7 +47,6 @@ _SPACING_S = 0.005
 _AGAIN_S = 0.1
 _FIRST_S = 5.0
 _ORDER_S = 3.0
-_OTHER_VERSION = "the coordinator is of another version of cachewarden, bring agents and API to the same"
 
 
 class OrderNotTaken(OperatingError):
@@ -122,7 +112,7 @@ class AgentBackend:
 
     async def state(self) -> FleetState | None:
         await self.start()
-        if self._state is None:
+        if self._state is None and self._contact_problem is None:
             await self.changed(_FIRST_S)
         return self._state
 
@@ -169,12 +159,14 @@ class AgentBackend:
         return found
 
     async def record(self, drafts: Sequence[RecordDraft]) -> None:
-        await self._journal.begin(drafts)
+        if drafts:
+            await self._journal.begin(drafts)
 
     def begin_record(self, drafts: Sequence[RecordDraft]) -> asyncio.Future[Any]:
         return self._journal.begin(drafts)
 
     async def execute(self, command: Execute) -> None:
+        self._require_understood()
         await self._runtime.send("api", "coordinator", command)
 
     async def execution(self, proposal_id: str) -> Execution | None:
@@ -205,8 +197,12 @@ class AgentBackend:
         return state.approval_answers[command.decision_id] or None
 
     async def _ordered(self, command: Any, taken: Callable[[FleetState], bool]) -> FleetState:
+        if not (isinstance(command, SetPaused) and command.paused):
+            self._require_understood()
         try:
             await self._runtime.send("api", "coordinator", command)
+            # A pause is asked for at any rate, but what stood before the misunderstanding confirms nothing.
+            self._require_understood()
             async with asyncio.timeout(_ORDER_S):
                 while True:
                     state = await self.state()
@@ -217,6 +213,7 @@ class AgentBackend:
             raise OrderNotTaken(f"{OrderNotTaken.public_reason} ({type(error).__name__}: {error})") from None
 
     async def run_cycle(self, command: RunCycle) -> None:
+        self._require_understood()
         await self._runtime.send("api", "coordinator", command)
 
     async def audit_page(self, after_seq: int, limit: int) -> list[AuditRecord]:
@@ -240,30 +237,37 @@ class AgentBackend:
             return {"journal": "does not answer or cannot be written, nothing is decided"}
         return {"journal": "healthy"}
 
+    def _require_understood(self) -> None:
+        if self._contact_problem is not None:
+            raise OrderNotTaken(f"{OrderNotTaken.public_reason} ({self._contact_problem})")
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
     async def _watch(self) -> None:
         while True:
             asked_s = time.monotonic()
             seen = (0, 0) if self._state is None else (self._state.life_ms, self._state.version)
             try:
                 news = await self._runtime.watch("coordinator", seen, _BEAT_S)
+            except OtherVersion as error:
+                if self._contact_problem is None:
+                    _log.error("%s", error)
+                self._contact_problem = error.public_reason
+                self._wake()
+                await asyncio.sleep(_BEAT_S)
+                continue
             except (OperatingError, RuntimeError):
-                # The state grows old, and whoever asks for a decision is told so.
+                # The state grows old, and whoever asks for a decision is told so. Who answers next may be another.
+                self._contact_problem = None
                 await asyncio.sleep(_AGAIN_S)
                 continue
+            self._contact_problem = None
             await asyncio.sleep(_SPACING_S if self._take(news, asked_s) else _AGAIN_S)
 
-    def _take(self, told: Any, asked_s: float) -> bool:
-        """Take an answer in; False where the coordinator has nothing to say yet, or nothing that can be used here."""
-        if told is None:
-            return False
-        shape = told.shape if isinstance(told, FleetNews) else "unknown"
-        if shape != FLEET_SHAPE:
-            if self._contact_problem is None:
-                _log.error("state of shape %s, here %s: bring agents and API to the same version", shape, FLEET_SHAPE)
-            self._contact_problem = _OTHER_VERSION
-            return False
-        self._contact_problem = None
-        news = told.news
+    def _take(self, news: Any, asked_s: float) -> bool:
+        """Take an answer in; False where the coordinator has nothing to say yet."""
         if isinstance(news, FleetBeat):
             state = with_beat(self._state, news)
         elif isinstance(news, FleetDelta):
@@ -280,6 +284,6 @@ class AgentBackend:
             modes = {name: Mode(mode) for name, mode in state.modes.items()}
             self.fleet = self._warmer.fleet = with_modes(self._plan.fleet, modes)
         self._state, self._confirmed_s = state, asked_s
-        if self._changed is not None and not isinstance(news, FleetBeat) and not self._changed.done():
-            self._changed.set_result(None)
+        if not isinstance(news, FleetBeat):
+            self._wake()
         return True

@@ -34,6 +34,7 @@ ALWAYS: Final[Mapping[str, str]] = {
     # PYTHONPATH, or no proxy comes up.
     _FRONT: "serve.front:middlewares",
     # Serve's controller ends by being killed in the middle of the call that ends it, which Ray reports as a failure.
+    # It is read when Ray is imported.
     "RAY_DEDUP_LOGS_SKIP_REGEX": r"ServeController\.graceful_shutdown failed",
 }
 FAST: Final[Mapping[str, str]] = {

@@ -19,6 +19,7 @@ import ray
 
 from agents import actors
 from cachewarden.errors import OperatingError
+from cachewarden.state_parcel import unpacked
 from cluster.ingress import ALWAYS
 from cluster.runtime_env import runtime_env
 from cluster.wiring import Plan, agents_of, build_shell
@@ -91,11 +92,13 @@ class RayMailbox:
             return await asyncio.wait_for(self._handle(agent).query.remote(method, *arguments), _QUERY_TIMEOUT_S)
 
     async def watch(self, agent: str, seen: tuple[int, int], timeout_s: float) -> Any:
-        """Wait for news of an agent for at most `timeout_s`; raises OperatingError when it does not answer in time."""
+        """Wait for news of an agent for at most `timeout_s`; raises OperatingError when it does not answer in time,
+        OtherVersion where what it says cannot be read here."""
         with self._reaching(agent):
             # Watchers wait in a group of their own, so that they never keep a message or a question from getting in.
             call = self._handle(agent).watch.options(concurrency_group="watch")
-            return await asyncio.wait_for(call.remote(seen, timeout_s), timeout_s + _QUERY_TIMEOUT_S)
+            parcel = await asyncio.wait_for(call.remote(seen, timeout_s), timeout_s + _QUERY_TIMEOUT_S)
+        return unpacked(parcel)
 
 
 def start_ray(

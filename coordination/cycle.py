@@ -37,11 +37,11 @@ from cachewarden.messages import (
 )
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import (
-    FLEET_SHAPE,
     ChainChecked,
     Execute,
     ExecutionReport,
-    FleetNews,
+    FleetBeat,
+    FleetDelta,
     FleetObserved,
     FleetPlanned,
     FleetState,
@@ -140,9 +140,9 @@ class Coordinator:
         """Whether a watcher that has seen (life, version) lacks something; never before the journal was replayed."""
         return self._life_ms > 0 and seen != (self._life_ms, self._memory.version)
 
-    def news(self, seen: tuple[int, int], now_ms: int) -> FleetNews | None:
+    def news(self, seen: tuple[int, int], now_ms: int) -> FleetState | FleetDelta | FleetBeat | None:
         """Return what a watcher that has seen (life, version) lacks; None before the journal was replayed."""
-        return FleetNews(FLEET_SHAPE, self._feed.news(self.state(now_ms), seen)) if self._life_ms > 0 else None
+        return self._feed.news(self.state(now_ms), seen) if self._life_ms > 0 else None
 
     def step(self, event: Any, now_ms: int) -> tuple[Effect, ...]:
         """Take one event; unknown messages change nothing, and a sign of life is nothing else."""

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 from hiredis import pack_command
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -93,7 +93,12 @@ class RedisJournal:
         )
         # With a timeout of its own each write to a socket costs redis-py a task. The appends have one connection, and a
         # deadline for asking and answer together.
-        self._line: Any = ConnectionPool.from_url(url, max_connections=1, socket_timeout=None, **options)
+        self._line: Any = BlockingConnectionPool(
+            max_connections=1,
+            timeout=timeout_s,
+            connection_class=pool.connection_class,
+            **{**pool.connection_kwargs, "socket_timeout": None},
+        )
         # redis-py's types do not tell its asynchronous answers from its synchronous ones, hence Any.
         self._redis: Any = Redis.from_pool(pool)
         self._durability, self._timeout_s = durability, timeout_s
@@ -163,7 +168,7 @@ class RedisJournal:
         """Fail what waits, and give the connections back."""
         await self._commit.close()
         await self._hang_up()
-        await self._line.disconnect()
+        await self._line.aclose()
         await self._redis.aclose()
 
     # --- Inside -----------------------------------------------------------------------------------------------------
@@ -359,8 +364,10 @@ class RedisJournal:
     async def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.disconnect(nowait=True)
-            await self._line.release(connection)
+            try:
+                await connection.disconnect(nowait=True)
+            finally:
+                await self._line.release(connection)
 
     async def _fsync(self) -> None:
         # WAITAOF waits for the writes of its own connection only, so this connection has to write something.

@@ -1,7 +1,8 @@
 """Everything that the HTTP API needs from outside, as one narrow protocol.
 
 `serve/deployments.py` implements it on Ray actors, the tests on plain data. The API never reaches around it: no
-socket, no clock, no actor handle. INVARIANT: whatever changes a cache is recorded through `record` first.
+socket, no clock, no actor handle. INVARIANT: whatever changes a cache is recorded first, through `record` or
+`begin_record`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,11 @@ async def _decide(context: Context, asked: Asked, watch: Stopwatch) -> DecisionO
 
 
 async def _recorded(context: Context, outcome: DecisionOutcome, watch: Stopwatch) -> CacheOptimizationResponse:
-    """Return the answer once the decision is durable; it is made while the journal is at work."""
+    """Return the answer once the decision is durable; it is made while the journal is at work, or before where the
+    record says that something will be done: an answer that cannot be made would leave that undone."""
+    if outcome.execute is not None:
+        _ = outcome.response
+        watch.lap("answer_ms")
     recording = context.backend.begin_record([outcome.record])
     try:
         # The record leaves in this turn of the loop.
@@ -67,18 +71,19 @@ async def _recorded(context: Context, outcome: DecisionOutcome, watch: Stopwatch
         watch.lap("journal_ms")
         response = outcome.response
         watch.lap("answer_ms")
-        context.telemetry.decided(
-            outcome.state,
-            watch.decision_ms / 1000,
-            watch.last_s,
-            judged=outcome.verdict is not None,
-            complete=outcome.verdict_complete,
-        )
         await recording
     finally:
         # Nobody waits for it any more where the answer could not be made or the request was cut off.
-        recording.cancel()
+        if not recording.cancel() and not recording.cancelled():
+            recording.exception()
     watch.lap("journal_ms")
+    context.telemetry.decided(
+        outcome.state,
+        watch.decision_ms / 1000,
+        watch.last_s,
+        judged=outcome.verdict is not None,
+        complete=outcome.verdict_complete,
+    )
     return response
 
 

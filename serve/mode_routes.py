@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cachewarden.messages import CONSTITUTIONAL_HASH, Mode
 from cachewarden.modes import ACTING, RANK
 from cachewarden.protocol import FleetState, SetMode
-from serve.context import ERRORS, context_of, json_answer
+from serve.context import ERRORS, context_of, json_answer, require_understood
 from serve.errors import ApiError
 from serve.gate import GovernedRoute, caller_of, needs
 
@@ -72,6 +72,9 @@ async def set_mode(
             details={"required_scope": "approve"},
         )
     consequences = _consequences(body.service_name, before, body.mode, backend.newest_state())
+    if not dry_run:
+        # Whether it is in that mode already is not known then either.
+        require_understood(context)
     if not dry_run and body.mode is not before:
         command = SetMode(service=body.service_name, mode=body.mode, by=caller.identity, reason=body.reason)
         await backend.set_mode(command)

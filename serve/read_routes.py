@@ -18,7 +18,7 @@ from cachewarden.codec import to_jsonable
 from cachewarden.errors import OperatingError
 from cachewarden.messages import CONSTITUTIONAL_HASH
 from coordination.envoy import ENVOY
-from serve.context import ERRORS, Context, context_of, json_answer, known_state
+from serve.context import ERRORS, Context, context_of, json_answer, known_state, require_understood
 from serve.decision import StateTooOld, fresh_state, max_age_ms_of
 from serve.errors import SERVICE_NAME, ApiError, clip, near_miss
 from serve.gate import GovernedRoute, needs
@@ -229,6 +229,7 @@ async def _components(context: Context) -> dict[str, str]:
     except OperatingError:
         return {**parts, "coordinator": "does not answer"}
     try:
+        require_understood(context)
         known = fresh_state(state, context.backend.now_ms(), max_age_ms_of(context.backend.settings))
     except StateTooOld as error:
         return {**parts, "coordinator": error.public_reason}

@@ -177,6 +177,9 @@ class WarmDesk:
     def _why_stop(self, backend: Backend, job: WarmJob) -> str:
         if job.cancelled:
             return "cancelled"
+        problem = backend.contact_problem()
+        if problem is not None:
+            return problem
         state = backend.newest_state()
         if state is not None and state.paused:
             return f"changes are paused: {state.pause_reason}"

@@ -266,6 +266,33 @@ async def test_a_writer_that_falls_behind_refuses_at_once_instead_of_queueing_wi
     assert sorted(["s0", *written]) == sorted(r.subject_id for r in await journal.read())
 
 
+async def test_options_in_the_url_of_the_server_are_followed_where_they_can_be(server):
+    journal = RedisJournal(f"{server.url}?timeout=3&socket_timeout=3&client_name=mine", timeout_s=2.0)
+    try:
+        assert [r.seq for r in await journal.append(drafts(2))] == [1, 2]
+        # A deadline of the connection's own would be a task for each record.
+        assert (journal._connection.socket_timeout, journal._connection.client_name) == (None, "mine")
+    finally:
+        await journal.close()
+
+
+async def test_an_append_that_is_broken_off_on_its_way_leaves_a_place_for_the_next(server, connect):
+    journal = connect(server, timeout_s=0.3)
+    await journal.append(drafts(1))
+    for round_ in range(3):
+        server.freeze()
+        try:
+            with pytest.raises(JournalUnavailable):
+                await journal.append(drafts(1, 100 + round_))
+        finally:
+            server.thaw()
+    assert [r.subject_id for r in await journal.append(drafts(1, 200))] == ["s200"]
+    stored = [r.subject_id for r in await journal.read()]
+    assert stored[0] == "s0"
+    assert stored[-1] == "s200"
+    assert len(stored) == len(set(stored))
+
+
 async def test_an_answer_that_was_lost_on_the_way_is_looked_up_before_anybody_is_told_that_it_failed(server, connect):
     journal = connect(server)
     await journal.append(drafts(1))

@@ -100,7 +100,7 @@ async def test_many_may_wait_for_news_and_keep_nobody_else_waiting(tmp_path, ray
             await asyncio.to_thread(agents.start)
             seen = (0, 0)
             # What follows needs a coordinator that has no news for seconds.
-            while not isinstance(news := (await world.mailbox.watch("coordinator", seen, 3.0)).news, FleetBeat):
+            while not isinstance(news := await world.mailbox.watch("coordinator", seen, 3.0), FleetBeat):
                 if isinstance(state := await world.state(), FleetState):
                     seen = (state.life_ms, state.version)
             assert (news.life_ms, news.version) == seen
@@ -108,7 +108,7 @@ async def test_many_may_wait_for_news_and_keep_nobody_else_waiting(tmp_path, ray
             done, _ = await asyncio.wait(waiting, timeout=1)
             assert not done
             # One after the other would be a minute each, and this question gives up long before.
-            assert isinstance((await world.mailbox.watch("coordinator", (0, 0), 0.0)).news, FleetState)
+            assert isinstance(await world.mailbox.watch("coordinator", (0, 0), 0.0), FleetState)
         finally:
             for one in waiting:
                 one.cancel()

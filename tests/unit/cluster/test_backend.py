@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from cachewarden.errors import OperatingError, SettingsError
-from cachewarden.protocol import FLEET_SHAPE, FleetNews, FleetState, SetPaused
+from cachewarden.protocol import FleetState, RunCycle, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
+from cachewarden.state_parcel import OtherVersion
 from cluster import backend as backend_module
 from cluster.backend import AgentBackend, OrderNotTaken
 from cluster.wiring import Plan, make_plan, without_password
@@ -25,9 +26,10 @@ class Agents:
     def __init__(self) -> None:
         self.known: FleetState = state(life_ms=1)
         self.feed = StateFeed()
-        self.shape = FLEET_SHAPE
+        self.other_version = False
         self.loses = False
         self.gone = False
+        self.sent: list[object] = []
         self.step = asyncio.Event()
 
     def becomes(self, **changes: object) -> None:
@@ -35,6 +37,7 @@ class Agents:
         self.step.set()
 
     async def send(self, sender: str, to: str, message: object) -> None:
+        self.sent.append(message)
         if isinstance(message, SetPaused) and not self.loses:
             self.becomes(paused=message.paused, pause_reason=message.reason if message.paused else "")
 
@@ -50,7 +53,9 @@ class Agents:
                 break
         if self.gone:
             raise OperatingError("agent `coordinator` does not answer")
-        return FleetNews(self.shape, self.feed.news(self.known, seen))
+        if self.other_version:
+            raise OtherVersion("0123456789abcdef")
+        return self.feed.news(self.known, seen)
 
 
 async def until(holds: Callable[[], bool], patience_s: float = 5.0) -> bool:
@@ -134,7 +139,7 @@ async def test_an_answer_that_lay_about_while_the_replica_was_stalled_counts_fro
     await backend.state()
     await backend.close()
     asked_s = time.monotonic() - 20.0
-    assert backend._take(FleetNews(FLEET_SHAPE, beat_of(backend._state)), asked_s)
+    assert backend._take(beat_of(backend._state), asked_s)
     assert backend.state_age_s() >= 20.0
 
 
@@ -143,7 +148,7 @@ async def test_what_does_not_fit_is_asked_for_as_a_whole(served):
     await backend.state()
     await backend.close()
     strange = delta_of(state(life_ms=1, version=7), state(life_ms=1, version=8))
-    assert not backend._take(FleetNews(FLEET_SHAPE, strange), 0.0)
+    assert not backend._take(strange, 0.0)
     assert backend._state is None
 
 
@@ -151,23 +156,49 @@ async def test_a_coordinator_of_another_version_is_not_understood_until_it_is_of
     backend, agents = served
     known = await backend.state()
     assert backend.contact_problem() is None
-    agents.shape = "of-next-year"
-    agents.becomes(paused=True, pause_reason="by what we take for a reason")
+    agents.other_version = True
+    agents.becomes(paused=True, pause_reason="nobody here can read it")
     assert await until(lambda: backend.contact_problem() is not None)
     assert "another version" in backend.contact_problem()
     assert backend.newest_state() is known
-    agents.shape = FLEET_SHAPE
+    agents.other_version = False
     agents.becomes()
     assert await until(lambda: backend.contact_problem() is None)
-    assert backend.newest_state().paused
+    assert (await backend.state()).version == agents.known.version
 
 
-async def test_a_coordinator_that_does_not_name_its_version_is_of_another(served):
+async def test_whose_first_word_is_of_another_version_is_not_waited_for(served, monkeypatch):
     backend, agents = served
-    await backend.close()
-    assert not backend._take(agents.known, 0.0)
+    monkeypatch.setattr(backend_module, "_FIRST_S", 60.0)
+    agents.other_version = True
+    for _ in range(2):
+        assert await asyncio.wait_for(backend.state(), 5.0) is None
     assert "another version" in backend.contact_problem()
-    assert backend.newest_state() is None
+
+
+async def test_one_that_is_gone_is_not_said_to_be_of_another_version(served):
+    backend, agents = served
+    agents.other_version = True
+    await backend.state()
+    agents.other_version, agents.gone = False, True
+    assert await until(lambda: backend.contact_problem() is None)
+
+
+@pytest.mark.constitutional
+async def test_to_a_coordinator_of_another_version_only_a_pause_is_sent_and_nothing_is_taken_for_confirmed(served):
+    backend, agents = served
+    await backend.state()
+    agents.other_version = True
+    agents.becomes()
+    assert await until(lambda: backend.contact_problem() is not None)
+    with pytest.raises(OrderNotTaken, match="another version"):
+        await backend.set_paused(SetPaused(paused=False, by="admin", reason="it was not paused when last heard of"))
+    with pytest.raises(OrderNotTaken, match="another version"):
+        await backend.run_cycle(RunCycle())
+    assert agents.sent == []
+    with pytest.raises(OrderNotTaken, match="another version"):
+        await backend.set_paused(SetPaused(paused=True, by="admin", reason="maintenance", kill=True))
+    assert [type(message) for message in agents.sent] == [SetPaused]
 
 
 def test_a_spoilt_checkpoint_is_said_before_any_agent_starts(tmp_path):

@@ -101,7 +101,7 @@ async def test_a_decision_whose_answer_cannot_be_made_is_not_carried_out(site: S
     monkeypatch.setattr("serve.decision.compliance_of", broken)
     response = await site.ask("POST", "/api/v1/cache/optimize", json={"service_name": "constitutional_ai"})
     assert response.status_code == 500
-    assert site.backend.executed == []
+    assert (site.backend.executed, site.backend.records) == ([], [])
 
 
 @pytest.mark.constitutional
@@ -112,6 +112,9 @@ async def test_nothing_is_decided_on_what_a_coordinator_of_another_version_says(
     assert response.headers["Retry-After"]
     assert "another version" in response.json()["error"]["message"]
     assert (site.backend.executed, site.backend.records) == ([], [])
+    health = await site.ask("GET", "/health")
+    assert health.status_code == 503
+    assert "another version" in health.json()["components"]["coordinator"]
 
 
 async def test_a_stale_state_is_503_and_says_how_old_it_is(site: Site):

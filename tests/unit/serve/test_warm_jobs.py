@@ -88,6 +88,14 @@ async def test_a_pause_stops_a_job(site: Site):
     assert (job["state"], job["reason"]) == ("stopped", "changes are paused: maintenance")
 
 
+async def test_a_job_ends_when_nobody_can_tell_any_more_whether_changes_are_paused(site: Site):
+    site.backend.warming_held = True
+    job_id = await begun(site)
+    site.backend.misunderstood = "the coordinator is of another version of cachewarden"
+    job = await ended(site, job_id)
+    assert (job["state"], job["reason"]) == ("stopped", "the coordinator is of another version of cachewarden")
+
+
 async def test_a_job_without_a_journal_writes_nothing(site: Site):
     site.backend.journal_down = True
     job = await ended(site, await begun(site))
