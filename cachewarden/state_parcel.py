@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from cachewarden.approval import DecideApproval, SubmitProposal
 from cachewarden.errors import OperatingError
+from cachewarden.fed_accesses import FeedBatch, FeedReport
 from cachewarden.protocol import Execute, FleetBeat, FleetDelta, FleetState, RunCycle, SetMode, SetPaused
 from cachewarden.protocol_shape import shape_of
 
@@ -19,8 +20,9 @@ __all__ = ["FLEET_SHAPE", "OtherVersion", "packed", "unpacked"]
 FLEET_SHAPE: Final = shape_of(
     *(FleetState, FleetDelta, FleetBeat),
     *(Execute, RunCycle, SetPaused, SetMode, DecideApproval, SubmitProposal),
+    *(FeedBatch, FeedReport),
 )
-"""Of what the coordinator tells, and of the orders that it is given in turn."""
+"""Of what the coordinator tells, and of what it and the collector beside it are given in turn."""
 
 
 class OtherVersion(OperatingError):

@@ -147,6 +147,7 @@ class AgentBackend:
     async def feed(self, batch: FeedBatch) -> FeedReport | None:
         """Hand a batch to the collector, and wait until it answers a question: no more batches wait there than
         requests are waiting here."""
+        self._require_understood()
         await self._runtime.send("api", "collector", batch)
         return await self.feed_report(batch.service)
 

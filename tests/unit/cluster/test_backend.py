@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from cachewarden.errors import OperatingError, SettingsError
+from cachewarden.fed_accesses import FeedBatch
 from cachewarden.protocol import FleetState, RunCycle, SetPaused
 from cachewarden.settings import CacheOptimizerSettings
 from cachewarden.state_parcel import OtherVersion
@@ -56,6 +57,14 @@ class Agents:
         if self.other_version:
             raise OtherVersion("0123456789abcdef")
         return self.feed.news(self.known, seen)
+
+
+def nothing_fed() -> FeedBatch:
+    """Return a batch of a second in which a recorder saw nothing."""
+    columns = ("at_ms", "key", "op", "size_bytes", "ttl_ms", "pattern", "missed")
+    moment = {"from_ms": 0, "to_ms": 1_000, "sent_ms": 1_000, "lookups": 0, "hits": 0, "misses": 0}
+    who = {"service": "api_gateway", "recorder": "r", "seq": 1, "spatial_rate": 1.0}
+    return FeedBatch.of(columns=dict.fromkeys(columns, ()), patterns=0, **who, **moment)
 
 
 async def until(holds: Callable[[], bool], patience_s: float = 5.0) -> bool:
@@ -195,6 +204,8 @@ async def test_to_a_coordinator_of_another_version_only_a_pause_is_sent_and_noth
         await backend.set_paused(SetPaused(paused=False, by="admin", reason="it was not paused when last heard of"))
     with pytest.raises(OrderNotTaken, match="another version"):
         await backend.run_cycle(RunCycle())
+    with pytest.raises(OrderNotTaken, match="another version"):
+        await backend.feed(nothing_fed())
     assert agents.sent == []
     with pytest.raises(OrderNotTaken, match="another version"):
         await backend.set_paused(SetPaused(paused=True, by="admin", reason="maintenance", kill=True))
