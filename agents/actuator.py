@@ -27,6 +27,7 @@ from agents.growth_gate import GROWTH_REF, Admitted, GrowthGate, grows, sizes_of
 from agents.lease_queue import LeaseQueue
 from agents.recovery import REPLAY_KINDS, Unfinished, read_journal
 from agents.standby import GROWTH, LEAD_REF, STANDBY_REF, Endings, Leads, Standby
+from cachewarden.counterfactual import Counterfactual
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
@@ -200,6 +201,11 @@ class Actuator:
                 message.proposal_id,
                 in_flight_only=message.in_flight_only,
             )
+        if isinstance(message, Counterfactual):
+            for run in self._runs.values():
+                if (run.service, run.proposal.proposal_id) == (message.service, message.proposal_id):
+                    run.counterfactual = message
+            return ()
         if isinstance(message, ModesChanged):
             return self._on_modes(message, now_ms)
         if isinstance(message, SetPaused):

@@ -31,8 +31,6 @@ _BYTE_COST_US: Final = 0.12
 of 100 kB 11.7 ms more (Redis 7.0.15, CPU of the server with and without a MONITOR client)."""
 _GAP_MAX_MS: Final = 2_000
 """Between two captures that still are one history; MONITOR needs some tens of milliseconds to be set up again."""
-_NEWS_SHARE: Final = 0.08
-"""Of a history: by so much it must have grown before it is handed out anew."""
 _KEYS_ENOUGH: Final = 8_000
 """So many sampled keys give an error of 0.6 points; below, the oldest moments go instead of keys."""
 _THINNED_TO: Final = 0.75
@@ -65,7 +63,7 @@ class CaptureBook:
         self.arrived_ms = 0
         self._rows_max, self._keys_enough = rows_max, keys_enough
         self._whole: AccessSample | None = None
-        """The newest history; `access` follows it by steps."""
+        """The newest history, which `access` is as well unless one from before a gap still tells more."""
         self._handed_out_ms = 0
         self._same = True
         """Whether `access` is an earlier state of the newest history and not one from before a gap."""
@@ -99,7 +97,7 @@ class CaptureBook:
         self.arrived_ms, self.reads = to_ms, read_capture(capture)
         self._whole = self._bounded(_joined(held, capture) if held is not None and joins else capture, history_ms)
         self._same = self._same and joins
-        if self.access is None or self._tells_more(self.access, self._whole, to_ms):
+        if self.access is None or self._same or self._tells_more(self.access, self._whole, to_ms):
             self.access, self._same, self._handed_out_ms = self._whole, True, to_ms
 
     def forget(self) -> None:
@@ -108,14 +106,9 @@ class CaptureBook:
         self._same = True
 
     def _tells_more(self, known: AccessSample, whole: AccessSample, now_ms: int) -> bool:
-        """Say whether to hand out `whole` from now on: where it continues what is known, only after it has grown, since
-        whoever examines it replays it some dozen times, and a twentieth more of the past changes no answer.
-        """
-        if not self._same:
-            half_ms = known.trace.duration_ms / 2
-            return whole.trace.duration_ms >= half_ms or now_ms - self._handed_out_ms > half_ms
-        grown_ms = int(whole.trace.time_ms[-1]) - int(known.trace.time_ms[-1])
-        return grown_ms >= _NEWS_SHARE * whole.trace.duration_ms
+        """Say whether to hand out `whole`, which began after a gap, instead of what was known before it."""
+        half_ms = known.trace.duration_ms / 2
+        return whole.trace.duration_ms >= half_ms or now_ms - self._handed_out_ms > half_ms
 
     def _bounded(self, access: AccessSample, history_ms: int) -> AccessSample:
         time = access.trace.time_ms

@@ -6,6 +6,9 @@ is None.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 
 from agents.prefix_evidence import prefixes_of
@@ -16,7 +19,7 @@ from cachewarden.knobs import EVICTION_POLICIES
 from cachewarden.messages import TtlRule
 from cachewarden.observation import KeyspaceSample, Snapshot
 
-__all__ = ["evidence_of"]
+__all__ = ["configuration_of", "evidence_of"]
 
 _LOOKUPS_MIN = 500
 """Below that the hit ratio itself is uncertain by more than 2 points."""
@@ -27,20 +30,13 @@ def evidence_of(snapshot: Snapshot, in_force: tuple[TtlRule, ...] = ()) -> Evide
     lookups = snapshot.hits + snapshot.misses
     if snapshot.hit_ratio is None or lookups < _LOOKUPS_MIN:
         return f"not enough evidence: {lookups} lookups in {snapshot.window_ms / 1000:.0f} s, {_LOOKUPS_MIN} are needed"
-    policy = snapshot.knobs.get("maxmemory-policy")
-    if policy not in EVICTION_POLICIES:
-        return f"the eviction policy `{policy}` is not known to the models"
     if snapshot.resident_keys == 0:
         return "the cache is empty, there is nothing to learn from"
     entry_bytes = max(snapshot.used_memory_bytes - snapshot.fixed_overhead_bytes, 1) / snapshot.resident_keys
-    current = CacheConfiguration(
-        maxmemory_bytes=snapshot.maxmemory_bytes,
-        eviction_policy=policy,
-        maxmemory_samples=_number(snapshot, "maxmemory-samples", 5),
-        lfu_log_factor=_number(snapshot, "lfu-log-factor", 10),
-        lfu_decay_time_min=_number(snapshot, "lfu-decay-time", 1),
-        ttl_ms=_common_ttl_ms(snapshot, in_force),
-    )
+    current = configuration_of({**snapshot.knobs, "maxmemory": str(snapshot.maxmemory_bytes)})
+    if current is None:
+        return f"the eviction policy `{snapshot.knobs.get('maxmemory-policy')}` is not known to the models"
+    current = replace(current, ttl_ms=_common_ttl_ms(snapshot, in_force))
     sample, access = snapshot.sample, snapshot.access
     idle = None if sample is None else sample.idle_ms[sample.idle_ms >= 0]
     trace = None if access is None else fold_fills(access.trace, int(entry_bytes)).trace
@@ -83,8 +79,23 @@ def _residents(sample: KeyspaceSample, cost_us: float) -> ResidentSample:
     )
 
 
-def _number(snapshot: Snapshot, knob: str, default: int) -> int:
-    text = snapshot.knobs.get(knob, "")
+def configuration_of(knobs: Mapping[str, str]) -> CacheConfiguration | None:
+    """Return the configuration that these knobs are, without a TTL; None for an eviction policy that no model knows.
+    What the server does not tell is its default."""
+    policy = knobs.get("maxmemory-policy")
+    if policy not in EVICTION_POLICIES:
+        return None
+    return CacheConfiguration(
+        maxmemory_bytes=_number(knobs, "maxmemory", 0),
+        eviction_policy=policy,
+        maxmemory_samples=_number(knobs, "maxmemory-samples", 5),
+        lfu_log_factor=_number(knobs, "lfu-log-factor", 10),
+        lfu_decay_time_min=_number(knobs, "lfu-decay-time", 1),
+    )
+
+
+def _number(knobs: Mapping[str, str], knob: str, default: int) -> int:
+    text = knobs.get(knob, "")
     return int(text) if text.isdigit() else default
 
 

@@ -102,6 +102,7 @@ def begin(
     before = order.hit_ratio_before
     promise = promise_of(order.proposal, before, order.latency_us_p99_before, settings, order.baseline, wishes)
     run = Run(order.proposal, settings, promise, now_ms, wishes)
+    run.counterfactual = order.counterfactual
     run.judged_by = {
         "verdict_digest": digest(order.verdict),
         "proposal_digest": order.verdict.proposal_digest,

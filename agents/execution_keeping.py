@@ -87,7 +87,7 @@ def note_rewritten(run: Run, event: Any) -> None:
 def _kept(run: Run) -> Effects:
     before, last = run.promise.hit_ratio_before, run.windows[-1]
     shifted = last.problem is None and traffic_shifted(last, run.promise)
-    effect = measured_effect(before, run.promise.baseline, last, run.control, shifted=shifted)
+    effect = measured_effect(before, run.promise.baseline, last, run.control, shifted=shifted, drift=run.drift)
     payload = {
         "predicted_gain": to_jsonable(run.proposal.prediction.gain),
         "realised_gain": None if effect.gain is None else effect.gain.value,

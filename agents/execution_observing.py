@@ -1,8 +1,11 @@
 """Watching a change: window after window beside what was predicted, until it is kept or taken back.
 
-Looks come four times per window, so that a guardrail does not wait for the window's end. A look that shows another
-process, another role or values that are not ours ends the comparison: a server that restarted with its old settings
-is reported as such, and a value that somebody else set is left alone.
+Looks come four times per window, so that a guardrail does not wait for the window's end. What the server itself shows
+is judged at once; hits and misses are the traffic's as well, so where the requests are captured they are judged when a
+replay of them without the change has come, which takes seconds, and without it when it does not come.
+
+A look that shows another process, another role or values that are not ours ends the comparison: a server that
+restarted with its old settings is reported as such, and a value that somebody else set is left alone.
 
 INVARIANT: predicted and measured stand side by side in the journal for every window, before the change is kept or
 taken back for it.
@@ -19,7 +22,7 @@ from agents.execution_promises import freed_bytes, judge_promises, peaks, promis
 from agents.execution_rollback import abandon, begin_rollback
 from agents.execution_run import RECORD_TRIES_NOTED, Run
 from agents.execution_table import Phase
-from agents.guardrails import Ruling, alarm, judge, traffic_shifted
+from agents.guardrails import Ruling, alarm, alarm_of_hits, alarm_of_server, judge, traffic_shifted
 from agents.info_facts import facts_of
 from agents.windows import Window, guardrail_window, own_lookups_unknown, window_between
 from cachewarden.codec import to_jsonable
@@ -79,7 +82,7 @@ def _note_control(run: Run, twin: Observation | None) -> None:
     if twin is None:
         run.control = None
         return
-    if run.window_first is None or run.control_first is None:
+    if not run.looks or run.control_first is None:
         run.control_first, run.control = twin, None
         return
     was = run.promise.baseline.control_knobs or run.control_first.knobs
@@ -92,30 +95,60 @@ def _take_look(run: Run, seen: Observation, now_ms: int) -> Effects:
     unknown = own_lookups_unknown(seen)
     if unknown is not None:
         return _look_without_lookups(run, seen, unknown, now_ms)
-    if run.window_first is None or run.last_look is None:
-        run.window_first = run.last_look = seen
-        run.parts = []
+    if not run.looks:
+        run.looks, run.pieces, run.judged_looks, run.last_look = [seen], [], 0, seen
         return _next_look(run, now_ms)
-    piece = window_between(run.last_look, seen)
-    if piece.problem is None:
-        run.parts.append((piece.lookups, piece.misses))
-    window = replace(window_between(run.window_first, seen), parts=tuple(run.parts))
-    run.last_look = seen
+    piece, window = window_between(run.looks[-1], seen), window_between(run.looks[0], seen)
     if window.problem is not None:
-        run.window_first, run.parts, run.control_first = seen, [], None
-        return _window_done(run, window, now_ms)
-    drift = run.drift
-    trouble = alarm(piece, run.promise, run.settings, drift) or alarm(window, run.promise, run.settings, drift)
+        late = _judge_looks(run, now_ms, wait=False)
+        run.looks, run.pieces, run.judged_looks, run.last_look, run.control_first = [seen], [], 0, seen, None
+        return late or _window_done(run, window, now_ms)
+    run.looks.append(seen)
+    run.pieces.append(piece)
+    run.last_look = seen
+    trouble = alarm_of_server(piece, run.promise, run.settings) or alarm_of_server(window, run.promise, run.settings)
     if trouble is not None:
-        # A guardrail does not wait for a record of its own: what was seen goes into the one that announces the
-        # rollback.
-        run.windows.append(window)
-        run.hit_ratio_after = window.hit_ratio
-        return begin_rollback(run, trouble, observed=_seen_in(run, window, now_ms))
-    if window.window_ms < run.settings.observation_window_ms:
-        return _next_look(run, now_ms)
-    run.window_first, run.parts = seen, []
-    return _window_done(run, window, now_ms)
+        return _sound(run, trouble, len(run.looks) - 1, now_ms)
+    return _judge_looks(run, now_ms) or _next_look(run, now_ms)
+
+
+def _window_up_to(run: Run, number: int) -> Window:
+    pieces = (piece for piece in run.pieces[:number] if piece.problem is None)
+    parts = tuple((piece.lookups, piece.misses) for piece in pieces)
+    return replace(window_between(run.looks[0], run.looks[number]), parts=parts)
+
+
+def _judge_looks(run: Run, now_ms: int, *, wait: bool = True) -> Effects | None:
+    """Judge the hits up to each look of which a replay tells, or that it need not be waited for; None where they give
+    no reason to do anything."""
+    while run.judged_looks + 1 < len(run.looks):
+        number = run.judged_looks + 1
+        first, look = run.looks[0], run.looks[number]
+        if wait and run.replay_comes(look):
+            return None
+        run.judged_looks = number
+        window, piece = _window_up_to(run, number), run.pieces[number - 1]
+        run.span = first, look
+        drift = run.drift
+        of_piece = run.replayed(run.looks[number - 1], look) or drift
+        trouble = alarm_of_hits(piece, run.promise, run.settings, of_piece)
+        trouble = trouble or alarm_of_hits(window, run.promise, run.settings, drift)
+        if trouble is not None:
+            return _sound(run, trouble, number, now_ms)
+        if window.window_ms >= run.settings.observation_window_ms:
+            run.looks, run.pieces, run.judged_looks = run.looks[number:], run.pieces[number:], 0
+            return _window_done(run, window, now_ms)
+    return None
+
+
+def _sound(run: Run, trouble: str, number: int, now_ms: int) -> Effects:
+    """Take the change back at once: a guardrail does not wait for a record of its own, what was seen goes into the one
+    that announces the rollback."""
+    window = _window_up_to(run, number)
+    run.span = run.looks[0], run.looks[number]
+    run.windows.append(window)
+    run.hit_ratio_after, run.observed_ms = window.hit_ratio, now_ms - run.observing_since_ms
+    return begin_rollback(run, trouble, observed=_seen_in(run, window))
 
 
 def _missed_look(run: Run, problem: str, now_ms: int) -> Effects:
@@ -123,8 +156,9 @@ def _missed_look(run: Run, problem: str, now_ms: int) -> Effects:
     run.missed_looks += 1
     if run.missed_looks % _LOOKS_PER_WINDOW:
         return _next_look(run, now_ms)
-    run.window_first = None
-    return _window_done(run, Window(problem=problem), now_ms)
+    late = _judge_looks(run, now_ms, wait=False)
+    run.looks, run.pieces, run.judged_looks = [], [], 0
+    return late or _window_done(run, Window(problem=problem), now_ms)
 
 
 def _look_without_lookups(run: Run, seen: Observation, unknown: str, now_ms: int) -> Effects:
@@ -138,7 +172,8 @@ def _look_without_lookups(run: Run, seen: Observation, unknown: str, now_ms: int
         trouble = alarm(window, run.promise, run.settings)
         if trouble is not None:
             run.windows.append(window)
-            return begin_rollback(run, trouble, observed=_seen_in(run, window, now_ms))
+            run.observed_ms = now_ms - run.observing_since_ms
+            return begin_rollback(run, trouble, observed=_seen_in(run, window))
     return _missed_look(run, unknown, now_ms)
 
 
@@ -168,18 +203,23 @@ def _somebody_else(run: Run, seen: Observation) -> Effects | None:
 
 def _window_done(run: Run, window: Window, now_ms: int) -> Effects:
     run.windows.append(window)
+    # Looks that came while a replay was waited for are not of this window.
+    later_ms = run.last_look.at_ms - run.looks[0].at_ms if run.looks and run.last_look is not None else 0
+    run.observed_ms = now_ms - run.observing_since_ms - max(later_ms, 0)
     run.tries = run.missed_looks = 0
     if window.hit_ratio is not None:
         run.hit_ratio_after = window.hit_ratio
     run.freed_bytes, (_, run.peak_share) = freed_bytes(run), peaks(run)
-    return (run.ask(run.record(RecordKind.OBSERVED, _seen_in(run, window, now_ms)), Phase.WINDOW_RECORDING),)
+    return (run.ask(run.record(RecordKind.OBSERVED, _seen_in(run, window)), Phase.WINDOW_RECORDING),)
 
 
-def _seen_in(run: Run, window: Window, now_ms: int) -> dict[str, Any]:
+def _seen_in(run: Run, window: Window) -> dict[str, Any]:
     """Return predicted and measured side by side."""
-    prediction = run.proposal.prediction
+    prediction, drift = run.proposal.prediction, run.drift
     shifted = window.problem is None and traffic_shifted(window, run.promise)
-    effect = measured_effect(run.promise.hit_ratio_before, run.promise.baseline, window, run.control, shifted=shifted)
+    effect = measured_effect(
+        run.promise.hit_ratio_before, run.promise.baseline, window, run.control, shifted=shifted, drift=drift
+    )
     return {
         "window": len(run.windows),
         "window_ms": window.window_ms,
@@ -193,7 +233,9 @@ def _seen_in(run: Run, window: Window, now_ms: int) -> dict[str, Any]:
         "cpu_share": window.cpu_share,
         "effect": to_jsonable(effect),
         "control": run.promise.baseline.control,
-        "control_drift": run.drift,
+        "control_drift": None if drift is None else drift.value,
+        "control_drift_error": None if drift is None else drift.error,
+        "control_drift_by": None if drift is None else drift.words,
         "refused": window.refused,
         "problem": window.problem,
         "clock_note": window.clock_note,
@@ -203,7 +245,7 @@ def _seen_in(run: Run, window: Window, now_ms: int) -> dict[str, Any]:
             for r in run.rules
         ],
         **promises_seen(run),
-        "observed_ms": now_ms - run.observing_since_ms,
+        "observed_ms": run.observed_ms,
     }
 
 
@@ -216,7 +258,7 @@ def on_window_recording(run: Run, event: Any, now_ms: int) -> Effects:
             run.reason = f"waits for the journal, nothing is decided until it is back: {event.reason}"
         return (run.back_off(now_ms),)
     run.tries = 0
-    judgement = judge(run.windows, run.promise, run.settings, now_ms - run.observing_since_ms, run.drift)
+    judgement = judge(run.windows, run.promise, run.settings, run.observed_ms, run.drift)
     judgement = judge_promises(run, judgement, more=len(run.windows) < run.settings.observation_windows_max)
     run.reason = judgement.reason
     if judgement.ruling is Ruling.ROLL_BACK:

@@ -86,7 +86,7 @@ def end(
         "hit_ratio_after": run.hit_ratio_after,
         "comparable": run.comparable,
         "hit_ratio_step": run.hit_ratio_step,
-        "control_drift": run.drift,
+        "control_drift": None if run.drift is None else run.drift.value,
         "step": run.step,
         "steps": len(run.steps),
     }

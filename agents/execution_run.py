@@ -13,15 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.effect import control_drift
+from agents.effect import Drift, control_drift, replayed_drift
 from agents.execution_table import STATE_OF, Phase, check_event
 from agents.guardrails import Promise, traffic_shifted, traffic_step
-from agents.info_facts import InfoFacts, facts_of_info
+from agents.info_facts import InfoFacts, facts_of, facts_of_info
 from agents.playbook_tables.steps import Ground, Step
 from agents.recovery import Unfinished
 from agents.ttl_governor import RuleRounds
 from agents.windows import Window
 from cachewarden.cachemodel.scoring import comparable_window
+from cachewarden.counterfactual import Counterfactual
 from cachewarden.errors import LeaseLost
 from cachewarden.fleet import Service
 from cachewarden.machine import (
@@ -61,6 +62,8 @@ RECORD_TRIES_NOTED = 1
 
 _BACKOFF_MIN_MS = 250
 _BACKOFF_MAX_MS = 30_000
+_REPLAYED_WITHIN_MS = 10_000
+"""Beyond a capture and two cycles, a replay of what was captured has come after so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,8 @@ class Run:
     def _ask_nothing(self) -> None:
         self.freed_bytes: float | None = None
         self.peak_share: float | None = None
+        self.counterfactual: Counterfactual | None = None
+        """What the cache would hit without the change, as far as that was replayed."""
         self.awaiting: str | None = None
         self.waiting = False
         """The main line waits for a timer, not for an answer."""
@@ -194,12 +199,19 @@ class Run:
 
     def forget_windows(self, now_ms: int) -> None:
         """Begin to observe anew."""
-        self.window_first: Observation | None = None
         self.last_look: Observation | None = None
         self.observing_since_ms = now_ms
         self.windows: list[Window] = []
-        self.parts: list[tuple[int, int]] = []
-        """(lookups, misses) from look to look of the window that is under way."""
+        self.span: tuple[Observation, Observation] | None = None
+        """The looks between which the last of them lay, or the one that raised an alarm."""
+        self.observed_ms = 0
+        """How long was observed up to then."""
+        self.looks: list[Observation] = []
+        """Those of the window under way, and of what follows it."""
+        self.pieces: list[Window] = []
+        """From look to look."""
+        self.judged_looks = 0
+        """The number of the last of them up to which hits were judged."""
         self.pending_look: Observation | None = None
         """Our own look, while the twin is being looked at."""
         self.control_first: Observation | None = None
@@ -238,19 +250,46 @@ class Run:
         """Whether the last window can be held against the prediction; None before the first."""
         if not self.windows:
             return None
-        last = self.windows[-1]
-        shifted = self.drift is None and traffic_shifted(last, self.promise)
+        last, drift = self.windows[-1], self.drift
+        shifted = drift is None and traffic_shifted(last, self.promise)
+        if drift is not None and 2 * self.observed_ms - last.window_ms < 2 * self.promise.settle_ms:
+            # What the traffic did is known, so what is missing is what had no time yet to show.
+            return False
         return comparable_window(last.lookups, last.problem, traffic_shifted=shifted)
 
     @property
-    def drift(self) -> float | None:
-        """By how much the twin's hit ratio has moved since before the change; None without a twin to go by."""
-        return control_drift(self.promise.baseline, self.control)
+    def drift(self) -> Drift | None:
+        """What the traffic did to the last window's hit ratio; None where neither a twin nor a replay tells."""
+        twin = control_drift(self.promise.baseline, self.control)
+        return twin if twin is not None or self.span is None else self.replayed(*self.span)
+
+    def replayed(self, first: Observation, last: Observation) -> Drift | None:
+        """Return by how much the hit ratio between two looks would differ from the baseline without the change."""
+        if self.promise.baseline.control is not None:
+            return None
+        from_ms, until_ms = facts_of(first).server_time_ms, facts_of(last).server_time_ms
+        return replayed_drift(self.promise.baseline, self.counterfactual, from_ms, until_ms)
+
+    def replay_comes(self, look: Observation) -> bool:
+        """Say whether a replay that tells of `look` may still come, since one has told of the time before the change.
+
+        It is not waited for where it lags behind the newest look by more than it takes.
+        """
+        at_ms, told, baseline = facts_of(look).server_time_ms, self.counterfactual, self.promise.baseline
+        newest_ms = None if self.last_look is None else facts_of(self.last_look).server_time_ms
+        if told is None or at_ms is None or newest_ms is None or baseline.control is not None:
+            return False
+        settings = self.settings
+        lag_ms = settings.capture_ms + 2 * settings.cycle_interval_ms + _REPLAYED_WITHIN_MS
+        tells = baseline.from_ms is not None and told.from_ms <= baseline.from_ms
+        return tells and told.until_ms < at_ms and newest_ms - told.until_ms <= lag_ms
 
     @property
     def hit_ratio_step(self) -> float | None:
-        """How far the traffic alone moves the hit ratio from window to window; None where a twin tells it."""
-        return None if self.drift is not None else traffic_step(self.promise.baseline)
+        """How far the traffic alone moves the hit ratio from window to window; where a twin or a replay tells what it
+        did, how wrong that may be."""
+        drift = self.drift
+        return traffic_step(self.promise.baseline) if drift is None else drift.error
 
     @property
     def ground(self) -> Ground:
@@ -387,7 +426,7 @@ class Run:
             hit_ratio_after=self.hit_ratio_after,
             comparable=self.comparable,
             hit_ratio_step=self.hit_ratio_step,
-            control_drift=self.drift,
+            control_drift=None if self.drift is None else self.drift.value,
             held_by=self.held_by,
             freed_bytes=self.freed_bytes,
             run_id="" if self.last_look is None else self.last_look.info.get("run_id", ""),

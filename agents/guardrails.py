@@ -8,9 +8,10 @@ Without lookups nothing can be measured. A change that promised hits and can be 
 an unproven gain is none; one that promised none (a donor of memory that nobody reads, an observation knob) or that
 cannot be taken back is kept, and its reason says `unverified`.
 
-Where an unchanged twin was looked at beside the change, what happened to the twin is taken off first (`drift`). Where
-there is none and the traffic has changed, the window is evidence neither for nor against the promise: an effect is not
-claimed and a fall is not scored against the prediction. A fall below the guardrail is taken back all the same.
+What the traffic alone did is taken off first (`drift`), where it is known: by an unchanged twin that was looked at
+beside the change, or by a replay of the same requests without it. Where it is not and the traffic has changed, the
+window is evidence neither for nor against the promise: an effect is not claimed and a fall is not scored against the
+prediction. A fall below the guardrail is taken back all the same.
 
 A change that gave less than promised is taken back unless it gave at least half of the predicted gain: the prediction
 was wrong then, and is scored so, but taking the change back would lose what it did give.
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agents.effect import rate_shifted, step_error
+from agents.effect import Drift, rate_shifted, step_error
 from agents.windows import Window
 from cachewarden.baseline import Baseline
 from cachewarden.fleet import Service
@@ -46,6 +47,8 @@ __all__ = [
     "Promise",
     "Ruling",
     "alarm",
+    "alarm_of_hits",
+    "alarm_of_server",
     "judge",
     "limits_of",
     "promise_of",
@@ -170,22 +173,38 @@ def _only_grows(proposal: Proposal) -> bool:
     return after == 0 or after > before > 0
 
 
-def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings, drift: float | None = None) -> str | None:
+def alarm(window: Window, promise: Promise, settings: CacheOptimizerSettings, drift: Drift | None = None) -> str | None:
     """Return why the change must be taken back at once, None if nothing is wrong.
 
-    `drift` is by how much the hit ratio of the unchanged twin has moved since before; None without a twin. The fall of
+    `drift` is by how much the hit ratio has moved without the change; None where that is not known. The fall of
     the hit ratio has to exceed the guardrail by two standard errors, since this is asked of short pieces of a window
     too, or by what the traffic does by itself, at most by the guardrail once more.
     """
+    return alarm_of_hits(window, promise, settings, drift) or alarm_of_server(window, promise, settings)
+
+
+def alarm_of_server(window: Window, promise: Promise, settings: CacheOptimizerSettings) -> str | None:
+    """Return what is wrong with the server itself, whatever is asked of it; None if nothing is."""
     limits = promise.limits or limits_of(None, settings)
     return (
-        (None if promise.only_grows else _fall(window, promise, limits, drift))
-        or _slowness(window, promise, limits)
+        _slowness(window, promise, limits)
         or _refusals(window, promise)
         or _evictions(window, promise, limits)
         or _effort(window, promise, limits)
-        or _origin_load(window, promise, limits, drift)
     )
+
+
+def alarm_of_hits(
+    window: Window, promise: Promise, settings: CacheOptimizerSettings, drift: Drift | None = None
+) -> str | None:
+    """Return what is wrong with the hits and misses, which the traffic moves as well; None if nothing is."""
+    limits = promise.limits or limits_of(None, settings)
+    fall = None if promise.only_grows else _fall(window, promise, limits, drift)
+    return fall or _origin_load(window, promise, limits, drift)
+
+
+def _moved(drift: Drift | None) -> float:
+    return 0.0 if drift is None else drift.value
 
 
 def _noise(window: Window) -> float:
@@ -193,19 +212,19 @@ def _noise(window: Window) -> float:
     return 2.0 * math.sqrt(max(ratio * (1.0 - ratio), 0.0) / max(window.lookups, 1))
 
 
-def _fall(window: Window, promise: Promise, limits: Limits, drift: float | None) -> str | None:
+def _fall(window: Window, promise: Promise, limits: Limits, drift: Drift | None) -> str | None:
     if window.hit_ratio is None or window.lookups < LOOKUPS_MIN:
         return None
     level = promise.hit_ratio_low
     if promise.hit_ratio_before is not None:
         level = min(level, promise.hit_ratio_before)
-    ratio, drop = window.hit_ratio - (drift or 0.0), limits.hit_ratio_drop
-    by_itself = 0.0 if drift is not None else _NORMAL_90 * (promise.baseline.hit_ratio_step or 0.0)
+    ratio, drop = window.hit_ratio - _moved(drift), limits.hit_ratio_drop
+    by_itself = _NORMAL_90 * ((promise.baseline.hit_ratio_step if drift is None else drift.error) or 0.0)
     # What an owner permits may be exceeded by what the traffic does, and never by more than once again.
     by_itself = min(by_itself, drop)
     if ratio + max(_noise(window), by_itself) >= level - drop:
         return None
-    beside = "" if drift is None else f" (the unchanged twin: {drift * 100:+.1f} points)"
+    beside = "" if drift is None else f" ({drift.words}: {drift.value * 100:+.1f} points)"
     if drift is None and traffic_shifted(window, promise):
         # An application that waits for its origin asks less: taking back is right, whoever is to blame.
         rate = window.per_s(window.lookups)
@@ -251,12 +270,12 @@ def _effort(window: Window, promise: Promise, limits: Limits) -> str | None:
     return f"the server takes {now:.2f} cores instead of {before:.2f}, allowed are {limits.cpu_share:.2f}"
 
 
-def _origin_load(window: Window, promise: Promise, limits: Limits, drift: float | None) -> str | None:
+def _origin_load(window: Window, promise: Promise, limits: Limits, drift: Drift | None) -> str | None:
     allowed, before = limits.origin_load_per_s, promise.hit_ratio_before
     if allowed is None or before is None or window.hit_ratio is None or window.lookups < LOOKUPS_MIN:
         return None
     rate = window.per_s(window.misses)
-    worse = window.hit_ratio - (drift or 0.0) + _noise(window) < before
+    worse = window.hit_ratio - _moved(drift) + _noise(window) < before
     if rate <= allowed or not worse:
         return None
     return f"{rate:.0f} misses per second reach the origin, it can answer {allowed:.0f}"
@@ -267,7 +286,7 @@ def judge(
     promise: Promise,
     settings: CacheOptimizerSettings,
     observed_ms: int,
-    drift: float | None = None,
+    drift: Drift | None = None,
 ) -> Judgement:
     """Rule on a change after the last of `windows` has ended, `observed_ms` after the observation began."""
     last = windows[-1]
@@ -289,13 +308,13 @@ def _by_measurement(
     promise: Promise,
     settings: CacheOptimizerSettings,
     observed_ms: int,
-    drift: float | None,
+    drift: Drift | None,
     *,
     more: bool,
 ) -> Judgement:
     last = windows[-1]
-    ratio = (last.hit_ratio or 0.0) - (drift or 0.0)
-    beside = "" if drift is None else f", the unchanged twin's {drift * 100:+.1f} points taken off"
+    ratio = (last.hit_ratio or 0.0) - _moved(drift)
+    beside = "" if drift is None else f" (the traffic's {drift.value * 100:+.1f} points taken off, by {drift.words})"
     if ratio >= promise.hit_ratio_low - settings.rollback_margin:
         return Judgement(Ruling.KEEP, f"measured {ratio:.3f}{beside}, promised at least {promise.hit_ratio_low:.3f}")
     if more and observed_ms < promise.settle_ms:
@@ -323,30 +342,24 @@ def _unclear(
     windows: Sequence[Window],
     promise: Promise,
     settings: CacheOptimizerSettings,
-    drift: float | None,
+    drift: Drift | None,
     *,
     more: bool,
 ) -> Judgement | None:
     """Rule on a shortfall that the traffic may have made by itself; None where it has not, or nobody can tell.
 
-    All windows together are compared with the one before: where they scatter by `step / sqrt(2)` each, their mean less
-    that one scatters by `step * sqrt((1 + 1/n) / 2)`. In the end prediction and measurement are weighted by the
-    inverses of their variances; a prediction is never taken to be surer than the measurement is.
+    Where nothing tells what the traffic did, all windows together are compared with the one before: where they scatter
+    by `step / sqrt(2)` each, their mean less that one scatters by `step * sqrt((1 + 1/n) / 2)`. In the end prediction
+    and measurement are weighted by the inverses of their variances; a prediction is never taken to be surer than the
+    measurement is.
     """
     allowed = promise.limits.hit_ratio_drop if promise.limits is not None else settings.guardrail_hit_ratio_drop
-    step, before = traffic_step(promise.baseline), promise.hit_ratio_before
-    known = promise.baseline.hit_ratio_step is not None
-    lookups = sum(w.lookups for w in windows)
-    if step is None or before is None or drift is not None or not lookups:
+    before, known = promise.hit_ratio_before, drift is not None or promise.baseline.hit_ratio_step is not None
+    found = _beside_traffic(windows, promise, allowed) if drift is None else _beside_drift(windows[-1], drift)
+    if found is None or before is None:
         return None
-    ratio = 1.0 - sum(w.misses for w in windows) / lookups
-    if not known:
-        # One window is a short time to know the traffic by.
-        step = min(step, allowed)
-    scatter = step * math.sqrt((1.0 + 1.0 / len(windows)) / 2.0)
-    error = max(scatter, math.sqrt(ratio * (1.0 - ratio) / lookups), _ERROR_MIN)
+    ratio, error, seen = found
     gained = ratio - before
-    seen = f"measured {ratio:.3f}, and the traffic alone moves it by {step:.3f} from window to window"
     if promise.only_grows and gained < 0.0 and (known or -gained <= allowed):
         return Judgement(Ruling.KEEP, f"unverified: {seen}; more memory takes no hits away")
     short = promise.hit_ratio_low - settings.rollback_margin - ratio
@@ -364,6 +377,29 @@ def _unclear(
         return None
     told = f"with its prediction {expected * 100:+.1f} points are to be expected"
     return Judgement(Ruling.KEEP, f"unverified: {seen}; {told}")
+
+
+def _beside_traffic(windows: Sequence[Window], promise: Promise, allowed: float) -> tuple[float, float, str] | None:
+    """Return the hit ratio of all windows, its error beside a traffic of which only the steps are known, and words."""
+    step, lookups = traffic_step(promise.baseline), sum(w.lookups for w in windows)
+    if step is None or not lookups:
+        return None
+    ratio = 1.0 - sum(w.misses for w in windows) / lookups
+    if promise.baseline.hit_ratio_step is None:
+        # One window is a short time to know the traffic by.
+        step = min(step, allowed)
+    scatter = step * math.sqrt((1.0 + 1.0 / len(windows)) / 2.0)
+    error = max(scatter, math.sqrt(ratio * (1.0 - ratio) / lookups), _ERROR_MIN)
+    return ratio, error, f"measured {ratio:.3f}, and the traffic alone moves it by {step:.3f} from window to window"
+
+
+def _beside_drift(window: Window, drift: Drift) -> tuple[float, float, str] | None:
+    """Return a window's hit ratio without what the traffic did, its error and words; None where that is not known."""
+    if drift.error is None:
+        return None
+    ratio, error = (window.hit_ratio or 0.0) - drift.value, max(drift.error, _ERROR_MIN)
+    told = f"without the traffic's {drift.value * 100:+.1f} points, by {drift.words}"
+    return ratio, error, f"measured {ratio:.3f} {told}, which is known to {error:.3f}"
 
 
 def traffic_step(baseline: Baseline) -> float | None:

@@ -27,7 +27,9 @@ from agents.guardrails import LOOKUPS_MIN
 from agents.lever_drafting import lever_proposal
 from agents.reapplying import reapplied
 from agents.recent_appraisals import RecentAppraisals
+from agents.unchanged import counterfactual_of
 from cachewarden.cachemodel.arbitration import Curve, Infeasible, allocate
+from cachewarden.counterfactual import Counterfactual, knobs_before
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, Received, Send
@@ -176,7 +178,18 @@ def plan_fleet(
             if not _cools_down(question.history.get(name), settings, now_ms)
             and (sizing := _sizing(appraisal, now_ms)) is not None
         },
+        counterfactuals=_counterfactuals(question, proposals, settings),
     )
+
+
+def _counterfactuals(
+    question: PlanFleet, proposals: Sequence[Proposal], settings: CacheOptimizerSettings
+) -> tuple[Counterfactual, ...]:
+    """Return what every change that is under way, or proposed, will be measured against."""
+    changes = {s: (h.in_flight, h.in_flight_before) for s, h in question.history.items() if h.in_flight is not None}
+    changes |= {p.service: (p.proposal_id, knobs_before(p)) for p in proposals}
+    found = (counterfactual_of(s, *changes[s.service], settings) for s in question.snapshots if s.service in changes)
+    return tuple(told for told in found if told is not None)
 
 
 def _sizing(appraisal: Prospects, now_ms: int) -> Sizing | None:

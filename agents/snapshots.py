@@ -210,13 +210,8 @@ def make_snapshot(
     facts = facts_of(observation)
     knobs = _knobs(observation)
     evicted_per_s = window.per_s(window.evicted)
-    age = eviction_age(
-        sample,
-        knobs.get("maxmemory-policy", facts.eviction_policy),
-        evicted_per_s,
-        facts.resident_keys,
-        facts.keys_with_ttl,
-    )
+    policy = knobs.get("maxmemory-policy", facts.eviction_policy)
+    age = eviction_age(sample, policy, evicted_per_s, facts.resident_keys, facts.keys_with_ttl)
     return Snapshot(
         service=observation.service,
         taken_at_ms=observation.at_ms,
@@ -230,6 +225,7 @@ def make_snapshot(
         hit_ratio=window.hit_ratio,
         lookups_per_s=window.per_s(window.lookups),
         window_parts=window.parts,
+        server_time_ms=facts.server_time_ms,
         hit_ratio_step=window.hit_ratio_step,
         cpu_share=window.cpu_share,
         evicted_per_s=evicted_per_s,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from agents.collector import Collector
+from agents.effect import replayed_drift
 from agents.guardrails import Ruling, judge, promise_of, traffic_step
 from agents.planner import plan_fleet
 from agents.recent_appraisals import RecentAppraisals
@@ -26,11 +27,12 @@ from cachewarden.cachemodel import eviction_state as state
 from cachewarden.cachemodel.eviction import EvictionConfig, RunningReplay, ScheduledChange, index
 from cachewarden.cachemodel.shards import SpatialFilter
 from cachewarden.cachemodel.trace import AccessTrace, Op
+from cachewarden.counterfactual import Counterfactual
 from cachewarden.fleet import Fleet
 from cachewarden.machine import Observe, Observed, Received, Send
 from cachewarden.messages import Proposal
 from cachewarden.observation import AccessSample, Capabilities, KeyspaceSample, Observation, ProbeCost, Snapshot
-from cachewarden.protocol import FleetObserved, History, ObserveFleet, PlanFleet
+from cachewarden.protocol import FleetObserved, FleetPlanned, History, ObserveFleet, PlanFleet
 from cachewarden.settings import CacheOptimizerSettings
 
 __all__ = ["OVERHEAD_BYTES", "Change", "SimulatedCache", "run_autopilot"]
@@ -40,6 +42,7 @@ _CAPABILITIES = Capabilities(
     version="7.0.15", config_get=True, config_set=True, object_idletime=True, object_frequency=True, monitor=True
 )
 _REST_MS = 600_000
+_TOLD_WITHIN_MS = 60_000
 _FED_ROWS = 150_000
 _HOT_KEYS = 2_000
 _HOT_COUNTER = 7
@@ -219,6 +222,11 @@ class Change:
     """Time, hits and lookups at which the present window began."""
     baseline: Baseline
     windows: list[Window] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    """When each of them began and ended."""
+    told: Counterfactual | None = None
+    unjudged: list[tuple[int, int, int, int]] = field(default_factory=list)
+    drift: float | None = None
     realised: float | None = None
     """Hit ratio of the last window less that before the change."""
     taken_back: bool = False
@@ -226,7 +234,8 @@ class Change:
     @property
     def inside(self) -> bool:
         """Whether the predicted interval held the outcome, as `cachemodel.scoring` counts it."""
-        gain, noise = self.proposal.prediction.gain, 1.6449 * (traffic_step(self.baseline) or 0.0)
+        gain = self.proposal.prediction.gain
+        noise = 1.6449 * ((traffic_step(self.baseline) or 0.0) if self.drift is None else self.drift)
         error = (self.realised or 0.0) - gain.value
         return abs(error) <= math.hypot((gain.low if error < 0.0 else gain.high) - gain.value, noise)
 
@@ -301,8 +310,6 @@ class _Loop:
     def cycle(self, now_ms: int) -> None:
         self._number += 1
         self._end_captures(now_ms)
-        for name in self._services:
-            self._judge(name, now_ms)
         question = ObserveFleet(cycle=self._number, services=tuple(self._services))
         observed = self._collect(Received(sender="coordinator", message=question), now_ms)
         if observed is None:
@@ -322,11 +329,21 @@ class _Loop:
             self._appraisals,
         )
         self.idle.update(planned.idle_reasons)
+        self._hear(planned)
+        for name in self._services:
+            self._judge(name, now_ms)
         seen = {s.service: s for s in observed.snapshots}
         for proposal in planned.proposals:
             self._apply(proposal, seen[proposal.service], now_ms)
+        self._hear(planned)
         used = sum(one.cache.maxmemory_bytes for one in self._services.values())
         self.held_shares.append(used / (self._fleet.total_memory_bytes or used))
+
+    def _hear(self, planned: FleetPlanned) -> None:
+        for told in planned.counterfactuals:
+            change = self._services[told.service].change
+            if change is not None and change.proposal.proposal_id == told.proposal_id:
+                change.told = told
 
     def _fed(self, observed: FleetObserved) -> tuple[Snapshot, ...]:
         if not self._feed_ms:
@@ -359,7 +376,8 @@ class _Loop:
 
     def _history(self, one: _Service) -> History:
         in_flight = None if one.change is None else one.change.proposal.proposal_id
-        return History(last_change_ms=one.last_change_ms, in_flight=in_flight)
+        before = {} if one.change is None else {"maxmemory": str(one.change.before[0]), **one.change.before[1]}
+        return History(last_change_ms=one.last_change_ms, in_flight=in_flight, in_flight_before=before)
 
     def _reserved(self, one: _Service) -> int:
         """What a service holds, or may get back while its change is observed."""
@@ -398,17 +416,29 @@ class _Loop:
         if change is None:
             return
         begun_ms, hits, lookups = change.window_from
-        if now_ms - begun_ms < self._settings.observation_window_ms:
+        if now_ms - begun_ms >= self._settings.observation_window_ms:
+            change.window_from = (now_ms, one.cache.hits, one.cache.lookups)
+            hits, lookups = one.cache.hits - hits, one.cache.lookups - lookups
+            change.unjudged.append((begun_ms, now_ms, hits, lookups))
+        if not change.unjudged:
             return
-        change.window_from = (now_ms, one.cache.hits, one.cache.lookups)
-        hits, lookups = one.cache.hits - hits, one.cache.lookups - lookups
-        change.windows.append(Window(window_ms=now_ms - begun_ms, hits=hits, misses=lookups - hits))
+        begun_ms, until_ms, hits, lookups = change.unjudged[0]
+        drift = replayed_drift(change.baseline, change.told, begun_ms, until_ms)
+        told, since_ms = change.told, change.baseline.from_ms
+        tells = told is not None and since_ms is not None and told.from_ms <= since_ms
+        if drift is None and tells and now_ms - until_ms < _TOLD_WITHIN_MS:
+            return
+        change.unjudged.pop(0)
+        change.windows.append(Window(window_ms=until_ms - begun_ms, hits=hits, misses=lookups - hits))
         before = change.proposal.prediction.hit_ratio_before.value
         promise = promise_of(change.proposal, before, None, self._settings, change.baseline)
-        judgement = judge(change.windows, promise, self._settings, now_ms - change.at_ms)
+        judgement = judge(change.windows, promise, self._settings, now_ms - change.at_ms, drift)
         if judgement.ruling is Ruling.CONTINUE:
             return
         change.realised = None if change.windows[-1].hit_ratio is None else change.windows[-1].hit_ratio - before
+        if drift is not None and change.realised is not None:
+            change.realised -= drift.value
+            change.drift = drift.error
         one.change, one.last_change_ms = None, now_ms
         if judgement.ruling is Ruling.ROLL_BACK:
             change.taken_back = True

@@ -29,6 +29,9 @@ class Baseline(Message):
     control_parts: tuple[tuple[int, int], ...] = ()
     control_knobs: Mapping[str, str] = field(default_factory=dict)
     """What the twin's knobs were; with any other value it is no control."""
+    from_ms: int | None = None
+    until_ms: int | None = None
+    """From when until when the window lasted on the server's own clock; None where it does not tell the time."""
     hit_ratio_step: float | None = None
     """How far the traffic alone moves the hit ratio from one window to the next (`Snapshot.hit_ratio_step`)."""
 
@@ -38,11 +41,14 @@ def baseline_of(snapshot: Snapshot | None, control: Snapshot | None = None) -> B
     if snapshot is None or snapshot.hit_ratio is None:
         return Baseline()
     seen = control is not None and control.hit_ratio is not None and control.role == "master"
+    until_ms = snapshot.server_time_ms
     return Baseline(
         evicted_per_s=None if "counters" in snapshot.incomplete else snapshot.evicted_per_s,
         misses_per_s=snapshot.lookups_per_s * (1.0 - snapshot.hit_ratio),
         cpu_share=snapshot.cpu_share,
         parts=snapshot.window_parts,
+        from_ms=None if until_ms is None else until_ms - snapshot.window_ms,
+        until_ms=until_ms,
         hit_ratio_step=snapshot.hit_ratio_step,
         control=control.service if control is not None and seen else None,
         control_hit_ratio=control.hit_ratio if control is not None and seen else None,

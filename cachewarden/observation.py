@@ -311,6 +311,8 @@ class Snapshot(Message):
     """CPU of the server over the window, in cores; None where it does not tell."""
     window_parts: tuple[tuple[int, int], ...] = ()
     """(lookups, misses) of consecutive parts of the window; by them a steady workload is told from a bursty one."""
+    server_time_ms: int | None = None
+    """When the look was taken by the server's own clock, since the epoch; None where it does not tell."""
     hit_ratio_step: float | None = None
     """Root mean square of how far the hit ratios of windows that follow upon each other lie apart while nothing was
     changed, 0..1, over the last 30 windows at most; None with fewer than four."""

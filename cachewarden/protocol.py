@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from cachewarden.approval import Approval, Rest
 from cachewarden.baseline import Baseline
 from cachewarden.cachemodel.scoring import Score
+from cachewarden.counterfactual import Counterfactual
 from cachewarden.messages import Execution, Intent, Message, Mode, Proposal, Resolution, TtlRule, Verdict
 from cachewarden.observation import Snapshot
 from cachewarden.peer_messages import PeerHealth
@@ -65,6 +66,8 @@ class History(Message):
     changes_last_hour: int = 0
     in_flight: str | None = None
     """Proposal id of a change that is not finished."""
+    in_flight_before: Mapping[str, str] = field(default_factory=dict)
+    """What its knobs were before it; empty where it changes anything else as well."""
     ttl_rules: tuple[TtlRule, ...] = ()
     """Rules that are in force, one per pattern."""
     rolled_back: Mapping[str, int] = field(default_factory=dict)
@@ -152,6 +155,8 @@ class FleetPlanned(Message):
     proposals: tuple[Proposal, ...]
     idle_reasons: Mapping[str, str]
     sizings: Mapping[str, Sizing] = field(default_factory=dict)
+    counterfactuals: tuple[Counterfactual, ...] = ()
+    """What services that are being changed, or may be, would hit without it, as far as it was captured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -213,6 +218,8 @@ class Execute(Message):
     budget_bytes: int | None = None
     """As in `PlanFleet`. Without these two a cache is not let grow."""
     baseline: Baseline = field(default_factory=Baseline)
+    counterfactual: Counterfactual | None = None
+    """What the cache would hit without it, as far as it was captured up to now; more follows while it is observed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cachewarden.approval import DecideApproval, SubmitProposal
+from cachewarden.counterfactual import Counterfactual
 from cachewarden.fleet import Fleet
 from cachewarden.machine import (
     Effect,
@@ -96,11 +97,12 @@ class Coordinator:
         self._hurry = False
         """Whether somebody waits for the next cycle."""
         self._pace = CyclePace(settings.cycle_interval_ms, settings.idle_factor, settings.cool_down_ms)
-        self._cycle = 0
+        self._cycle = self._life_ms = 0
         self._stage, self._deadlines = "idle", StageDeadlines()
         self._force: tuple[str, ...] = ()
         self._snapshots: tuple[Snapshot, ...] = ()
         self._proposals: dict[str, Proposal] = {}
+        self._counterfactuals: dict[str, Counterfactual] = {}
         self._verdicts: dict[str, Verdict] = {}
         self._log = DecisionLog()
         self._peers = PeerDesk(fleet, settings, life)
@@ -108,7 +110,6 @@ class Coordinator:
         self._modes = ModeDesk(fleet)
         self._approvals.use_modes(self._modes.modes)
         self._peers.use_modes(self._modes.modes)
-        self._life_ms = 0
         self._feed = StateFeed()
         self._handlers: Mapping[type, Callable[[Any, str, int], tuple[Effect, ...]]] = {
             FleetObserved: self._on_observed,
@@ -308,8 +309,7 @@ class Coordinator:
         return bool(waits or self._memory.anything_in_flight(now_ms) or self._peers.intents(now_ms))
 
     def _answers(self, message: Any, stage: str) -> bool:
-        awaited = self._stage == stage and message.cycle == self._cycle
-        return awaited or self._deadlines.note_late(stage, message.cycle)
+        return (self._stage, self._cycle) == (stage, message.cycle) or self._deadlines.note_late(stage, message.cycle)
 
     # --- One cycle --------------------------------------------------------------------------------------------------
 
@@ -343,9 +343,11 @@ class Coordinator:
         proposals, ended = self._approvals.arrange(message.proposals, self._snapshots, busy, now_ms)
         placed = {p.service for p in proposals}
         self._memory.sizings.update(message.sizings)
+        self._counterfactuals = {x.proposal_id: x for x in message.counterfactuals}
+        told = tuple(Send(to="actuator", message=x) for x in message.counterfactuals if x.service in busy)
         self._memory.note_idle({s: why for s, why in message.idle_reasons.items() if s not in placed}, now_ms)
         if not proposals:
-            return (*ended, *self._end(now_ms))
+            return (*told, *ended, *self._end(now_ms))
         self._proposals = {p.proposal_id: p for p in proposals}
         # All snapshots, not only those of the services concerned: budget and blast radius are the fleet's.
         question = Judge(
@@ -354,7 +356,7 @@ class Coordinator:
             snapshots=tuple(s.light() for s in self._snapshots),
             budget_bytes=self._memory.budget_bytes,
         )
-        return (*ended, Send(to="validator", message=question), *self._enter("judging", now_ms))
+        return (*told, *ended, Send(to="validator", message=question), *self._enter("judging", now_ms))
 
     def _on_judged(self, message: Judged, _sender: str, now_ms: int) -> tuple[Effect, ...]:
         if not self._answers(message, "judging"):
@@ -399,7 +401,8 @@ class Coordinator:
     def _order(self, proposal: Proposal, verdict: Verdict, resolution: Resolution) -> Execute:
         """Return the order, from now on remembered as handed over, so that the service counts as busy."""
         twin = self._fleet.service(proposal.service).twin
-        order = order_of(self._memory, twin, proposal, verdict, resolution, self._approvals.of(proposal))
+        told, approval = self._counterfactuals.get(proposal.proposal_id), self._approvals.of(proposal)
+        order = order_of(self._memory, twin, proposal, verdict, resolution, approval, told)
         self._memory.note_handed_over(proposal)
         return order
 

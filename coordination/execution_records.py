@@ -5,14 +5,14 @@ Pure functions of audit records; nothing is started or told here. INVARIANT: eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
 from cachewarden.codec import decode
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Proposal, RecordKind
 
-__all__ = ["STATE_OF_RECORD", "followed", "opened"]
+__all__ = ["STATE_OF_RECORD", "followed", "kept_signatures", "opened"]
 
 STATE_OF_RECORD: Final[Mapping[RecordKind, ExecutionState]] = {
     RecordKind.CHANGE_INTENDED: ExecutionState.STEPPING,
@@ -53,3 +53,11 @@ def followed(known: Execution, record: AuditRecord) -> Execution:
         freed_bytes=dict(record.payload.get("memory") or {}).get("freed_bytes", known.freed_bytes),
         peak_share=dict(record.payload.get("expiries") or {}).get("peak_now", known.peak_share),
     )
+
+
+def kept_signatures(executions: Iterable[Execution]) -> dict[str, tuple[str, ...]]:
+    """Return what was kept on each service, by the signatures of the proposals."""
+    found: dict[str, tuple[str, ...]] = {}
+    for proposal in (e.proposal for e in executions if e.state is ExecutionState.KEPT):
+        found[proposal.service] = (*found.get(proposal.service, ()), proposal.signature)
+    return found

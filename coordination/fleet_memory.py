@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from cachewarden.approval import Approval
 from cachewarden.cachemodel.scoring import OUTCOMES_MAX, Outcome, outcome_of, score
 from cachewarden.codec import kept_digest
+from cachewarden.counterfactual import knobs_before
 from cachewarden.fleet import Fleet
 from cachewarden.messages import AuditRecord, Execution, ExecutionState, Intent, Proposal, RecordKind, TtlRule, Verdict
 from cachewarden.observation import Snapshot
@@ -23,7 +24,7 @@ from cachewarden.pausing import PAUSE_KINDS
 from cachewarden.peer_messages import PeerHealth, PeerReport
 from cachewarden.protocol import AgentBeat, FleetState, History, Sizing, StandingDecision
 from cachewarden.settings import CacheOptimizerSettings
-from coordination.execution_records import STATE_OF_RECORD, followed, opened
+from coordination.execution_records import STATE_OF_RECORD, followed, kept_signatures, opened
 from coordination.life_signs import LifeSigns
 from coordination.settings_watch import SettingsWatch
 
@@ -352,10 +353,12 @@ class FleetMemory:
             taken_back = self._rolled_back.get(service, {})
             self._rolled_back[service] = {s: t for s, t in taken_back.items() if now_ms - t < _ROLLED_BACK_MS}
             led_by, led_until_ms = self._led.get(service, (None, 0))
+            running = self._running.get(self.in_flight(service, now_ms) or "")
             result[service] = History(
                 last_change_ms=max(recent.values(), default=None),
                 changes_last_hour=len(recent),
                 in_flight=self.in_flight(service, now_ms),
+                in_flight_before={} if running is None else knobs_before(running.proposal),
                 ttl_rules=tuple(rule for _, rule in self._rules.get(service, {}).values()),
                 rolled_back=dict(self._rolled_back[service]),
                 led_by=led_by if now_ms < led_until_ms else None,
@@ -370,10 +373,7 @@ class FleetMemory:
 
     def _kept_signatures(self) -> dict[str, tuple[str, ...]]:
         if self._signatures is None:
-            self._signatures = {}
-            for proposal in (e.proposal for e in self._executions.values() if e.state is ExecutionState.KEPT):
-                known = self._signatures.get(proposal.service, ())
-                self._signatures[proposal.service] = (*known, proposal.signature)
+            self._signatures = kept_signatures(self._executions.values())
         return self._signatures
 
     @property

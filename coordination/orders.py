@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from cachewarden.approval import Approval
 from cachewarden.baseline import baseline_of
+from cachewarden.counterfactual import Counterfactual
 from cachewarden.machine import Record
 from cachewarden.messages import Proposal, RecordKind, Resolution, Verdict
 from cachewarden.protocol import Execute, StandingDecision
@@ -39,6 +40,7 @@ def order_of(
     verdict: Verdict,
     resolution: Resolution,
     approval: Approval | None,
+    counterfactual: Counterfactual | None,
 ) -> Execute:
     """Return the order; `twin` is the service whose cache serves as the control of this one, if there is one."""
     snapshot = memory.snapshot(proposal.service)
@@ -52,4 +54,5 @@ def order_of(
         memory_bytes=memory.reserved_memory_bytes(),
         budget_bytes=memory.budget_bytes,
         baseline=baseline_of(snapshot, memory.snapshot(twin or "")),
+        counterfactual=counterfactual,
     )

@@ -27,7 +27,7 @@ from cachewarden.cachemodel.evidence import CacheConfiguration, Evidence
 from cachewarden.cachemodel.shards import error_expected
 from cachewarden.estimate import Estimate
 
-__all__ = ["CaptureReplay"]
+__all__ = ["CaptureReplay", "is_steady", "replay_config"]
 
 _KEYS_MIN = 200
 _ACCESSES_MIN = 2_000
@@ -56,6 +56,29 @@ _SERVER_MARGIN = 0.002
 """What a server does otherwise than the replay, as far as it does not cancel."""
 _Z90_OVER_MEAN = 2.06
 """Half a 90 % interval over the mean absolute error, for normal errors."""
+
+
+def replay_config(wanted: CacheConfiguration, capacity_bytes: float, entry_bytes: int) -> EvictionConfig | None:
+    """Return what a sampled capture is replayed through, with `capacity_bytes` for the entries of its sample; None for
+    what it cannot be replayed through, or where there is room for a score of entries only."""
+    if wanted.family not in _EXCHANGES or wanted.only_volatile or wanted.ttl_ms is not None:
+        return None
+    if not math.isfinite(capacity_bytes) or capacity_bytes < 20 * entry_bytes:
+        return None
+    return EvictionConfig(
+        int(capacity_bytes),
+        wanted.eviction_policy,
+        maxmemory_samples=min(64, wanted.maxmemory_samples),
+        lfu_log_factor=wanted.lfu_log_factor,
+        lfu_decay_time_min=wanted.lfu_decay_time_min,
+        unknown_entry_bytes=entry_bytes,
+    )
+
+
+def is_steady(running: RunningReplay, family: str) -> bool:
+    """Say whether a replay that began with an empty cache hits by now what the cache would hit."""
+    result = running.result()
+    return bool(result.evicted) and result.evicted >= _EXCHANGES[family] * result.resident_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +161,20 @@ class CaptureReplay:
     def _replay(self, wanted: CacheConfiguration) -> _Replayed | None:
         """Return None where the capture does not bring the cache to a steady state in time."""
         evidence, indexed = self._evidence, self._indexed
-        capacity = evidence.capacity_bytes(wanted) * evidence.sampling_rate
-        if indexed is None or wanted.family not in _EXCHANGES or wanted.only_volatile or wanted.ttl_ms is not None:
+        if indexed is None:
             return None
-        entry_bytes = max(1, round(evidence.mean_entry_bytes))
-        if not math.isfinite(capacity) or capacity < 20 * entry_bytes:
-            return None
-        config = EvictionConfig(
-            int(capacity),
-            wanted.eviction_policy,
-            maxmemory_samples=min(64, wanted.maxmemory_samples),
-            lfu_log_factor=wanted.lfu_log_factor,
-            lfu_decay_time_min=wanted.lfu_decay_time_min,
-            unknown_entry_bytes=entry_bytes,
+        config = replay_config(
+            wanted, evidence.capacity_bytes(wanted) * evidence.sampling_rate, max(1, round(evidence.mean_entry_bytes))
         )
+        if config is None:
+            return None
         trace = indexed.trace
         start_ms = int(trace.time_ms[0])
         running = RunningReplay(indexed, config, start_ms, start_ms, self._seed, None)
         register = running.register
         found, warm, hits, reads = np.zeros(_SLICES), 0, 0, 0
         for number in range(_SLICES):
-            result = running.result()
-            if not result.evicted or result.evicted < _EXCHANGES[wanted.family] * result.resident_keys:
+            if not is_steady(running, wanted.family):
                 warm = number + 1
             if warm > _SLICES - _SLICES_MIN:
                 return None

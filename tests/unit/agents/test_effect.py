@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
-from agents.effect import control_drift, measured_effect
+from agents.effect import control_drift, measured_effect, replayed_drift
 from agents.windows import Window
 from cachewarden.baseline import Baseline
+from cachewarden.counterfactual import Counterfactual
 
 
 def parts(*ratios, lookups=1_000):
@@ -66,3 +70,66 @@ def test_too_few_lookups_are_no_evidence():
     found = measured_effect(0.80, BEFORE, window(0.9, lookups=50), None, shifted=False)
     assert found.gain is None
     assert "50 lookups" in found.basis
+
+
+# --- A replay of the same requests without the change -----------------------------------------------------------------
+
+WHEN = Baseline(parts=((1_000, 200),), from_ms=60_000, until_ms=120_000)
+
+
+def told(ratio_before, ratio_after, *, per_bucket=100, rate=1.0):
+    """Two minutes before 120 s and two after it, in buckets of 10 s."""
+    each = [ratio_before] * 12 + [ratio_after] * 12
+    hits = [0]
+    for ratio in each:
+        hits.append(hits[-1] + round(per_bucket * ratio))
+    return Counterfactual(
+        service="s", proposal_id="p", from_ms=0, bucket_ms=10_000,
+        lookups=tuple(per_bucket * n for n in range(25)), hits=tuple(hits), spatial_rate=rate, distinct_keys=1_000,
+    )  # fmt: skip
+
+
+def test_what_the_traffic_did_is_the_difference_between_two_moments_of_one_replay():
+    drift = replayed_drift(WHEN, told(0.80, 0.65), 130_000, 190_000)
+    assert drift is not None
+    assert drift.value == pytest.approx(-0.15)
+    # Two caches differ by chance in 3 % of 600 lookups before and after.
+    assert drift.error == pytest.approx(math.sqrt(2 * 0.03 / 600 + 1e-6))
+
+
+def test_a_sample_of_the_keys_tells_less():
+    whole, part = (replayed_drift(WHEN, told(0.8, 0.8, rate=rate), 130_000, 190_000) for rate in (1.0, 0.1))
+    assert part is not None
+    assert whole is not None
+    assert part.error > 2 * whole.error
+
+
+@pytest.mark.parametrize(
+    ("baseline", "from_ms", "until_ms"),
+    [
+        (WHEN, 200_000, 250_000),
+        (WHEN, None, 190_000),
+        (replace(WHEN, from_ms=-1), 130_000, 190_000),
+        (replace(WHEN, until_ms=None), 130_000, 190_000),
+        (WHEN, 130_000, 135_000),
+    ],
+    ids=["not replayed yet", "no clock", "before the replay", "no clock before", "too few lookups"],
+)
+def test_a_replay_that_does_not_cover_both_times_tells_nothing(baseline, from_ms, until_ms):
+    assert replayed_drift(baseline, told(0.8, 0.7), from_ms, until_ms) is None
+
+
+def test_nothing_was_replayed_of_a_cache_without_captures():
+    assert replayed_drift(WHEN, None, 130_000, 190_000) is None
+
+
+def test_an_effect_against_the_replay_is_known_better_than_one_against_the_series_before():
+    after = window(0.75, 0.70, 0.80)
+    drift = replayed_drift(WHEN, told(0.80, 0.65), 130_000, 190_000)
+    replayed = measured_effect(0.80, WHEN, after, None, shifted=True, drift=drift)
+    series = measured_effect(0.80, WHEN, after, None, shifted=False)
+    assert replayed.gain is not None
+    assert series.gain is not None
+    assert replayed.gain.value == pytest.approx(series.gain.value + 0.15)
+    assert replayed.gain.high - replayed.gain.low < series.gain.high - series.gain.low
+    assert "same requests" in replayed.basis

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from agents.effect import Drift
 from agents.guardrails import Promise, Ruling, alarm, judge, limits_of, promise_of, traffic_shifted, traffic_step
 from agents.windows import LatencyQuantile, Window
 from cachewarden.baseline import Baseline
@@ -28,6 +29,14 @@ PROMISE = Promise(
 def window(ratio=0.95, lookups=20_000, **other):
     hits = round(lookups * ratio)
     return Window(**{"window_ms": 20_000, "hits": hits, "misses": lookups - hits, "refused": 0, **other})
+
+
+def twin(points):
+    return Drift(value=points, words="the unchanged twin")
+
+
+def replayed(points, error=0.005):
+    return Drift(value=points, error=error, words="the same requests without the change")
 
 
 def latency(low, commands=10_000):
@@ -163,13 +172,13 @@ def test_a_fall_below_the_guardrail_in_another_traffic_is_taken_back_without_bla
 
 def test_a_fall_that_the_unchanged_twin_shares_is_no_alarm():
     fallen = window(0.60, lookups=60_000)
-    assert alarm(fallen, PROMISE, SETTINGS, drift=-0.30) is None
-    assert "unchanged twin" in alarm(fallen, PROMISE, SETTINGS, drift=-0.05)
+    assert alarm(fallen, PROMISE, SETTINGS, drift=twin(-0.30)) is None
+    assert "unchanged twin" in alarm(fallen, PROMISE, SETTINGS, drift=twin(-0.05))
 
 
 def test_what_the_twin_gained_too_is_no_gain_of_the_change():
     assert ruling(window(0.95)) is Ruling.KEEP
-    last = judge([window(0.95)] * SETTINGS.observation_windows_max, PROMISE, SETTINGS, 10**9, 0.15)
+    last = judge([window(0.95)] * SETTINGS.observation_windows_max, PROMISE, SETTINGS, 10**9, twin(0.15))
     assert last.ruling is Ruling.ROLL_BACK
     assert "twin" in last.reason
 
@@ -309,7 +318,52 @@ def test_no_traffic_permits_more_than_the_guardrail_twice():
 
 def test_a_twin_tells_more_than_the_steps_of_the_past():
     below = window(0.80 - 1.5 * SETTINGS.guardrail_hit_ratio_drop)
-    assert alarm(below, UNSTEADY, SETTINGS, drift=0.0) is not None
+    assert alarm(below, UNSTEADY, SETTINGS, drift=twin(0.0)) is not None
+
+
+# --- What a replay of the same requests without the change tells ------------------------------------------------------
+
+
+def test_a_burst_that_the_replay_without_the_change_shows_too_is_no_alarm_whatever_its_size():
+    fallen = window(0.30)
+    assert alarm(fallen, PROMISE, SETTINGS) is not None
+    assert alarm(fallen, PROMISE, SETTINGS, drift=replayed(-0.52)) is None
+
+
+def test_a_fall_that_the_replay_does_not_show_is_an_alarm_and_says_what_the_traffic_did():
+    told = alarm(window(0.60), UNSTEADY, SETTINGS, drift=replayed(+0.02))
+    assert told is not None
+    assert "the same requests without the change: +2.0 points" in told
+
+
+def test_a_fall_is_no_alarm_within_the_error_of_the_replay_and_never_beyond_the_guardrail_once_more():
+    drop = SETTINGS.guardrail_hit_ratio_drop
+    below = window(0.80 - 1.5 * drop)
+    assert alarm(below, PROMISE, SETTINGS, drift=replayed(0.0, error=0.001)) is not None
+    assert alarm(below, PROMISE, SETTINGS, drift=replayed(0.0, error=drop)) is None
+    assert alarm(window(0.80 - 2.2 * drop), PROMISE, SETTINGS, drift=replayed(0.0, error=0.5)) is not None
+
+
+def test_a_rise_that_the_traffic_made_does_not_fulfil_a_promise():
+    windows = [window(0.95)] * SETTINGS.observation_windows_max
+    assert judge(windows, PROMISE, SETTINGS, 10**9).ruling is Ruling.KEEP
+    assert judge(windows, PROMISE, SETTINGS, 10**9, replayed(+0.14)).ruling is Ruling.ROLL_BACK
+
+
+def test_a_shortfall_within_the_error_of_the_replay_is_watched_and_in_the_end_weighed_with_the_prediction():
+    promise = replace(PROMISE, gain=0.12, gain_error=0.02)
+    short = window(0.87)
+    first = judge([short], promise, SETTINGS, 10**9, replayed(0.0, error=0.02))
+    assert first.ruling is Ruling.CONTINUE
+    ended = judge([short] * SETTINGS.observation_windows_max, promise, SETTINGS, 10**9, replayed(0.0, error=0.02))
+    assert ended.ruling is Ruling.KEEP
+    assert "known to 0.020" in ended.reason
+
+
+def test_other_traffic_says_nothing_for_or_against_a_change_unless_a_replay_of_it_tells():
+    other = window(0.95, lookups=60_000)
+    assert ruling(other) is Ruling.CONTINUE
+    assert judge([other], PROMISE, SETTINGS, 20_000, replayed(0.0)).ruling is Ruling.KEEP
 
 
 def growth(before="100000000", after="120000000", **other):

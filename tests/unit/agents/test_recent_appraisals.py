@@ -61,3 +61,24 @@ def test_a_refusal_is_not_remembered():
     silent = replace(FIRST, hits=0, misses=0)
     assert isinstance(appraise(silent, SERVICE, SETTINGS), str)
     assert not isinstance(appraise(FIRST, SERVICE, SETTINGS), str)
+
+
+def grown(snapshot: Snapshot, first: int, rows: int) -> Snapshot:
+    """The snapshot with this part of its access sample only."""
+    access = snapshot.access
+    assert access is not None
+    part = slice(first, rows)
+    return replace(snapshot, access=replace(access, trace=access.trace.rows(part), pattern=access.pattern[part]))
+
+
+def test_a_sample_that_has_hardly_grown_asks_for_no_new_appraisal_and_one_that_has_does():
+    appraise = RecentAppraisals()
+    first = appraise(grown(FIRST, 0, 5_000), SERVICE, SETTINGS)
+    assert appraise(grown(FIRST, 100, 5_200), SERVICE, SETTINGS) is first
+    assert appraise(grown(FIRST, 0, 5_900), SERVICE, SETTINGS) is not first
+
+
+def test_a_sample_from_after_a_gap_is_examined_however_short_the_gap_was():
+    appraise = RecentAppraisals()
+    first = appraise(grown(FIRST, 0, 3_000), SERVICE, SETTINGS)
+    assert appraise(grown(FIRST, 3_001, 6_000), SERVICE, SETTINGS) is not first
