@@ -228,3 +228,52 @@ def test_the_agent_answers_whoever_asked_and_ignores_everything_else():
     assert isinstance(effect, Send)
     assert (effect.to, effect.message.cycle) == ("coordinator", 9)
     assert planner.step(TimerFired(ref="x"), NOW) == ()
+
+
+# --- What a change will be measured against ---------------------------------------------------------------------------
+
+
+def _under_way(**before: str) -> dict[str, History]:
+    return {"small": History(in_flight="p-7", in_flight_before=before)}
+
+
+def test_a_cache_in_the_middle_of_a_change_is_told_what_it_would_hit_without_it():
+    planned = _plan(fleet_of("small"), SMALL, history=_under_way(maxmemory=str(4 * MIB)))
+    (told,) = planned.counterfactuals
+    assert (told.service, told.proposal_id) == ("small", "p-7")
+    assert SMALL.access is not None
+    # Up to the newest captured request, less than a bucket before it.
+    assert 0 <= int(SMALL.access.trace.time_ms[-1]) - told.until_ms < told.bucket_ms
+    hit_ratio = told.hits[-1] / told.lookups[-1]
+    (larger,) = _plan(fleet_of("small"), SMALL, history=_under_way(maxmemory=str(6 * MIB))).counterfactuals
+    assert hit_ratio < larger.hits[-1] / larger.lookups[-1] - 0.02
+
+
+def test_whoever_is_proposed_something_is_told_as_much_with_the_order():
+    planned = _plan(fleet_of("small", total_bytes=9 * MIB), SMALL)
+    proposals = {p.proposal_id: p for p in planned.proposals}
+    assert proposals
+    assert {told.proposal_id for told in planned.counterfactuals} == set(proposals)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [{}, {"hash-max-listpack-entries": "128", "maxmemory": str(4 * MIB)}, {"maxmemory": "0"}],
+    ids=["it changes TTLs as well", "a knob of which a replay knows nothing", "memory was not limited"],
+)
+def test_nothing_is_told_of_a_change_that_a_replay_cannot_leave_out(before: dict[str, str]):
+    assert _plan(fleet_of("small"), SMALL, history=_under_way(**before)).counterfactuals == ()
+
+
+def test_nothing_is_told_without_a_capture_of_the_server_or_where_keys_live_by_ttls():
+    history = _under_way(maxmemory=str(4 * MIB))
+    assert _plan(fleet_of("small"), without_capture(SMALL), history=history).counterfactuals == ()
+    assert SMALL.access is not None
+    fed = replace(SMALL, access=replace(SMALL.access, source="client feed"))
+    assert _plan(fleet_of("small"), fed, history=history).counterfactuals == ()
+    mortal = replace(SMALL, keys_with_ttl=SMALL.resident_keys)
+    assert _plan(fleet_of("small"), mortal, history=history).counterfactuals == ()
+
+
+def test_a_cache_that_is_left_alone_is_told_nothing():
+    assert _plan(fleet_of("idle"), IDLE).counterfactuals == ()

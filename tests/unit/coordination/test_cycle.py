@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cachewarden.codec import digest, to_jsonable
+from cachewarden.counterfactual import Counterfactual
 from cachewarden.estimate import Estimate
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import (
@@ -209,6 +210,44 @@ def test_a_cycle_asks_one_agent_after_the_other_and_hands_what_is_agreed_to_the_
     assert order.proposal == proposal
     assert order.hit_ratio_before == 0.8
     assert [e.kind for e in effects if isinstance(e, Record)] == ["proposed", "judged", "resolved"]
+
+
+def _told(proposal_id: str, service: str = "api") -> Counterfactual:
+    return Counterfactual(
+        service=service, proposal_id=proposal_id, from_ms=0, bucket_ms=1_000, lookups=(0, 10), hits=(0, 5),
+        spatial_rate=1.0, distinct_keys=300,
+    )  # fmt: skip
+
+
+def test_an_order_carries_what_the_cache_would_hit_without_the_change():
+    desk, proposal = _Desk(), _proposal()
+    desk.tick()
+    desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),)))
+    told = _told(proposal.proposal_id)
+    effects = desk.hear(FleetPlanned(cycle=1, proposals=(proposal,), idle_reasons={}, counterfactuals=(told,)))
+    # Nobody carries it out yet, so nobody is told apart from the order.
+    assert _sent(effects, Counterfactual) == []
+    desk.hear(Judged(cycle=1, verdicts=(_verdict(proposal),)))
+    effects = desk.hear(Settled(cycle=1, resolutions=(_resolution(proposal),)))
+    assert _sent(desk.confirm(effects), Execute)[0].counterfactual == told
+
+
+def test_whoever_carries_a_change_out_is_told_on_what_it_would_hit_without_it():
+    desk, proposal = _Desk(), _proposal()
+    desk.confirm(desk.run_to(proposal, _resolution(proposal)))
+    running = Execution(
+        execution_id="e-1", proposal=proposal, state=ExecutionState.OBSERVING, started_at_ms=NOW, updated_at_ms=NOW
+    )
+    desk.hear(ExecutionReport(execution=running), "actuator")
+    desk.tick()
+    cycle = desk.coordinator.state(desk.now).cycle
+    (question,) = _sent(desk.hear(FleetObserved(cycle=cycle, snapshots=(_snapshot(),))), PlanFleet)
+    history = question.history["api"]
+    assert history.in_flight == proposal.proposal_id
+    assert history.in_flight_before == {c.knob: c.before for c in proposal.knob_changes}
+    told = (_told(proposal.proposal_id), _told("p-9", "search"))
+    effects = desk.hear(FleetPlanned(cycle=cycle, proposals=(), idle_reasons={}, counterfactuals=told))
+    assert _sent(effects, Counterfactual) == [told[0]]
 
 
 def test_the_newest_sizing_of_a_service_stays_known_until_there_is_another():
