@@ -343,7 +343,7 @@ class Coordinator:
         proposals, ended = self._approvals.arrange(message.proposals, self._snapshots, busy, now_ms)
         placed = {p.service for p in proposals}
         self._memory.sizings.update(message.sizings)
-        self._counterfactuals = {x.proposal_id: x for x in message.counterfactuals}
+        self._counterfactuals |= {x.service: x for x in message.counterfactuals}
         told = tuple(Send(to="actuator", message=x) for x in message.counterfactuals if x.service in busy)
         self._memory.note_idle({s: why for s, why in message.idle_reasons.items() if s not in placed}, now_ms)
         if not proposals:
@@ -401,7 +401,7 @@ class Coordinator:
     def _order(self, proposal: Proposal, verdict: Verdict, resolution: Resolution) -> Execute:
         """Return the order, from now on remembered as handed over, so that the service counts as busy."""
         twin = self._fleet.service(proposal.service).twin
-        told, approval = self._counterfactuals.get(proposal.proposal_id), self._approvals.of(proposal)
+        told, approval = self._counterfactuals.get(proposal.service), self._approvals.of(proposal)
         order = order_of(self._memory, twin, proposal, verdict, resolution, approval, told)
         self._memory.note_handed_over(proposal)
         return order

@@ -42,8 +42,10 @@ def order_of(
     approval: Approval | None,
     counterfactual: Counterfactual | None,
 ) -> Execute:
-    """Return the order; `twin` is the service whose cache serves as the control of this one, if there is one."""
+    """Return the order; `twin` is the service whose cache serves as the control of this one, if there is one, and
+    `counterfactual` the newest of this service, which may be of another change."""
     snapshot = memory.snapshot(proposal.service)
+    told = counterfactual if counterfactual is not None and counterfactual.proposal_id == proposal.proposal_id else None
     return Execute(
         proposal=proposal,
         verdict=verdict,
@@ -54,5 +56,5 @@ def order_of(
         memory_bytes=memory.reserved_memory_bytes(),
         budget_bytes=memory.budget_bytes,
         baseline=baseline_of(snapshot, memory.snapshot(twin or "")),
-        counterfactual=counterfactual,
+        counterfactual=told,
     )

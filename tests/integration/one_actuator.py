@@ -74,7 +74,10 @@ class HookedJournal(FakeJournal):
 class Traffic:
     """An application in a thread: reads `keys` of its own skew, writes what it misses, until it is stopped."""
 
-    def __init__(self, port: int, *, keys: int = 2_000, value_bytes: int = 500, per_s: int = 1_500) -> None:
+    def __init__(
+        self, port: int, *, keys: int = 2_000, value_bytes: int = 500, per_s: int = 1_500, password: str | None = None
+    ) -> None:
+        self._password = password
         self._port, self._keys, self._value, self._per_s = port, keys, b"v" * value_bytes, per_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -82,7 +85,8 @@ class Traffic:
         """Whether each read is of a key that was never there: a regression that no setting causes."""
 
     def _run(self) -> None:
-        client, dice, number = redis.Redis(port=self._port, protocol=2, socket_timeout=5), random.Random(5), 0
+        client = redis.Redis(port=self._port, password=self._password, protocol=2, socket_timeout=5)
+        dice, number = random.Random(5), 0
         while not self._stop.wait(0.02):
             wanted = []
             for _ in range(self._per_s // 50):

@@ -232,6 +232,16 @@ def test_an_order_carries_what_the_cache_would_hit_without_the_change():
     assert _sent(desk.confirm(effects), Execute)[0].counterfactual == told
 
 
+def test_an_order_carries_nothing_that_was_told_of_another_change():
+    desk, proposal = _Desk(), _proposal()
+    desk.tick()
+    desk.hear(FleetObserved(cycle=1, snapshots=(_snapshot(),)))
+    desk.hear(FleetPlanned(cycle=1, proposals=(proposal,), idle_reasons={}, counterfactuals=(_told("p-earlier"),)))
+    desk.hear(Judged(cycle=1, verdicts=(_verdict(proposal),)))
+    effects = desk.hear(Settled(cycle=1, resolutions=(_resolution(proposal),)))
+    assert _sent(desk.confirm(effects), Execute)[0].counterfactual is None
+
+
 def test_whoever_carries_a_change_out_is_told_on_what_it_would_hit_without_it():
     desk, proposal = _Desk(), _proposal()
     desk.confirm(desk.run_to(proposal, _resolution(proposal)))
