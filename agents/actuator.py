@@ -26,6 +26,7 @@ from agents.execution_table import BEFORE_STEPS, Phase
 from agents.growth_gate import GROWTH_REF, Admitted, GrowthGate, grows, sizes_of
 from agents.lease_queue import LeaseQueue
 from agents.recovery import REPLAY_KINDS, Unfinished, read_journal
+from agents.replay_watch import newer_of
 from agents.standby import GROWTH, LEAD_REF, STANDBY_REF, Endings, Leads, Standby
 from cachewarden.counterfactual import Counterfactual
 from cachewarden.fleet import Fleet
@@ -204,7 +205,7 @@ class Actuator:
         if isinstance(message, Counterfactual):
             for run in self._runs.values():
                 if (run.service, run.proposal.proposal_id) == (message.service, message.proposal_id):
-                    run.counterfactual = message
+                    run.counterfactual = newer_of(run.promise.baseline, run.counterfactual, message)
             return ()
         if isinstance(message, ModesChanged):
             return self._on_modes(message, now_ms)

@@ -24,6 +24,7 @@ from cachewarden.counterfactual import Counterfactual
 from cachewarden.estimate import Estimate
 
 __all__ = [
+    "LOOKUPS_MIN",
     "SHIFT_FACTOR",
     "Drift",
     "Measured",
@@ -32,11 +33,13 @@ __all__ = [
     "rate_shifted",
     "replayed_drift",
     "step_error",
+    "total_of",
 ]
 
 SHIFT_FACTOR = 2.0
 """More than twice or less than half the lookups per second is another traffic."""
-_LOOKUPS_MIN = 100
+LOOKUPS_MIN = 100
+"""Below that the standard error of a hit ratio is up to 5 points."""
 _NORMAL_90 = 1.6449
 _DISCORDANT = 0.03
 """Share of the lookups that two caches of the same configuration answer differently, since eviction samples at random:
@@ -45,9 +48,6 @@ lookups, as if these were independent."""
 _REPLAY_ERROR = 0.001
 """What is left of the error of a replay where two of its own moments are compared: its level is off by 0.001 on average
 (`benchmarks.replay_accuracy`)."""
-_KEYS_CLUSTER = 2.0
-"""Variance of a hit ratio among sampled keys over that among as many independent lookups: a hot key is in or out with
-all of its lookups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def _level(parts: Sequence[tuple[int, int]], total: tuple[int, int]) -> tuple[fl
     independent, so the binomial one alone is too sure.
     """
     lookups, misses = total
-    if lookups < _LOOKUPS_MIN:
+    if lookups < LOOKUPS_MIN:
         return None
     ratio = 1.0 - misses / lookups
     variance = ratio * (1.0 - ratio) / lookups
@@ -99,8 +99,8 @@ def step_error(parts: Sequence[tuple[int, int]]) -> float | None:
 
     The variance of one part is half the mean squared difference of neighbours (von Neumann 1941).
     """
-    lookups, misses = _total(parts)
-    if lookups < _LOOKUPS_MIN:
+    lookups, misses = total_of(parts)
+    if lookups < LOOKUPS_MIN:
         return None
     ratio = 1.0 - misses / lookups
     variance = ratio * (1.0 - ratio) / lookups
@@ -111,13 +111,14 @@ def step_error(parts: Sequence[tuple[int, int]]) -> float | None:
     return math.sqrt(variance)
 
 
-def _total(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def total_of(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the (lookups, misses) of all parts together."""
     return sum(n for n, _ in parts), sum(m for _, m in parts)
 
 
 def control_drift(baseline: Baseline, control: Window | None) -> Drift | None:
     """Return by how much the twin's hit ratio has changed since before; None where there is no control to go by."""
-    if control is None or control.hit_ratio is None or control.lookups < _LOOKUPS_MIN:
+    if control is None or control.hit_ratio is None or control.lookups < LOOKUPS_MIN:
         return None
     if baseline.control_hit_ratio is None:
         return None
@@ -129,24 +130,30 @@ def _replayed(told: Counterfactual | None, from_ms: int | None, until_ms: int | 
 
 
 def replayed_drift(
-    baseline: Baseline, told: Counterfactual | None, from_ms: int | None, until_ms: int | None
+    baseline: Baseline, told: Counterfactual, span: tuple[int | None, int | None], lookups: tuple[int, int]
 ) -> Drift | None:
-    """Return by how much the hit ratio would have changed without the change, between the baseline and a window on the
-    server's clock; None where the replay does not cover both.
+    """Return by how much the hit ratio would have changed without the change, between the baseline and a `span` on the
+    server's clock; None where the replay does not cover both. `lookups`: all that were counted in the two times.
 
     Its error is what chance makes a server do otherwise than a replay of it, and where not all keys were replayed that
-    of the two samples of lookups.
+    of the sample. Then misses are held against the counted lookups times the sampling rate: misses are of many cold
+    keys, hits of a few hot ones that are in the sample with all of their lookups or not at all (as SHARDS-adj does,
+    Waldspurger et al. 2015).
     """
-    before, after = _replayed(told, baseline.from_ms, baseline.until_ms), _replayed(told, from_ms, until_ms)
-    if told is None or before is None or after is None or min(before[0], after[0]) < _LOOKUPS_MIN:
-        return None
-    ratios = [hits / lookups for lookups, hits in (before, after)]
-    variance = sum(r * (1.0 - r) / lookups for r, (lookups, _) in zip(ratios, (before, after), strict=True))
-    sampled = _KEYS_CLUSTER * (1.0 - told.spatial_rate) * variance
-    chance = _DISCORDANT * (1.0 / before[0] + 1.0 / after[0])
+    times = (baseline.from_ms, baseline.until_ms), span
+    ratios, variance = [], 0.0
+    for (from_ms, until_ms), counted in zip(times, lookups, strict=True):
+        seen = None if from_ms is None or until_ms is None else told.counts(from_ms, until_ms)
+        if seen is None or min(seen[0], counted) < LOOKUPS_MIN:
+            return None
+        asked, hits = seen
+        expected = asked if told.spatial_rate >= 1.0 else told.spatial_rate * counted
+        missed = (asked - hits) / expected
+        ratios.append(1.0 - missed)
+        variance += (1.0 - told.spatial_rate) * missed / expected + _DISCORDANT / asked
     return Drift(
         value=ratios[1] - ratios[0],
-        error=math.sqrt(sampled + chance + _REPLAY_ERROR**2),
+        error=math.sqrt(variance + _REPLAY_ERROR**2),
         words="the same requests without the change",
     )
 
@@ -164,11 +171,11 @@ def measured_effect(
     after = _level(window.parts, (window.lookups, window.misses))
     if hit_ratio_before is None or after is None:
         return Measured(gain=None, basis=window.problem or f"only {window.lookups} lookups in the window")
-    before = _level(baseline.parts, _total(baseline.parts))
+    before = _level(baseline.parts, total_of(baseline.parts))
     variance = after[1] + (before[1] if before is not None else after[1])
     twin = control_drift(baseline, control)
     if twin is not None and control is not None:
-        twin_before = _level(baseline.control_parts, _total(baseline.control_parts))
+        twin_before = _level(baseline.control_parts, total_of(baseline.control_parts))
         twin_after = _level(control.parts, (control.lookups, control.misses))
         variance += (twin_before[1] if twin_before else 0.0) + (twin_after[1] if twin_after else 0.0)
         return Measured(

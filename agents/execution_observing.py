@@ -13,17 +13,19 @@ taken back for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from agents.effect import measured_effect
+from agents.effect import Drift, control_drift, measured_effect
 from agents.execution_keeping import persist
 from agents.execution_promises import freed_bytes, judge_promises, peaks, promises_seen
 from agents.execution_rollback import abandon, begin_rollback
 from agents.execution_run import RECORD_TRIES_NOTED, Run
 from agents.execution_table import Phase
-from agents.guardrails import Ruling, alarm, alarm_of_hits, alarm_of_server, judge, traffic_shifted
+from agents.guardrails import Judgement, Ruling, alarm, alarm_of_hits, alarm_of_server, judge, traffic_shifted
 from agents.info_facts import facts_of
+from agents.replay_watch import replay_comes, replayed_between
 from agents.windows import Window, guardrail_window, own_lookups_unknown, window_between
 from cachewarden.codec import to_jsonable
 from cachewarden.errors import InvariantViolation
@@ -96,12 +98,14 @@ def _take_look(run: Run, seen: Observation, now_ms: int) -> Effects:
     if unknown is not None:
         return _look_without_lookups(run, seen, unknown, now_ms)
     if not run.looks:
-        run.looks, run.pieces, run.judged_looks, run.last_look = [seen], [], 0, seen
+        _begin_window(run, (seen,))
+        run.last_look = seen
         return _next_look(run, now_ms)
     piece, window = window_between(run.looks[-1], seen), window_between(run.looks[0], seen)
     if window.problem is not None:
-        late = _judge_looks(run, now_ms, wait=False)
-        run.looks, run.pieces, run.judged_looks, run.last_look, run.control_first = [seen], [], 0, seen, None
+        late = _sound_of_the_rest(run, now_ms)
+        _begin_window(run, (seen,))
+        run.last_look, run.control_first = seen, None
         return late or _window_done(run, window, now_ms)
     run.looks.append(seen)
     run.pieces.append(piece)
@@ -112,42 +116,79 @@ def _take_look(run: Run, seen: Observation, now_ms: int) -> Effects:
     return _judge_looks(run, now_ms) or _next_look(run, now_ms)
 
 
+def _begin_window(run: Run, looks: Sequence[Observation], pieces: Sequence[Window] = ()) -> None:
+    run.looks, run.pieces, run.judged_looks = list(looks), list(pieces), 0
+
+
 def _window_up_to(run: Run, number: int) -> Window:
     pieces = (piece for piece in run.pieces[:number] if piece.problem is None)
     parts = tuple((piece.lookups, piece.misses) for piece in pieces)
     return replace(window_between(run.looks[0], run.looks[number]), parts=parts)
 
 
-def _judge_looks(run: Run, now_ms: int, *, wait: bool = True) -> Effects | None:
+def _drift_of(run: Run, first: int, last: int, lookups: int) -> Drift | None:
+    """Return what the traffic did between two looks of the window, by the twin or by the replay."""
+    baseline, looks = run.promise.baseline, run.looks
+    if baseline.control is not None:
+        return control_drift(baseline, run.control)
+    return replayed_between(baseline, run.counterfactual, looks[first], looks[last], lookups)
+
+
+def _hits_alarm(run: Run, number: int, window: Window, expected: Drift | None = None) -> str | None:
+    """Return what is wrong with the hits up to a look, of its piece or of the window so far; None if nothing is.
+
+    Where it is not known what the traffic did, `expected` stands for it.
+    """
+    piece, drift = run.pieces[number - 1], _drift_of(run, 0, number, window.lookups) or expected
+    of_piece = _drift_of(run, number - 1, number, piece.lookups) or drift
+    trouble = alarm_of_hits(piece, run.promise, run.settings, of_piece)
+    return trouble or alarm_of_hits(window, run.promise, run.settings, drift)
+
+
+def _judge_looks(run: Run, now_ms: int) -> Effects | None:
     """Judge the hits up to each look of which a replay tells, or that it need not be waited for; None where they give
     no reason to do anything."""
     while run.judged_looks + 1 < len(run.looks):
         number = run.judged_looks + 1
-        first, look = run.looks[0], run.looks[number]
-        if wait and run.replay_comes(look):
+        baseline, told, look = run.promise.baseline, run.counterfactual, run.looks[number]
+        if replay_comes(baseline, told, look, run.looks[-1], run.settings):
             return None
         run.judged_looks = number
-        window, piece = _window_up_to(run, number), run.pieces[number - 1]
-        run.span = first, look
-        drift = run.drift
-        of_piece = run.replayed(run.looks[number - 1], look) or drift
-        trouble = alarm_of_hits(piece, run.promise, run.settings, of_piece)
-        trouble = trouble or alarm_of_hits(window, run.promise, run.settings, drift)
+        window = _window_up_to(run, number)
+        trouble = _hits_alarm(run, number, window)
         if trouble is not None:
             return _sound(run, trouble, number, now_ms)
         if window.window_ms >= run.settings.observation_window_ms:
-            run.looks, run.pieces, run.judged_looks = run.looks[number:], run.pieces[number:], 0
+            run.drift = _drift_of(run, 0, number, window.lookups)
+            _begin_window(run, run.looks[number:], run.pieces[number:])
             return _window_done(run, window, now_ms)
     return None
+
+
+def _trouble_of_the_rest(run: Run) -> tuple[str, int] | None:
+    """Return what is wrong with the hits of a look that was not judged yet, and its number; where no replay tells what
+    the traffic has done up to it, as if that had stayed what it was in the window before."""
+    for number in range(run.judged_looks + 1, len(run.looks)):
+        trouble = _hits_alarm(run, number, _window_up_to(run, number), run.drift)
+        if trouble is not None:
+            return trouble, number
+    return None
+
+
+def _sound_of_the_rest(run: Run, now_ms: int) -> Effects | None:
+    """Take the change back if a look says so that waits for a replay and is about to be forgotten."""
+    found = _trouble_of_the_rest(run)
+    return None if found is None else _sound(run, *found, now_ms)
 
 
 def _sound(run: Run, trouble: str, number: int, now_ms: int) -> Effects:
     """Take the change back at once: a guardrail does not wait for a record of its own, what was seen goes into the one
     that announces the rollback."""
     window = _window_up_to(run, number)
-    run.span = run.looks[0], run.looks[number]
+    run.drift = _drift_of(run, 0, number, window.lookups)
     run.windows.append(window)
-    run.hit_ratio_after, run.observed_ms = window.hit_ratio, now_ms - run.observing_since_ms
+    run.hit_ratio_after = window.hit_ratio
+    run.observed_ms = now_ms - run.observing_since_ms - max(run.looks[-1].at_ms - run.looks[number].at_ms, 0)
     return begin_rollback(run, trouble, observed=_seen_in(run, window))
 
 
@@ -156,8 +197,8 @@ def _missed_look(run: Run, problem: str, now_ms: int) -> Effects:
     run.missed_looks += 1
     if run.missed_looks % _LOOKS_PER_WINDOW:
         return _next_look(run, now_ms)
-    late = _judge_looks(run, now_ms, wait=False)
-    run.looks, run.pieces, run.judged_looks = [], [], 0
+    late = _sound_of_the_rest(run, now_ms)
+    _begin_window(run, ())
     return late or _window_done(run, Window(problem=problem), now_ms)
 
 
@@ -172,6 +213,7 @@ def _look_without_lookups(run: Run, seen: Observation, unknown: str, now_ms: int
         trouble = alarm(window, run.promise, run.settings)
         if trouble is not None:
             run.windows.append(window)
+            run.drift = None
             run.observed_ms = now_ms - run.observing_since_ms
             return begin_rollback(run, trouble, observed=_seen_in(run, window))
     return _missed_look(run, unknown, now_ms)
@@ -203,6 +245,8 @@ def _somebody_else(run: Run, seen: Observation) -> Effects | None:
 
 def _window_done(run: Run, window: Window, now_ms: int) -> Effects:
     run.windows.append(window)
+    if window.problem is not None:
+        run.drift = None
     # Looks that came while a replay was waited for are not of this window.
     later_ms = run.last_look.at_ms - run.looks[0].at_ms if run.looks and run.last_look is not None else 0
     run.observed_ms = now_ms - run.observing_since_ms - max(later_ms, 0)
@@ -260,6 +304,12 @@ def on_window_recording(run: Run, event: Any, now_ms: int) -> Effects:
     run.tries = 0
     judgement = judge(run.windows, run.promise, run.settings, run.observed_ms, run.drift)
     judgement = judge_promises(run, judgement, more=len(run.windows) < run.settings.observation_windows_max)
+    rest = _trouble_of_the_rest(run) if judgement.ruling is Ruling.KEEP else None
+    if rest is not None and len(run.windows) >= run.settings.observation_windows_max:
+        return _sound(run, *rest, now_ms)
+    if rest is not None:
+        # It may be the traffic's: a replay will tell before the next window ends.
+        judgement = Judgement(Ruling.CONTINUE, f"{judgement.reason}; but since then {rest[0]}")
     run.reason = judgement.reason
     if judgement.ruling is Ruling.ROLL_BACK:
         return begin_rollback(run, judgement.reason)

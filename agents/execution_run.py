@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.effect import Drift, control_drift, replayed_drift
+from agents.effect import Drift
 from agents.execution_table import STATE_OF, Phase, check_event
 from agents.guardrails import Promise, traffic_shifted, traffic_step
-from agents.info_facts import InfoFacts, facts_of, facts_of_info
+from agents.info_facts import InfoFacts, facts_of_info
 from agents.playbook_tables.steps import Ground, Step
 from agents.recovery import Unfinished
 from agents.ttl_governor import RuleRounds
@@ -62,8 +62,6 @@ RECORD_TRIES_NOTED = 1
 
 _BACKOFF_MIN_MS = 250
 _BACKOFF_MAX_MS = 30_000
-_REPLAYED_WITHIN_MS = 10_000
-"""Beyond a capture and two cycles, a replay of what was captured has come after so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +200,9 @@ class Run:
         self.last_look: Observation | None = None
         self.observing_since_ms = now_ms
         self.windows: list[Window] = []
-        self.span: tuple[Observation, Observation] | None = None
-        """The looks between which the last of them lay, or the one that raised an alarm."""
+        self.drift: Drift | None = None
+        """What the traffic did to the hit ratio of the last of them, or of the one that raised an alarm, as known when
+        it was judged; None where neither a twin nor a replay told."""
         self.observed_ms = 0
         """How long was observed up to then."""
         self.looks: list[Observation] = []
@@ -250,46 +249,15 @@ class Run:
         """Whether the last window can be held against the prediction; None before the first."""
         if not self.windows:
             return None
-        last, drift = self.windows[-1], self.drift
-        shifted = drift is None and traffic_shifted(last, self.promise)
-        if drift is not None and 2 * self.observed_ms - last.window_ms < 2 * self.promise.settle_ms:
-            # What the traffic did is known, so what is missing is what had no time yet to show.
-            return False
+        last = self.windows[-1]
+        shifted = self.drift is None and traffic_shifted(last, self.promise)
         return comparable_window(last.lookups, last.problem, traffic_shifted=shifted)
 
     @property
-    def drift(self) -> Drift | None:
-        """What the traffic did to the last window's hit ratio; None where neither a twin nor a replay tells."""
-        twin = control_drift(self.promise.baseline, self.control)
-        return twin if twin is not None or self.span is None else self.replayed(*self.span)
-
-    def replayed(self, first: Observation, last: Observation) -> Drift | None:
-        """Return by how much the hit ratio between two looks would differ from the baseline without the change."""
-        if self.promise.baseline.control is not None:
-            return None
-        from_ms, until_ms = facts_of(first).server_time_ms, facts_of(last).server_time_ms
-        return replayed_drift(self.promise.baseline, self.counterfactual, from_ms, until_ms)
-
-    def replay_comes(self, look: Observation) -> bool:
-        """Say whether a replay that tells of `look` may still come, since one has told of the time before the change.
-
-        It is not waited for where it lags behind the newest look by more than it takes.
-        """
-        at_ms, told, baseline = facts_of(look).server_time_ms, self.counterfactual, self.promise.baseline
-        newest_ms = None if self.last_look is None else facts_of(self.last_look).server_time_ms
-        if told is None or at_ms is None or newest_ms is None or baseline.control is not None:
-            return False
-        settings = self.settings
-        lag_ms = settings.capture_ms + 2 * settings.cycle_interval_ms + _REPLAYED_WITHIN_MS
-        tells = baseline.from_ms is not None and told.from_ms <= baseline.from_ms
-        return tells and told.until_ms < at_ms and newest_ms - told.until_ms <= lag_ms
-
-    @property
     def hit_ratio_step(self) -> float | None:
-        """How far the traffic alone moves the hit ratio from window to window; where a twin or a replay tells what it
-        did, how wrong that may be."""
-        drift = self.drift
-        return traffic_step(self.promise.baseline) if drift is None else drift.error
+        """How far the traffic alone moves the hit ratio from window to window; None where a twin tells what it did."""
+        twin = self.promise.baseline.control is not None and self.drift is not None
+        return None if twin else traffic_step(self.promise.baseline)
 
     @property
     def ground(self) -> Ground:

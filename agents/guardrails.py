@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agents.effect import Drift, rate_shifted, step_error
+from agents.effect import LOOKUPS_MIN, Drift, rate_shifted, step_error
 from agents.windows import Window
 from cachewarden.baseline import Baseline
 from cachewarden.fleet import Service
@@ -55,9 +55,6 @@ __all__ = [
     "traffic_shifted",
     "traffic_step",
 ]
-
-LOOKUPS_MIN = 100
-"""Lookups below which a window proves nothing: at 100 the standard error of a hit ratio is up to 5 points."""
 
 _IMPROVING_BY = 0.005
 _WORTH_KEEPING = 0.5
@@ -360,7 +357,9 @@ def _unclear(
         return None
     ratio, error, seen = found
     gained = ratio - before
-    if promise.only_grows and gained < 0.0 and (known or -gained <= allowed):
+    lost = gained + (0.0 if drift is None else _NORMAL_90 * error) < 0.0
+    if promise.only_grows and lost and (known or -gained <= allowed):
+        # The traffic's loss; where a replay says that it is not, the replay is wrong.
         return Judgement(Ruling.KEEP, f"unverified: {seen}; more memory takes no hits away")
     short = promise.hit_ratio_low - settings.rollback_margin - ratio
     if short > _NORMAL_90 * error or -gained > allowed:

@@ -34,7 +34,7 @@ from cachewarden.estimate import Estimate
 from cachewarden.fleet import Fleet, Service
 from cachewarden.machine import Effect, Received, Send
 from cachewarden.messages import Mode, Proposal, TtlRule
-from cachewarden.modes import with_modes
+from cachewarden.modes import acts, with_modes
 from cachewarden.observation import Snapshot
 from cachewarden.protocol import FleetPlanned, History, ModesChanged, PlanFleet, Sizing
 from cachewarden.settings import CacheOptimizerSettings
@@ -178,16 +178,16 @@ def plan_fleet(
             if not _cools_down(question.history.get(name), settings, now_ms)
             and (sizing := _sizing(appraisal, now_ms)) is not None
         },
-        counterfactuals=_counterfactuals(question, proposals, settings),
+        counterfactuals=_counterfactuals(question, proposals, fleet, settings),
     )
 
 
 def _counterfactuals(
-    question: PlanFleet, proposals: Sequence[Proposal], settings: CacheOptimizerSettings
+    question: PlanFleet, proposals: Sequence[Proposal], fleet: Fleet, settings: CacheOptimizerSettings
 ) -> tuple[Counterfactual, ...]:
-    """Return what every change that is under way, or proposed, will be measured against."""
+    """Return what every change that is under way, or may be carried out, will be measured against."""
     changes = {s: (h.in_flight, h.in_flight_before) for s, h in question.history.items() if h.in_flight is not None}
-    changes |= {p.service: (p.proposal_id, knobs_before(p)) for p in proposals}
+    changes |= {p.service: (p.proposal_id, knobs_before(p)) for p in proposals if acts(fleet, p.service)}
     found = (counterfactual_of(s, *changes[s.service], settings) for s in question.snapshots if s.service in changes)
     return tuple(told for told in found if told is not None)
 

@@ -2,7 +2,7 @@
 
 An examination replays what was captured some dozen times, which takes tenths of a second for each cache; a cycle comes
 every few seconds and a new capture every minute. It never answers for a cache that was reconfigured, whose hit ratio
-has moved, or of whose accesses more is known by now.
+has moved, or of whose accesses much more is known by now.
 
 INVARIANT: an appraisal that is handed out again is younger than `STANDS_MS` and was made under the same configuration,
 rules and access sample, or one that has hardly grown since.
@@ -25,8 +25,6 @@ __all__ = ["STANDS_MS", "RecentAppraisals"]
 STANDS_MS: Final = 60_000
 _HIT_RATIO_MOVED: Final = 0.005
 """An answer is the observed hit ratio plus a difference, so it is as old as the ratio it began with."""
-
-
 _NEWS_SHARE: Final = 0.08
 """By how much of its length an access sample must have grown to be examined anew."""
 

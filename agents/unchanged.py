@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agents.evidence import configuration_of
+from agents.snapshots import WINDOW_STRETCH_MAX
 from cachewarden.cachemodel.counterfactual_replay import replay_unchanged
 from cachewarden.cachemodel.fills import fold_fills
 from cachewarden.counterfactual import Counterfactual
@@ -25,8 +26,9 @@ REPLAYABLE_KNOBS = frozenset({
 
 _SOURCE = "monitor capture"
 """Times of its rows are the server's, as are those of the windows that they are compared with."""
-_WINDOWS_TOLD = 8
-"""So many observation windows back: the baseline, which may be stretched, and those of the change."""
+_WINDOWS_MORE = 4
+"""Beyond the baseline and those of the change: for its steps, and for what comes late."""
+_WINDOWS_TOLD_MAX = 40
 _BUCKETS_PER_WINDOW = 24
 
 
@@ -44,6 +46,8 @@ def counterfactual_of(
     if unchanged is None or unchanged.maxmemory_bytes == 0:
         return None
     entry_bytes = max(1, (snapshot.used_memory_bytes - snapshot.fixed_overhead_bytes) // snapshot.resident_keys)
+    windows = WINDOW_STRETCH_MAX + settings.observation_windows_max + _WINDOWS_MORE
+    told_ms = min(windows, _WINDOWS_TOLD_MAX) * settings.observation_window_ms
     bucket_ms = max(1, settings.observation_window_ms // _BUCKETS_PER_WINDOW)
     trace = fold_fills(access.trace, entry_bytes).trace
     if len(trace) == 0:
@@ -54,7 +58,7 @@ def counterfactual_of(
         unchanged,
         max(0, unchanged.maxmemory_bytes - snapshot.fixed_overhead_bytes),
         entry_bytes,
-        int(trace.time_ms[-1]) - _WINDOWS_TOLD * settings.observation_window_ms,
+        int(trace.time_ms[-1]) - told_ms,
         bucket_ms,
     )
     if found is None:

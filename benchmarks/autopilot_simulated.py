@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from agents.collector import Collector
-from agents.effect import replayed_drift
+from agents.effect import replayed_drift, total_of
 from agents.guardrails import Ruling, judge, promise_of, traffic_step
 from agents.planner import plan_fleet
 from agents.recent_appraisals import RecentAppraisals
+from agents.replay_watch import lag_max_ms
 from agents.windows import Window
 from benchmarks.autopilot_streams import ENTRY_BYTES, Stream
 from cachewarden.baseline import Baseline, baseline_of
@@ -42,7 +43,6 @@ _CAPABILITIES = Capabilities(
     version="7.0.15", config_get=True, config_set=True, object_idletime=True, object_frequency=True, monitor=True
 )
 _REST_MS = 600_000
-_TOLD_WITHIN_MS = 60_000
 _FED_ROWS = 150_000
 _HOT_KEYS = 2_000
 _HOT_COUNTER = 7
@@ -222,11 +222,10 @@ class Change:
     """Time, hits and lookups at which the present window began."""
     baseline: Baseline
     windows: list[Window] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    """When each of them began and ended."""
     told: Counterfactual | None = None
+    """What the newest replay tells of the cache without it."""
     unjudged: list[tuple[int, int, int, int]] = field(default_factory=list)
-    drift: float | None = None
+    """Windows that wait for a replay: begin, end, hits and lookups."""
     realised: float | None = None
     """Hit ratio of the last window less that before the change."""
     taken_back: bool = False
@@ -234,8 +233,7 @@ class Change:
     @property
     def inside(self) -> bool:
         """Whether the predicted interval held the outcome, as `cachemodel.scoring` counts it."""
-        gain = self.proposal.prediction.gain
-        noise = 1.6449 * ((traffic_step(self.baseline) or 0.0) if self.drift is None else self.drift)
+        gain, noise = self.proposal.prediction.gain, 1.6449 * (traffic_step(self.baseline) or 0.0)
         error = (self.realised or 0.0) - gain.value
         return abs(error) <= math.hypot((gain.low if error < 0.0 else gain.high) - gain.value, noise)
 
@@ -423,22 +421,23 @@ class _Loop:
         if not change.unjudged:
             return
         begun_ms, until_ms, hits, lookups = change.unjudged[0]
-        drift = replayed_drift(change.baseline, change.told, begun_ms, until_ms)
-        told, since_ms = change.told, change.baseline.from_ms
+        told, since_ms, before = change.told, change.baseline.from_ms, total_of(change.baseline.parts)[0]
         tells = told is not None and since_ms is not None and told.from_ms <= since_ms
-        if drift is None and tells and now_ms - until_ms < _TOLD_WITHIN_MS:
-            return
+        drift = None
+        if told is not None and tells:
+            drift = replayed_drift(change.baseline, told, (begun_ms, until_ms), (before, lookups))
+            if drift is None and told.until_ms < until_ms and now_ms - until_ms <= lag_max_ms(self._settings):
+                return
         change.unjudged.pop(0)
         change.windows.append(Window(window_ms=until_ms - begun_ms, hits=hits, misses=lookups - hits))
         before = change.proposal.prediction.hit_ratio_before.value
         promise = promise_of(change.proposal, before, None, self._settings, change.baseline)
-        judgement = judge(change.windows, promise, self._settings, now_ms - change.at_ms, drift)
+        judgement = judge(change.windows, promise, self._settings, until_ms - change.at_ms, drift)
         if judgement.ruling is Ruling.CONTINUE:
             return
         change.realised = None if change.windows[-1].hit_ratio is None else change.windows[-1].hit_ratio - before
         if drift is not None and change.realised is not None:
             change.realised -= drift.value
-            change.drift = drift.error
         one.change, one.last_change_ms = None, now_ms
         if judgement.ruling is Ruling.ROLL_BACK:
             change.taken_back = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cachewarden.messages import Message, Proposal
 
@@ -22,7 +23,8 @@ class Counterfactual(Message):
     """Hits and lookups of one service under the configuration before `proposal_id`, counted up from `from_ms` on the
     server's clock, at edges `bucket_ms` apart; both begin with 0 and never fall.
 
-    They are those of a spatial sample at `spatial_rate` (0..1] of `distinct_keys` keys.
+    They are those of a spatial sample at `spatial_rate` (0..1] of `distinct_keys` keys. Raises ValueError for what
+    cannot have been counted so.
     """
 
     service: str
@@ -33,6 +35,12 @@ class Counterfactual(Message):
     hits: tuple[int, ...]
     spatial_rate: float
     distinct_keys: int
+
+    def __post_init__(self) -> None:
+        whole = len(self.lookups) == len(self.hits) > 0 and self.bucket_ms > 0 and 0.0 < self.spatial_rate <= 1.0
+        steps = zip(pairwise(self.lookups), pairwise(self.hits), strict=True) if whole else ()
+        if not whole or any(not 0 <= h1 - h0 <= n1 - n0 for (n0, n1), (h0, h1) in steps):
+            raise ValueError("hits and lookups must be counted up side by side, hits no faster, at a rate above 0 to 1")
 
     @property
     def until_ms(self) -> int:
@@ -47,6 +55,11 @@ class Counterfactual(Message):
             self._upto(self.lookups, until_ms) - self._upto(self.lookups, from_ms),
             self._upto(self.hits, until_ms) - self._upto(self.hits, from_ms),
         )
+
+    def tells_too_little(self, from_ms: int, until_ms: int, lookups_min: int) -> bool:
+        """Say whether fewer lookups than `lookups_min` were replayed between two moments, both of which are covered."""
+        counted = self.counts(from_ms, until_ms)
+        return counted is not None and counted[0] < lookups_min
 
     def _upto(self, counted: Sequence[int], at_ms: int) -> float:
         number, rest_ms = divmod(at_ms - self.from_ms, self.bucket_ms)

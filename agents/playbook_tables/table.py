@@ -86,7 +86,8 @@ COMMON: tuple[Stage, ...] = (
         kind=None,
         does="look four times per window, for at most OBSERVATION_WINDOWS_MAX windows",
         requires="all steps applied and read back",
-        observes="hit ratio, P99, evictions, refused writes, CPU, load of the origin; the twin, where there is one",
+        observes="hit ratio, P99, evictions, refused writes, CPU, load of the origin; the twin where there is one, "
+        "else a replay of the captured requests without the change",
         succeeds="the measured effect keeps what was promised and no guardrail is crossed",
         then=("persist",),
         fails=Failure.TAKE_BACK,

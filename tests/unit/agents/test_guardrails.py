@@ -360,6 +360,16 @@ def test_a_shortfall_within_the_error_of_the_replay_is_watched_and_in_the_end_we
     assert "known to 0.020" in ended.reason
 
 
+@pytest.mark.parametrize(
+    ("gained", "ruled"),
+    [(-0.10, Ruling.KEEP), (-0.005, Ruling.ROLL_BACK), (0.001, Ruling.ROLL_BACK), (0.06, Ruling.KEEP)],
+)
+def test_memory_that_gives_nothing_beyond_the_traffic_goes_back_unless_the_replay_must_be_wrong(gained, ruled):
+    promise = replace(PROMISE, hit_ratio_low=0.85, gain=0.06, only_grows=True)
+    windows = [window(0.80 + gained)] * SETTINGS.observation_windows_max
+    assert judge(windows, promise, SETTINGS, 10**9, replayed(0.0, error=0.005)).ruling is ruled
+
+
 def test_other_traffic_says_nothing_for_or_against_a_change_unless_a_replay_of_it_tells():
     other = window(0.95, lookups=60_000)
     assert ruling(other) is Ruling.CONTINUE
